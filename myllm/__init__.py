@@ -1,0 +1,1 @@
+"""Trains one GPT. Knows nothing of Ray, of searches or of tables."""

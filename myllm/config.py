@@ -1,0 +1,223 @@
+"""What a run is: the model's shape, the training settings, and the presets that name both.
+
+Frozen dataclasses; every field is checked at construction, alone and against the others.
+"""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from myllm.errors import InputError
+
+T = TypeVar("T")
+
+
+def _require(condition: bool, field: str, value: Any, right: str) -> None:
+    if not condition:
+        raise InputError(f"{field} is {value!r}; it must be {right}")
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """The shape of a GPT-2 style decoder."""
+
+    n_layer: int
+    """transformer blocks"""
+    n_head: int
+    """attention heads a block; divides n_embd"""
+    n_embd: int
+    """width of the residual stream, in channels"""
+    block_size: int
+    """longest context, in tokens"""
+    vocab_size: int = 50257
+    """token ids the model knows: 0 to vocab_size - 1"""
+    dropout: float = 0.0
+    """probability of zeroing an activation while training, 0 <= dropout < 1"""
+    bias: bool = True
+    """whether linear layers and norms carry a bias, as GPT-2's do"""
+
+    def __post_init__(self):
+        for name in ("n_layer", "n_head", "n_embd", "block_size", "vocab_size"):
+            value = getattr(self, name)
+            _require(_is_int(value) and value > 0, name, value, "a positive whole number")
+        _require(self.n_embd % self.n_head == 0, "n_embd", self.n_embd, f"a multiple of n_head ({self.n_head})")
+        _require(_is_number(self.dropout) and 0 <= self.dropout < 1, "dropout", self.dropout, "at least 0 and below 1")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How one run trains. Exactly one of `epochs` and `budget_tokens` says how long."""
+
+    learning_rate: float
+    """peak learning rate of AdamW"""
+    batch_size: int
+    """windows per optimizer step"""
+    max_len: int
+    """tokens per window"""
+    stride: int
+    """tokens between the starts of neighbouring windows"""
+    version: str = "v2"
+    """v1: constant rate, no clipping; v2: warm-up, cosine decay, clipping"""
+    epochs: int | None = None
+    """passes over all windows of the training file (the last, incomplete batch of a pass is left out)"""
+    budget_tokens: int | None = None
+    """tokens to train on; a multiple of batch_size * max_len"""
+    warmup_ratio: float = 0.02
+    """v2: share of the optimizer steps in which the rate rises linearly to its peak"""
+    min_lr_ratio: float = 0.1
+    """v2: floor of the cosine, as a share of the peak rate"""
+    clip_norm: float = 1.0
+    """v2: largest global L2 norm of the gradient"""
+    weight_decay: float = 0.1
+    """AdamW's decoupled decay, of matrices and embeddings only"""
+    beta1: float = 0.9
+    """AdamW's decay rate of the gradient average, per step"""
+    beta2: float = 0.95
+    """AdamW's decay rate of the squared gradient average, per step"""
+    micro_batch_size: int | None = None
+    """windows per forward pass; None: the whole batch. Gradients add up to the full batch."""
+    eval_freq: int = 100
+    """optimizer steps between reports"""
+    eval_windows: int = 64
+    """windows of each of train and val that an evaluation reads; the same ones every time"""
+    dtype: str = "float32"
+    """arithmetic of the forward pass: float32, or bfloat16 by autocast"""
+    seed: int = 0
+    """seeds initialisation, dropout and data order"""
+
+    def __post_init__(self):
+        for name in ("batch_size", "max_len", "stride", "eval_freq", "eval_windows"):
+            value = getattr(self, name)
+            _require(_is_int(value) and value > 0, name, value, "a positive whole number")
+        for name in ("epochs", "budget_tokens", "micro_batch_size"):
+            value = getattr(self, name)
+            _require(value is None or (_is_int(value) and value > 0), name, value, "a positive whole number")
+        for name in ("learning_rate", "clip_norm"):
+            value = getattr(self, name)
+            _require(_is_number(value) and value > 0, name, value, "a positive number")
+        _require(_is_number(self.weight_decay) and self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
+        for name in ("warmup_ratio", "min_lr_ratio"):
+            value = getattr(self, name)
+            _require(_is_number(value) and 0 <= value <= 1, name, value, "between 0 and 1")
+        _require(self.warmup_ratio < 1, "warmup_ratio", self.warmup_ratio, "below 1: warm-up must end before training does")
+        for name in ("beta1", "beta2"):
+            value = getattr(self, name)
+            _require(_is_number(value) and 0 <= value < 1, name, value, "at least 0 and below 1")
+        _require(_is_int(self.seed) and 0 <= self.seed < 2**31, "seed", self.seed, "a whole number from 0 to 2^31 - 1")
+        _require(self.version in ("v1", "v2"), "version", self.version, "v1 or v2")
+        _require(self.dtype in ("float32", "bfloat16"), "dtype", self.dtype, "float32 or bfloat16")
+        if (self.epochs is None) == (self.budget_tokens is None):
+            raise InputError(
+                f"epochs is {self.epochs} and budget_tokens is {self.budget_tokens}; exactly one must say how long to train"
+            )
+        if self.budget_tokens is not None:
+            _require(
+                self.budget_tokens % self.tokens_per_step == 0,
+                "budget_tokens",
+                self.budget_tokens,
+                f"a multiple of batch_size * max_len ({self.tokens_per_step})",
+            )
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens that one optimizer step trains on."""
+        return self.batch_size * self.max_len
+
+
+def from_dict(cls: type[T], values: dict[str, Any], where: str) -> T:
+    """Builds the dataclass `cls` from a flat dict.
+
+    Raises InputError for a key that `cls` does not have, a missing one, and whatever `cls` itself rejects;
+    the message starts with `where`.
+    """
+    if not isinstance(values, dict):
+        raise InputError(f"{where}: expected a table of settings, got {type(values).__name__}")
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    for key in values:
+        if key not in fields:
+            raise InputError(f"{where}: unknown key {key!r}; known are {', '.join(fields)}")
+    for name, field in fields.items():
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and name not in values:
+            raise InputError(f"{where}: the key {name!r} is missing")
+    try:
+        return cls(**values)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A named model shape with the reference hyper-parameters that a search starts from."""
+
+    n_layer: int
+    n_head: int
+    n_embd: int
+    block_size: int
+    """longest context and window length, in tokens"""
+    learning_rate: float
+    """reference peak learning rate; spaces reach a factor of 10 either way"""
+    batch_size: int
+    """reference windows per optimizer step; spaces reach a factor of 4 either way"""
+    budget_tokens: int
+    """tokens of one full training in a search"""
+    dropout: float = 0.0
+    beta2: float = 0.95
+    warmup_ratio: float = 0.02
+    micro_batch_size: int | None = None
+
+    def model(self, vocab_size: int) -> GPTConfig:
+        """The preset's shape for a vocabulary of `vocab_size` token ids."""
+        return GPTConfig(
+            n_layer=self.n_layer,
+            n_head=self.n_head,
+            n_embd=self.n_embd,
+            block_size=self.block_size,
+            vocab_size=vocab_size,
+            dropout=self.dropout,
+        )
+
+    def training(self, **changes: Any) -> TrainConfig:
+        """The preset's reference TrainConfig with `changes`; without either length, its budget_tokens."""
+        values = dict(
+            learning_rate=self.learning_rate,
+            batch_size=self.batch_size,
+            max_len=self.block_size,
+            stride=changes.get("max_len", self.block_size),
+            beta2=self.beta2,
+            warmup_ratio=self.warmup_ratio,
+            micro_batch_size=self.micro_batch_size,
+        )
+        if changes.get("epochs") is None and changes.get("budget_tokens") is None:
+            values["budget_tokens"] = self.budget_tokens
+        return TrainConfig(**(values | changes))
+
+
+# Reference values: nano and micro by the OLMo and Step Law fits at their sizes, rounded down to what stays stable;
+# mini is nanoGPT's character model (config/train_shakespeare_char.py); gpt2 and larger follow table 2.1 of the
+# GPT-3 paper (arXiv 2005.14165) for rates, 0.5M tokens a batch, and 20 tokens a parameter (arXiv 2203.15556).
+PRESETS: dict[str, Preset] = {
+    "nano": Preset(2, 2, 64, 128, learning_rate=1e-3, batch_size=16, budget_tokens=1_572_864, beta2=0.99),
+    "micro": Preset(4, 4, 128, 128, learning_rate=1e-3, batch_size=16, budget_tokens=16_777_216, beta2=0.99),
+    "mini": Preset(6, 6, 384, 256, learning_rate=1e-3, batch_size=64, budget_tokens=83_886_080, dropout=0.2, beta2=0.99),
+    "gpt2": Preset(12, 12, 768, 1024, 6e-4, 512, 2_483_027_968, micro_batch_size=16),
+    "gpt2-medium": Preset(24, 16, 1024, 1024, 3e-4, 512, 7_046_430_720, micro_batch_size=8),
+    "gpt2-large": Preset(36, 20, 1280, 1024, 2.5e-4, 512, 15_502_147_584, micro_batch_size=4),
+    "gpt2-xl": Preset(48, 25, 1600, 1024, 2e-4, 1024, 31_138_512_896, micro_batch_size=4),
+}
+
+
+def get_preset(name: str) -> Preset:
+    """The preset called `name`. Raises InputError for an unknown one."""
+    if name not in PRESETS:
+        raise InputError(f"--preset {name!r} is unknown; known are {', '.join(PRESETS)}")
+    return PRESETS[name]

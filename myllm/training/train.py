@@ -1,0 +1,232 @@
+"""The loss, the learning-rate schedule, and the one loop behind V1 and V2: an iterator that yields reports."""
+
+import contextlib
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from myllm.config import GPTConfig, TrainConfig
+from myllm.data import BatchStream, Windows
+from myllm.errors import InputError
+from myllm.model import GPT
+
+FINITE_CHECK_STEPS = 32  # optimizer steps between looks at whether loss and gradients are still finite
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one evaluation saw."""
+
+    step: int
+    """optimizer steps so far"""
+    tokens_seen: int
+    """tokens trained on so far, repeated ones counted each time"""
+    train_loss: float
+    """nats per token over the fixed training windows, dropout off"""
+    val_loss: float
+    """nats per token over the fixed validation windows, dropout off"""
+    learning_rate: float
+    """of the last step"""
+    grad_norm: float
+    """global L2 norm of the last step's gradient, before clipping; NaN in V1, which does not compute it"""
+    train_seconds: float
+    """spent training and evaluating so far, over all restarts"""
+    tok_per_sec: float
+    """training throughput since the last report, evaluations left out"""
+    diverged: bool
+    """loss, gradients or validation loss are no longer finite; the run has ended"""
+
+
+def learning_rate_at(step: int, total_steps: int, config: TrainConfig) -> float:
+    """The learning rate of optimizer step `step` (from 0) of `total_steps`.
+
+    V1: constant. V2: linear warm-up that reaches the peak at the end of warmup_ratio * total_steps steps, then half a
+    cosine down to min_lr_ratio times the peak at the last step (Loshchilov and Hutter, arXiv 1608.03983, without restarts).
+    """
+    if config.version == "v1":
+        return config.learning_rate
+    warmup_steps = round(config.warmup_ratio * total_steps)
+    if step < warmup_steps:
+        return config.learning_rate * (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(1, total_steps - 1 - warmup_steps)
+    share = config.min_lr_ratio + (1 - config.min_lr_ratio) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    return config.learning_rate * share
+
+
+def total_steps(config: TrainConfig, steps_per_epoch: int) -> int:
+    """Optimizer steps of the whole run."""
+    if config.epochs is not None:
+        return config.epochs * steps_per_epoch
+    return config.budget_tokens // config.tokens_per_step
+
+
+class Run:
+    """The whole state of one training run: model, optimizer, position in the data, steps, seconds, random generators.
+
+    `state_dict()` takes all of it out and `load_state_dict()` puts it back, so that the run goes on as if never stopped:
+    bit for bit on a CPU with the same number of threads. Raises InputError where config, model and data do not fit.
+    """
+
+    def __init__(
+        self,
+        model_config: GPTConfig,
+        config: TrainConfig,
+        train_windows: Windows,
+        val_windows: Windows,
+        device: str | torch.device = "cpu",
+    ):
+        if config.max_len > model_config.block_size:
+            raise InputError(f"max_len {config.max_len} exceeds the model's block_size of {model_config.block_size}")
+        self.config, self.device = config, torch.device(device)
+        self.train_windows, self.val_windows = train_windows, val_windows
+        self.stream = BatchStream(train_windows, config.batch_size, config.seed)
+        self.total_steps = total_steps(config, self.stream.steps_per_epoch)
+        torch.manual_seed(config.seed)
+        self.model = GPT(model_config).to(self.device)
+        matrices = [p for p in self.model.parameters() if p.dim() >= 2]
+        others = [p for p in self.model.parameters() if p.dim() < 2]
+        self.optimizer = torch.optim.AdamW(
+            [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}],
+            lr=config.learning_rate,
+            betas=(config.beta1, config.beta2),
+            fused=True,
+        )
+        self.step = 0
+        self.train_seconds = 0.0
+
+    @property
+    def tokens_seen(self) -> int:
+        """Tokens trained on so far."""
+        return self.step * self.config.tokens_per_step
+
+    def state_dict(self) -> dict[str, Any]:
+        """The run's state, of tensors and plain Python values only."""
+        return {
+            "model_config": vars(self.model.config),
+            "train_config": vars(self.config),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "train_seconds": self.train_seconds,
+            "epoch": self.stream.epoch,
+            "batch": self.stream.batch,
+            "torch_rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues where `state` was taken. Raises InputError for another model shape."""
+        ours, theirs = vars(self.model.config), state["model_config"]
+        for field, value in ours.items():
+            if theirs.get(field) != value and field != "dropout":
+                raise InputError(f"the checkpoint's model has {field} {theirs.get(field)}, this one {value}")
+        for field in ("batch_size", "max_len", "stride", "seed"):
+            value = state["train_config"][field]
+            if value != getattr(self.config, field):
+                raise InputError(
+                    f"the checkpoint was trained with {field} {value}, not {getattr(self.config, field)}: its place in the"
+                    " data would mean nothing"
+                )
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.train_seconds = state["step"], state["train_seconds"]
+        self.stream.epoch, self.stream.batch = state["epoch"], state["batch"]
+        torch.set_rng_state(state["torch_rng"].cpu())
+        if state["cuda_rng"] is not None and self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda_rng"].cpu(), self.device)
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        """The arithmetic of the forward pass."""
+        if self.config.dtype == "float32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=getattr(torch, self.config.dtype))
+
+    def backward(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Adds the gradient of the batch's mean loss, micro-batch by micro-batch; returns that loss, nats per token.
+
+        `inputs` and `targets` are (batch_size, max_len).
+        """
+        size = self.config.micro_batch_size or len(inputs)
+        loss = torch.zeros((), device=self.device)
+        for micro_inputs, micro_targets in zip(inputs.split(size), targets.split(size), strict=True):
+            with self.autocast():
+                micro_loss = self.model(micro_inputs.to(self.device), micro_targets.to(self.device))
+            micro_loss = micro_loss * (len(micro_inputs) / len(inputs))
+            micro_loss.backward()
+            loss += micro_loss.detach()
+        return loss
+
+
+@torch.no_grad()
+def mean_loss(run: Run, windows: Windows, indices: np.ndarray) -> float:
+    """Mean cross-entropy in nats per token over the windows `indices` (n,), dropout off."""
+    size = run.config.micro_batch_size or run.config.batch_size
+    run.model.eval()
+    total = 0.0
+    for start in range(0, len(indices), size):
+        piece = indices[start : start + size]
+        inputs, targets = windows.batch(piece)
+        with run.autocast():
+            total += run.model(inputs.to(run.device), targets.to(run.device)).item() * len(piece)
+    run.model.train()
+    return total / len(indices)
+
+
+def train(run: Run, until_step: int | None = None) -> Iterator[Report]:
+    """Trains `run` up to `until_step` optimizer steps (default: all), yielding a Report every eval_freq and at the end.
+
+    The caller decides what to do with a report, and may save the run or walk away at any yield. A run whose loss or
+    gradient turns non-finite ends with a report that says `diverged`.
+    """
+    config, model = run.config, run.model
+    until_step = run.total_steps if until_step is None else until_step
+    train_indices = run.train_windows.spread(config.eval_windows)
+    val_indices = run.val_windows.spread(config.eval_windows)
+    model.train()
+    health = torch.zeros((), device=run.device)  # finite as long as every loss and gradient norm was
+    grad_norm = torch.tensor(math.nan)
+    clock = time.perf_counter()
+    training_seconds, steps_since = 0.0, 0
+    while run.step < until_step:
+        step_start = time.perf_counter()
+        rate = learning_rate_at(run.step, run.total_steps, config)
+        for group in run.optimizer.param_groups:
+            group["lr"] = rate
+        health += run.backward(*run.stream.next())
+        if config.version == "v2":
+            grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm, foreach=True)
+            health += grad_norm
+        run.optimizer.step()
+        run.optimizer.zero_grad(set_to_none=True)
+        run.step += 1
+        steps_since += 1
+        due = run.step % config.eval_freq == 0 or run.step == until_step
+        finite = math.isfinite(health.item()) if due or run.step % FINITE_CHECK_STEPS == 0 else True
+        training_seconds += time.perf_counter() - step_start
+        if not due and finite:
+            continue
+        train_loss = mean_loss(run, run.train_windows, train_indices) if finite else math.nan
+        val_loss = mean_loss(run, run.val_windows, val_indices) if finite else math.nan
+        now = time.perf_counter()
+        run.train_seconds += now - clock
+        diverged = not (finite and math.isfinite(train_loss) and math.isfinite(val_loss))
+        yield Report(
+            step=run.step,
+            tokens_seen=run.tokens_seen,
+            train_loss=train_loss,
+            val_loss=val_loss,
+            learning_rate=rate,
+            grad_norm=grad_norm.item(),
+            train_seconds=run.train_seconds,
+            tok_per_sec=steps_since * config.tokens_per_step / training_seconds,
+            diverged=diverged,
+        )
+        if diverged:
+            return
+        clock = time.perf_counter()
+        training_seconds, steps_since = 0.0, 0

@@ -1,0 +1,117 @@
+"""Token ids to text and back, generation, loss plots, and saving and loading of whole training states."""
+
+import os
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import tiktoken
+import torch
+
+from myllm.errors import InputError
+from myllm.model import GPT
+from myllm.tokenizer import END_OF_TEXT
+
+
+def text_to_token_ids(text: str, tokenizer: tiktoken.Encoding) -> torch.Tensor:
+    """Ids of `text` as a batch of one, (1, n) int64; the end-of-text token may stand in the text."""
+    return torch.tensor([tokenizer.encode(text, allowed_special={END_OF_TEXT})], dtype=torch.int64)
+
+
+def token_ids_to_text(ids: torch.Tensor, tokenizer: tiktoken.Encoding) -> str:
+    """Text of `ids`, (n,) or (1, n); bytes that are not UTF-8 become the replacement character."""
+    return tokenizer.decode(ids.flatten().tolist())
+
+
+@torch.no_grad()
+def generate(
+    model: GPT,
+    ids: torch.Tensor,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    eos_id: int | None = None,
+    generator: torch.Generator | None = None,
+) -> torch.Tensor:
+    """Continues `ids` (B, n) by up to `max_new_tokens`; returns (B, n + new), int64.
+
+    temperature 0 takes the likeliest token; above it, tokens are drawn from softmax(logits / temperature), of the `top_k`
+    likeliest where given. Stops early when every row has produced `eos_id`. Raises ValueError for a negative temperature.
+    """
+    if temperature < 0:
+        raise ValueError(f"temperature is {temperature}; it must be 0 or more")
+    was_training = model.training
+    model.eval()
+    done = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+    for _ in range(max_new_tokens):
+        logits = model(ids[:, -model.config.block_size :])[:, -1].float()  # (B, V)
+        if top_k is not None:
+            kept = logits.topk(min(top_k, logits.size(-1))).values[:, -1:]
+            logits = logits.masked_fill(logits < kept, -torch.inf)
+        if temperature == 0:
+            next_ids = logits.argmax(-1, keepdim=True)  # (B, 1)
+        else:
+            next_ids = torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)
+        if eos_id is not None:
+            next_ids = next_ids.masked_fill(done[:, None], eos_id)
+            done |= next_ids[:, 0] == eos_id
+        ids = torch.cat([ids, next_ids], dim=1)
+        if eos_id is not None and done.all():
+            break
+    model.train(was_training)
+    return ids
+
+
+def plot_losses(
+    epochs: Sequence[float],
+    tokens_seen: Sequence[int],
+    train_losses: Sequence[float],
+    val_losses: Sequence[float],
+    path: str | Path,
+) -> None:
+    """Writes a PNG of both losses (nats per token), with epochs on the axis below and tokens seen above."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.plot(epochs, train_losses, label="train")
+    axes.plot(epochs, val_losses, linestyle="--", label="val")
+    axes.set_xlabel("epochs")
+    axes.set_ylabel("loss (nats per token)")
+    axes.legend()
+    above = axes.twiny()
+    above.plot(tokens_seen, train_losses, alpha=0)  # invisible: aligns the second axis
+    above.set_xlabel("tokens seen")
+    figure.savefig(path, format="png", dpi=150)
+
+
+def save_state(state: dict[str, Any], path: str | Path) -> None:
+    """Writes a training state so that a crash at any moment leaves the old file, or the new one, whole."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_state(path: str | Path) -> dict[str, Any]:
+    """Reads what save_state wrote, running no code from it. Raises InputError where the file is missing or another thing."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such checkpoint")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
+        raise InputError(f"{path}: not a checkpoint, or a damaged one ({type(error).__name__})") from None
+    if not isinstance(state, dict) or "model_config" not in state:
+        raise InputError(f"{path}: not a training state of this project")
+    return state

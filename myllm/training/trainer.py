@@ -1,0 +1,237 @@
+"""Command line for one training run.
+
+python myllm/training/trainer.py --train_file train_ids.bin --val_file val_ids.bin --epochs 4 --save_model model.pth
+python myllm/training/trainer.py --config experiments/runs/NAME/best_config.json --save_model final.pth
+"""
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from myllm.config import PRESETS, GPTConfig, TrainConfig, from_dict, get_preset
+from myllm.data import EMBEDDED, Windows, default_tokenizer, prepare
+from myllm.errors import InputError, Parser, run_command
+from myllm.tokenizer import END_OF_TEXT, get_tokenizer, resolve
+from myllm.training.train import Report, Run, learning_rate_at, train
+from myllm.training.train_utils import (
+    generate,
+    load_state,
+    plot_losses,
+    save_state,
+    text_to_token_ids,
+    token_ids_to_text,
+)
+
+CONFIG_KEYS = ("preset", "model", "train", "data", "result")
+DATA_KEYS = ("train_file", "val_file", "tokenizer", "fingerprint")
+TRAIN_FLAGS = {
+    "learning_rate": (float, "peak learning rate"),
+    "batch_size": (int, "windows per optimizer step"),
+    "max_len": (int, "tokens per window"),
+    "stride": (int, "tokens between windows (default: max_len)"),
+    "epochs": (int, "passes over the training file, in total, also when resuming"),
+    "budget_tokens": (int, "tokens to train on, instead of --epochs (default: the preset's)"),
+    "eval_freq": (int, "optimizer steps between evaluations (default: 100)"),
+    "warmup_ratio": (float, "v2: share of the steps in which the rate rises"),
+    "min_lr_ratio": (float, "v2: floor of the cosine, as a share of the peak (default: 0.1)"),
+    "clip_norm": (float, "v2: largest gradient norm (default: 1.0)"),
+    "weight_decay": (float, "AdamW's weight decay (default: 0.1)"),
+    "beta1": (float, "AdamW's first beta (default: 0.9)"),
+    "beta2": (float, "AdamW's second beta"),
+    "micro_batch_size": (int, "windows per forward pass (default: the preset's)"),
+    "seed": (int, "seed of initialisation, dropout and data order (default: 0)"),
+}
+
+
+def parse_args() -> argparse.Namespace:
+    parser = Parser(prog="trainer.py", description="Trains one GPT, evaluates it, and saves it after each epoch.")
+    parser.add_argument("--config", help="a best_config.json; flags given beside it win")
+    parser.add_argument("--preset", help=f"model shape and reference settings: {', '.join(PRESETS)} (default: nano)")
+    parser.add_argument(
+        "--version", choices=["v1", "v2"], help="v1: plain loop; v2: warm-up, cosine, clipping (default: v2)"
+    )
+    parser.add_argument("--train_file", help="training data: .bin, text, or 'embedded' (default: embedded)")
+    parser.add_argument("--val_file", help="validation data, likewise (default: embedded)")
+    parser.add_argument("--tokenizer", help="byte, a tiktoken encoding, or a .tiktoken file (default: by the data)")
+    for name, (kind, text) in TRAIN_FLAGS.items():
+        parser.add_argument(f"--{name}", type=kind, help=text)
+    parser.add_argument("--eval_iter", type=int, help="batches of each of train and val per evaluation (default: 4)")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="arithmetic (default: bfloat16 on GPUs)")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ..., or auto")
+    parser.add_argument("--start_context", default="\n", help="text that the sample after each epoch continues")
+    parser.add_argument("--save_model", help="file for the whole training state, written after each epoch")
+    parser.add_argument("--load_model", help="v2: saved state to go on from")
+    parser.add_argument("--plot", help="PNG of the losses, written at the end")
+    for action in parser._actions:
+        if action.default is None:
+            action.default = argparse.SUPPRESS  # absent means "not given"; its default stands in its help
+    return parser.parse_args()
+
+
+def read_config(path: str) -> dict[str, Any]:
+    """The parts of a best_config.json. Raises InputError for another file or an unknown key."""
+    try:
+        config = json.loads(Path(path).read_text())
+    except FileNotFoundError:
+        raise InputError(f"--config {path}: no such file") from None
+    except (ValueError, OSError) as error:
+        raise InputError(f"--config {path}: not JSON ({error})") from None
+    if not isinstance(config, dict):
+        raise InputError(f"--config {path}: expected a JSON object")
+    for keys, part, where in ((CONFIG_KEYS, config, path), (DATA_KEYS, config.get("data", {}), f"{path}: data")):
+        for key in part:
+            if key not in keys:
+                raise InputError(f"--config {where}: unknown key {key!r}; known are {', '.join(keys)}")
+    return config
+
+
+def pick_device(name: str) -> torch.device:
+    """The torch device called `name`. Raises InputError where this machine does not have it."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"--device {name!r} is unknown; use cpu, cuda, cuda:N or auto") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"--device {name}: this machine has {torch.cuda.device_count()} GPUs")
+    return device
+
+
+def settle(args: argparse.Namespace) -> tuple[Run, Any]:
+    """The Run that flags, config file and preset describe (the earlier wins), and the tokenizer."""
+    given = vars(args)
+    config = read_config(args.config) if "config" in given else {}
+    preset = get_preset(given.get("preset", config.get("preset", "nano")))
+    data = config.get("data", {})
+    train_file = given.get("train_file", data.get("train_file", EMBEDDED))
+    val_file = given.get("val_file", data.get("val_file", EMBEDDED))
+    if (train_file == EMBEDDED) != (val_file == EMBEDDED):
+        raise InputError("--train_file and --val_file belong together: give both, or neither for the embedded corpus")
+    tokenizer_name = resolve(given.get("tokenizer", data.get("tokenizer", default_tokenizer(train_file))))
+    tokenizer = get_tokenizer(tokenizer_name)
+    device = pick_device(args.device)
+
+    model_config = preset.model(tokenizer.n_vocab)
+    if "model" in config and "preset" not in given:
+        model_config = from_dict(GPTConfig, config["model"], f"{args.config}: model")
+        if model_config.vocab_size != tokenizer.n_vocab:
+            raise InputError(
+                f"{args.config}: the model has vocab_size {model_config.vocab_size}, --tokenizer {tokenizer_name} {tokenizer.n_vocab}"
+            )
+    changes = {name: given[name] for name in [*TRAIN_FLAGS, "version", "dtype"] if name in given}
+    if "train" in config:
+        values = config["train"] | changes
+        if "epochs" in changes and "budget_tokens" not in changes:
+            values["budget_tokens"] = None
+        if "budget_tokens" in changes and "epochs" not in changes:
+            values["epochs"] = None
+        train_config = from_dict(TrainConfig, values, f"{args.config}: train")
+    else:
+        changes.setdefault("dtype", "bfloat16" if device.type == "cuda" else "float32")
+        batch_tokens = changes.get("batch_size", preset.batch_size) * changes.get("max_len", preset.block_size)
+        if not {"epochs", "budget_tokens"} & changes.keys() and batch_tokens > 0:
+            changes["budget_tokens"] = max(1, preset.budget_tokens // batch_tokens) * batch_tokens
+        changes.setdefault("eval_windows", 4 * max(1, changes.get("batch_size", preset.batch_size)))
+        train_config = preset.training(**changes)
+    if "eval_iter" in given:
+        if args.eval_iter < 1:
+            raise InputError(f"--eval_iter is {args.eval_iter}; it must be a positive whole number of batches")
+        train_config = dataclasses.replace(train_config, eval_windows=args.eval_iter * train_config.batch_size)
+
+    windows = [
+        Windows(prepare(file, split, tokenizer_name, tokenizer), train_config.max_len, train_config.stride)
+        for file, split in ((train_file, "train"), (val_file, "val"))
+    ]
+    saved = data.get("fingerprint", {}).get("train")
+    if saved and "train_file" not in given and saved != windows[0].tokens.fingerprint():
+        print(f"warning: {train_file} is not the data that {args.config} was found on")
+    return Run(model_config, train_config, *windows, device=device), tokenizer
+
+
+def restore(run: Run, path: str) -> list[dict]:
+    """Loads `path` into `run`, says where it goes on, and returns the reports made so far."""
+    state = load_state(path)
+    run.load_state_dict(state)
+    before = from_dict(TrainConfig, state["train_config"], path)
+    print(f"resumed from {path} at step {run.step} of {run.total_steps}")
+    if (before.epochs, before.budget_tokens) != (
+        run.config.epochs,
+        run.config.budget_tokens,
+    ) and run.step < run.total_steps:
+        old_total = before.budget_tokens and before.budget_tokens // before.tokens_per_step
+        old_total = old_total or before.epochs * run.stream.steps_per_epoch
+        old = learning_rate_at(max(0, run.step - 1), old_total, before)
+        new = learning_rate_at(run.step, run.total_steps, run.config)
+        print(
+            f"schedule: laid out anew over {run.total_steps} steps (was {old_total}); "
+            f"the learning rate goes from {old:.3g} to {new:.3g}"
+        )
+    return state.get("history", [])
+
+
+def sample(run: Run, tokenizer: Any, start_context: str) -> str:
+    """A text of 50 new tokens after `start_context`, drawn without touching the run's own random generators."""
+    ids = text_to_token_ids(start_context, tokenizer).to(run.device)
+    generator = torch.Generator(run.device).manual_seed(run.config.seed)
+    eos_id = tokenizer.encode_single_token(END_OF_TEXT) if END_OF_TEXT in tokenizer.special_tokens_set else None
+    return token_ids_to_text(generate(run.model, ids, 50, 0.8, 40, eos_id, generator)[0], tokenizer)
+
+
+def describe(report: Report, epoch: float) -> str:
+    return (
+        f"epoch {epoch:.2f} step {report.step}: train_loss {report.train_loss:.4f} val_loss {report.val_loss:.4f} "
+        f"lr {report.learning_rate:.2e} {report.tok_per_sec:,.0f} tok/s"
+    )
+
+
+def main() -> int:
+    args = parse_args()
+    given = vars(args)
+    save_model, load_model = given.get("save_model"), given.get("load_model")
+    if load_model and given.get("version") == "v1":
+        raise InputError("--load_model belongs to v2: V1 starts anew each time")
+    if save_model and Path(save_model).exists() and not (load_model and Path(load_model).exists()):
+        raise InputError(f"--save_model {save_model} exists; go on from it with --load_model, or choose another name")
+    run, tokenizer = settle(args)
+    if load_model and run.config.version == "v1":
+        raise InputError("--load_model belongs to v2, and the config says v1: V1 starts anew each time")
+    if not text_to_token_ids(args.start_context, tokenizer).numel():
+        raise InputError("--start_context is empty; give at least one character")
+    history = restore(run, load_model) if load_model else []
+    steps_per_epoch = run.stream.steps_per_epoch
+    print(
+        f"{run.model.num_parameters():,} parameters, {run.total_steps} steps of {run.config.tokens_per_step:,} tokens, "
+        f"{steps_per_epoch} steps an epoch, on {run.device}"
+    )
+    if run.step >= run.total_steps:
+        print("nothing left to train: the saved run is at its end; a larger --epochs goes on")
+    bar = tqdm(total=run.total_steps, initial=run.step, unit="step", disable=None)  # None: quiet off a terminal
+    while run.step < run.total_steps:
+        epoch_end = min((run.step // steps_per_epoch + 1) * steps_per_epoch, run.total_steps)
+        for report in train(run, epoch_end):
+            bar.update(report.step - bar.n)
+            bar.write(describe(report, report.step / steps_per_epoch))
+            history.append(dataclasses.asdict(report) | {"epoch": report.step / steps_per_epoch})
+            if report.diverged:
+                bar.close()
+                print(f"diverged at step {report.step}: the loss is no longer finite; try a lower --learning_rate")
+                return 1
+        if save_model:
+            save_state(run.state_dict() | {"history": history}, save_model)
+        bar.write("sample: " + repr(sample(run, tokenizer, args.start_context)))
+    bar.close()
+    if "plot" in given and history:
+        columns = [[row[name] for row in history] for name in ("epoch", "tokens_seen", "train_loss", "val_loss")]
+        plot_losses(*columns, args.plot)
+        print(f"wrote {args.plot}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)

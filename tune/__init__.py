@@ -1,0 +1,1 @@
+"""Chooses hyper-parameters. Imports myllm; the only place that imports ray."""

@@ -1,0 +1,47 @@
+"""The memory of a search: one JSON object a line, appended and synced before anything acts on it.
+
+Events: `session` (one run of the command begins), `trial` (a configuration was drawn), `report` (a trial's evaluation and
+the decision on it), `checkpoint` (a report's state is safely stored), `failed` (a trial ended with an error). Everything
+else, the tables and the schedulers' memory included, is computed from these.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from myllm.errors import InputError
+
+FILE_NAME = "journal.jsonl"
+
+
+def read_journal(run_dir: Path) -> list[dict[str, Any]]:
+    """All events, in order. A last line that a crash cut short is left out. Raises InputError for any other damage."""
+    path = run_dir / FILE_NAME
+    if not path.is_file():
+        return []
+    events = []
+    lines = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines[:-1], 1):
+        try:
+            events.append(json.loads(line))
+        except ValueError:
+            raise InputError(f"{path}: line {number} is damaged; restore the file from a backup") from None
+    return events
+
+
+class Journal:
+    """Appends events. On opening, a last line that a crash cut short is removed."""
+
+    def __init__(self, run_dir: Path):
+        path = run_dir / FILE_NAME
+        if path.is_file():
+            content = path.read_bytes()
+            os.truncate(path, content.rfind(b"\n") + 1)
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (open for the search's whole life)
+
+    def append(self, event: str, **values: Any) -> None:
+        """Writes one event; it survives a crash of this process or machine once this returns."""
+        line = json.dumps({"event": event} | values) + "\n"
+        self._file.write(line.encode())
+        os.fsync(self._file.fileno())

@@ -1,0 +1,84 @@
+"""The search spaces. A published space is never edited: a better one gets a new name.
+
+Every range is around the preset's reference values, so one space serves 0.1M and 124M parameters.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from myllm.config import Preset
+from myllm.errors import InputError
+
+
+@dataclass(frozen=True)
+class LogUniform:
+    """Uniform in the logarithm, from `low` to `high`."""
+
+    low: float
+    high: float
+
+    def sample(self, rng: np.random.Generator) -> float:
+        return float(math.exp(rng.uniform(math.log(self.low), math.log(self.high))))
+
+    def __str__(self) -> str:
+        return f"{self.low:.3g} to {self.high:.3g} (log)"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of `values`, each as likely."""
+
+    values: tuple
+
+    def sample(self, rng: np.random.Generator) -> Any:
+        return self.values[int(rng.integers(len(self.values)))]
+
+    def __str__(self) -> str:
+        return ", ".join(map(str, self.values))
+
+
+@dataclass(frozen=True)
+class Space:
+    """The loop's version, and a distribution for each hyper-parameter as a function of the preset."""
+
+    version: str
+    ranges: Callable[[Preset], dict[str, LogUniform | Choice]]
+
+
+def _v1(preset: Preset) -> dict[str, LogUniform | Choice]:
+    largest, smallest = 4 * preset.batch_size, max(1, preset.batch_size // 4)
+    return {
+        "learning_rate": LogUniform(preset.learning_rate / 10, preset.learning_rate * 10),
+        "batch_size": Choice(tuple(2**i for i in range(20) if smallest <= 2**i <= largest)),
+    }
+
+
+def _v2(preset: Preset) -> dict[str, LogUniform | Choice]:
+    return _v1(preset) | {"warmup_ratio": LogUniform(0.003, 0.2), "clip_norm": LogUniform(0.1, 10.0)}
+
+
+SPACES = {"v1": Space("v1", _v1), "v2": Space("v2", _v2)}
+
+
+def get_space(name: str) -> Space:
+    """The space called `name`. Raises InputError for an unknown one."""
+    if name not in SPACES:
+        raise InputError(f"--space {name!r} is unknown; known are {', '.join(SPACES)}")
+    return SPACES[name]
+
+
+def sample(space: Space, preset: Preset, seed: int, index: int) -> dict[str, Any]:
+    """The flat configuration of trial `index`: a pure function of its arguments, so that no draw is lost or repeated.
+
+    Trial 0 is the preset's reference configuration.
+    """
+    ranges = space.ranges(preset)
+    if index == 0:
+        reference = preset.training()
+        return {name: getattr(reference, name) for name in ranges}
+    rng = np.random.default_rng([seed, index])
+    return {name: distribution.sample(rng) for name, distribution in ranges.items()}
