@@ -42,9 +42,7 @@ class TokenFile:
         if size == 0:
             raise InputError(f"{self.path}: the file is empty")
         if size % self.dtype.itemsize:
-            raise InputError(
-                f"{self.path}: {size} bytes are no whole number of {self.dtype.itemsize}-byte token ids; is it a token file?"
-            )
+            raise InputError(f"{self.path}: {size} bytes are no whole number of {self.dtype.itemsize}-byte token ids")
         with open(self.path, "rb") as file:
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         if hasattr(self._map, "madvise"):
@@ -242,10 +240,7 @@ def prepare(path: str, split: str, tokenizer: str, encoding: tiktoken.Encoding, 
     for ids beyond the vocabulary, and for a .bin that says it was made with another tokenizer.
     """
     if path == EMBEDDED or not path.endswith(".bin"):
-        if path == EMBEDDED:
-            text = b"\n".join(corpus_texts()[split == "val"]).decode()
-        else:
-            text = read_text(Path(path))
+        text = b"\n".join(corpus_texts()[split == "val"]).decode() if path == EMBEDDED else read_text(Path(path))
         key = hashlib.sha256(f"{encoding.name} {encoding.n_vocab} ".encode() + text.encode()).hexdigest()[:16]
         cached = cache_dir / f"{key}.bin"
         if not cached.is_file():

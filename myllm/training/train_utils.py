@@ -104,7 +104,7 @@ def save_state(state: dict[str, Any], path: str | Path) -> None:
 
 
 def load_state(path: str | Path) -> dict[str, Any]:
-    """Reads what save_state wrote, running no code from it. Raises InputError where the file is missing or another thing."""
+    """Reads what save_state wrote, running no code from it. Raises InputError for a missing or other file."""
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such checkpoint")

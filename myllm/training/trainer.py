@@ -122,7 +122,8 @@ def settle(args: argparse.Namespace) -> tuple[Run, Any]:
         model_config = from_dict(GPTConfig, config["model"], f"{args.config}: model")
         if model_config.vocab_size != tokenizer.n_vocab:
             raise InputError(
-                f"{args.config}: the model has vocab_size {model_config.vocab_size}, --tokenizer {tokenizer_name} {tokenizer.n_vocab}"
+                f"{args.config}: the model has vocab_size {model_config.vocab_size}, "
+                f"--tokenizer {tokenizer_name} {tokenizer.n_vocab}"
             )
     changes = {name: given[name] for name in [*TRAIN_FLAGS, "version", "dtype"] if name in given}
     if "train" in config:

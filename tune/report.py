@@ -1,0 +1,160 @@
+"""What people read: a summary on the terminal, figures, and one HTML page. Reads only files; imports no ray.
+
+python tune/report.py experiments/runs/NAME
+"""
+
+import base64
+import html
+import json
+import math
+import os
+from pathlib import Path
+
+import pandas as pd
+
+from myllm.errors import InputError, Parser, run_command
+from tune.journal import read_journal
+from tune.results import COMPLETED, DEFAULT_TRIAL, FAILED, RESULT_COLUMNS, STATUSES, best_trial, read_tables
+
+
+def load(run_dir: Path) -> tuple[dict, pd.DataFrame, pd.DataFrame]:
+    """(search.json, trials, history) of a run folder. Raises InputError where it is none, or has no tables yet."""
+    try:
+        search = json.loads((run_dir / "search.json").read_text())
+    except FileNotFoundError:
+        raise InputError(f"{run_dir} is no run folder: it has no search.json") from None
+    except ValueError:
+        raise InputError(f"{run_dir / 'search.json'} is damaged") from None
+    if not (run_dir / "trials.csv").is_file():
+        raise InputError(f"{run_dir} has no results yet; go on with: python tune/search.py --resume {run_dir}")
+    return search, *read_tables(run_dir)
+
+
+def searched_columns(trials: pd.DataFrame) -> list[str]:
+    """The columns of trials.csv that hold hyper-parameters."""
+    return [name for name in trials.columns if name not in RESULT_COLUMNS and name != "trial_id"]
+
+
+def _settings(trial: pd.Series, names: list[str]) -> str:
+    return "  ".join(f"{name} {trial[name]:.4g}" for name in names)
+
+
+def _losses(trial: pd.Series) -> str:
+    return f"val_loss {trial['val_loss']:.4f} nats/token  val_bpb {trial['val_bpb']:.4f} bits/byte"
+
+
+def summary(run_dir: Path) -> str:
+    """The best-config summary: what was searched, what was found beside the default, what it took, what comes next."""
+    search, trials, _ = load(run_dir)
+    config, shown = search["config"], os.path.relpath(run_dir)
+    names = searched_columns(trials)
+    counts = trials["status"].value_counts()
+    seconds = sum(e["seconds"] for e in read_journal(run_dir) if e["event"] == "session_end")
+    lines = [
+        "",
+        f"Search {config['name']}: space {config['space']}, preset {config['preset']}, scheduler {config['scheduler']}, "
+        f"seed {config['seed']}, {search['data']['train_file']} data, tokenizer {search['data']['tokenizer']}",
+        f"  searched  {'; '.join(f'{name} {text}' for name, text in search['ranges'].items())}",
+        f"  trials    {len(trials)} of {config['num_samples']}: "
+        + ", ".join(
+            f"{counts.get(status, 0)} {status}" for status in STATUSES if counts.get(status, 0) or status != "interrupted"
+        ),
+        f"  took      {seconds:,.0f} s, {trials['tokens_seen'].sum() / 1e6:,.1f}M tokens "
+        f"({search['train']['budget_tokens'] / 1e6:,.1f}M a full training)",
+    ]
+    best = best_trial(trials)
+    default = trials[(trials["trial_id"] == DEFAULT_TRIAL) & (trials["status"] == COMPLETED)]
+    if best is None:
+        lines.append("  best      none yet: no trial has reached the full budget")
+    else:
+        lines.append(f"  best      trial {best['trial_id']}: {_settings(best, names)}")
+        lines.append(f"            {_losses(best)}")
+    if not default.empty:
+        lines.append(f"  default   trial {DEFAULT_TRIAL}: {_settings(default.iloc[0], names)}")
+        lines.append(f"            {_losses(default.iloc[0])}")
+        gain = default.iloc[0]["val_loss"] - best["val_loss"]
+        lines.append(
+            f"  gain      {gain:.4f} nats/token over the default, flattered by the selection of the best of several"
+        )
+    for _, trial in trials[trials["status"] == FAILED].iterrows():
+        lines.append(f"  failed    trial {trial['trial_id']}: {trial['reason']} (error-{trial['trial_id']}.txt)")
+    lines += ["  next", f"    read again      python tune/report.py {shown}"]
+    lines.append(f"    go on           python tune/search.py --resume {shown} --num_samples {2 * config['num_samples']}")
+    if best is not None:
+        lines.append(
+            f"    train the best  python myllm/training/trainer.py --config {shown}/best_config.json --save_model final.pth"
+        )
+    return "\n".join(lines)
+
+
+def draw_curves(history: pd.DataFrame, trials: pd.DataFrame, path: Path) -> None:
+    """val_loss over tokens, a line a trial; the best and the default stand out."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.add_subplot()
+    best = best_trial(trials)
+    for trial_id, rows in history.groupby("trial_id"):
+        style = {"color": "0.75", "linewidth": 1}
+        if best is not None and trial_id == best["trial_id"]:
+            style = {"color": "C0", "linewidth": 2, "label": f"best ({trial_id})", "zorder": 3}
+        elif trial_id == DEFAULT_TRIAL:
+            style = {"color": "C1", "linewidth": 2, "label": "default", "zorder": 2}
+        axes.plot(rows["tokens_seen"], rows["val_loss"], **style)
+    axes.set_xlabel("tokens seen")
+    axes.set_ylabel("val_loss (nats per token)")
+    finite = history["val_loss"][history["val_loss"].map(math.isfinite)]
+    if len(finite):
+        axes.set_ylim(finite.min() * 0.98, finite.quantile(0.98) * 1.02)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def draw_parameters(trials: pd.DataFrame, path: Path) -> None:
+    """The last val_loss against each hyper-parameter; full dots reached the full budget."""
+    from matplotlib.figure import Figure
+
+    names = searched_columns(trials)
+    shown = trials[trials["val_loss"].map(math.isfinite)]
+    figure = Figure(figsize=(3.2 * len(names), 3), layout="constrained")
+    for axes, name in zip(figure.subplots(1, len(names), sharey=True, squeeze=False)[0], names, strict=True):
+        for full, face in ((True, "C0"), (False, "none")):
+            part = shown[(shown["status"] == COMPLETED) == full]
+            axes.scatter(part[name], part["val_loss"], facecolors=face, edgecolors="C0")
+        axes.set_xscale("log", base=2 if name == "batch_size" else 10)
+        axes.set_xlabel(name)
+    figure.axes[0].set_ylabel("last val_loss (nats per token)")
+    figure.savefig(path, dpi=120)
+
+
+def write_report(run_dir: Path) -> None:
+    """Writes curves.png, parameters.png and report.html (one file, figures inside) into the run folder."""
+    search, trials, history = load(run_dir)
+    figures = []
+    if not history.empty:
+        draw_curves(history, trials, run_dir / "curves.png")
+        draw_parameters(trials, run_dir / "parameters.png")
+        for name in ("curves.png", "parameters.png"):
+            data = base64.b64encode((run_dir / name).read_bytes()).decode()
+            figures.append(f'<p><img alt="{name}" src="data:image/png;base64,{data}"></p>')
+    table = trials.drop(columns=["checkpoint"]).to_html(index=False, float_format=lambda value: f"{value:.4g}", na_rep="")
+    title = html.escape(search["config"]["name"])
+    (run_dir / "report.html").write_text(
+        f"<!doctype html><meta charset=utf-8><title>{title}</title>"
+        "<style>body{font:14px sans-serif;margin:2em}table{border-collapse:collapse}td,th{padding:2px 8px;text-align:right}"
+        "tr:nth-child(even){background:#f4f4f4}img{max-width:100%}</style>"
+        f"<h1>{title}</h1><pre>{html.escape(summary(run_dir).strip())}</pre>{''.join(figures)}{table}"
+    )
+
+
+def main() -> None:
+    parser = Parser(prog="report.py", description="Prints a run's summary again and rewrites its figures and report.html.")
+    parser.add_argument("run", help="run folder, experiments/runs/NAME")
+    run_dir = Path(parser.parse_args().run).resolve()
+    print(summary(run_dir))
+    write_report(run_dir)
+
+
+if __name__ == "__main__":
+    run_command(main)

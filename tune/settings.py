@@ -1,0 +1,249 @@
+"""A search's settings: read once from flags and file, checked completely, written to search.json before anything starts."""
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from myllm.config import get_preset
+from myllm.data import EMBEDDED, TokenFile, Windows, default_tokenizer, prepare
+from myllm.errors import InputError
+from myllm.tokenizer import get_tokenizer, resolve, token_bytes
+from tune.results import valid_name, write_atomically
+from tune.spaces import Choice, get_space
+from tune.trainable import Task
+
+RUNS_DIR = Path(__file__).resolve().parent.parent / "experiments" / "runs"
+NUM_REPORTS = 32  # token marks a full training
+MIN_EVAL_TOKENS, MAX_EVAL_TOKENS, EVAL_SHARE = 4096, 2**20, 1 / 256  # of train and val each; the share is of the budget
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """What the user asked for."""
+
+    space: str = "v2"
+    """search space: v1 (learning rate, batch size) or v2 (also warm-up and clip norm)"""
+    preset: str = "nano"
+    """model shape and reference settings"""
+    train_file: str = EMBEDDED
+    """training data: .bin, UTF-8 text, or 'embedded'"""
+    val_file: str = EMBEDDED
+    """validation data, likewise"""
+    tokenizer: str | None = None
+    """byte, a tiktoken encoding, or a .tiktoken file (unset: what the data says; gpt2 for a bare .bin, else byte)"""
+    num_samples: int = 16
+    """trials in total, the preset's reference configuration included"""
+    budget_tokens: int | None = None
+    """tokens of one full training, rounded down so that all batch sizes share the report marks (unset: the preset's)"""
+    name: str | None = None
+    """folder under experiments/runs (unset: preset-space-date-time)"""
+    seed: int = 0
+    """seed of the draws and of every trial's initialisation and data order"""
+    scheduler: str = "asha"
+    """asha stops poor trials early; fifo trains all to the end"""
+    reduction_factor: int = 4
+    """asha: one in this many goes on at a rung"""
+    grace_period: float = 0.0625
+    """asha: the first rung, as a share of the budget"""
+    cpus_per_trial: int | None = None
+    """CPU cores a trial, and its torch threads (unset: 1, or an even share of the cores where trials have GPUs)"""
+    gpus_per_trial: float | None = None
+    """GPUs a trial, fractions share one (unset: 1 where there are GPUs, else 0)"""
+    max_concurrent: int | None = None
+    """trials at once (unset: as many as the machine holds)"""
+    address: str | None = None
+    """Ray cluster to join (unset: this machine alone)"""
+
+    def __post_init__(self):
+        for field in ("num_samples", "budget_tokens", "cpus_per_trial", "max_concurrent"):
+            value = getattr(self, field)
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+                raise InputError(f"--{field} is {value!r}; it must be a positive whole number")
+        if not isinstance(self.seed, int) or isinstance(self.seed, bool) or not 0 <= self.seed < 2**31:
+            raise InputError(f"--seed is {self.seed!r}; it must be a whole number from 0 to 2^31 - 1")
+        if not isinstance(self.reduction_factor, int) or self.reduction_factor < 2:
+            raise InputError(f"--reduction_factor is {self.reduction_factor!r}; it must be a whole number of 2 or more")
+        if not isinstance(self.grace_period, (int, float)) or not 0 < self.grace_period < 1:
+            raise InputError(f"--grace_period is {self.grace_period!r}; it must be a share between 0 and 1")
+        gpus = self.gpus_per_trial
+        if gpus is not None and (not isinstance(gpus, (int, float)) or not (0 <= gpus < 1 or gpus == int(gpus) >= 1)):
+            raise InputError(f"--gpus_per_trial is {gpus!r}; it must be a share below 1 or a whole number of GPUs")
+        if self.scheduler not in ("asha", "fifo"):
+            raise InputError(f"--scheduler {self.scheduler!r} is unknown; known are asha, fifo")
+        if (self.train_file == EMBEDDED) != (self.val_file == EMBEDDED):
+            raise InputError("--train_file and --val_file belong together: give both, or neither for the embedded corpus")
+        if self.name is not None and not valid_name(self.name):
+            raise InputError(f"--name {self.name!r} is no folder name; use letters, digits, dots, dashes, underscores")
+        get_space(self.space)
+        get_preset(self.preset)
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one trial takes, and how many run at once."""
+
+    cpus_per_trial: int
+    gpus_per_trial: float
+    slots: int
+
+
+def settle_resources(config: SearchConfig, num_cpus: int, num_gpus: int) -> Resources:
+    """The trials' share of `num_cpus` cores and `num_gpus` GPUs. Raises InputError where not one trial fits."""
+    gpus = config.gpus_per_trial
+    if gpus is None:
+        gpus = 1 if num_gpus else 0
+    if gpus > num_gpus:
+        raise InputError(f"--gpus_per_trial is {gpus:g}, but there are {num_gpus} GPUs")
+    by_gpu = (int(1 / gpus + 1e-9) * num_gpus if gpus < 1 else num_gpus // int(gpus)) if gpus else num_cpus
+    cpus = config.cpus_per_trial or (max(1, num_cpus // by_gpu) if gpus else 1)
+    if cpus > num_cpus:
+        raise InputError(f"--cpus_per_trial is {cpus}, but there are {num_cpus} CPU cores")
+    slots = min(by_gpu, num_cpus // cpus)
+    return Resources(cpus, gpus, min(slots, config.max_concurrent or slots))
+
+
+def prepare_search(config: SearchConfig, cache_dir: Path) -> dict[str, Any]:
+    """Checks all of `config` against the data and resolves it into what search.json holds.
+
+    Raises InputError with one line for the first thing that is wrong.
+    """
+    preset, space = get_preset(config.preset), get_space(config.space)
+    tokenizer_name = resolve(config.tokenizer or default_tokenizer(config.train_file))
+    encoding = get_tokenizer(tokenizer_name)
+    files = {
+        split: prepare(file, split, tokenizer_name, encoding, cache_dir)
+        for split, file in (("train", config.train_file), ("val", config.val_file))
+    }
+    model = preset.model(encoding.n_vocab)
+    max_len = model.block_size
+    windows = {split: Windows(tokens, max_len, max_len) for split, tokens in files.items()}
+    batch_sizes = space.ranges(preset)["batch_size"]
+    assert isinstance(batch_sizes, Choice)
+    largest = max(batch_sizes.values)
+    if len(windows["train"]) < largest:
+        raise InputError(
+            f"{config.train_file}: its {len(windows['train'])} windows of {max_len} tokens are fewer than the largest batch"
+            f" of space {config.space} with preset {config.preset}, {largest} windows"
+        )
+    wanted = config.budget_tokens or preset.budget_tokens
+    report_tokens = wanted // (NUM_REPORTS * largest * max_len) * largest * max_len
+    if report_tokens == 0:
+        raise InputError(
+            f"--budget_tokens is {wanted}: less than one step of the largest batch per report; it must be at least"
+            f" {NUM_REPORTS * largest * max_len} ({NUM_REPORTS} reports of {largest} windows of {max_len} tokens)"
+        )
+    budget = report_tokens * NUM_REPORTS
+    eval_windows = int(min(MAX_EVAL_TOKENS, max(MIN_EVAL_TOKENS, budget * EVAL_SHARE))) // max_len or 1
+    _, targets = windows["val"].batch(windows["val"].spread(eval_windows))
+    total_bytes = int(token_bytes(encoding)[targets.numpy()].sum())
+    train = preset.training(
+        budget_tokens=budget,
+        version=space.version,
+        seed=config.seed,
+        eval_windows=eval_windows,
+        dtype="bfloat16" if torch.cuda.is_available() else "float32",
+    )
+    absolute = {
+        split: file if file == EMBEDDED else os.path.abspath(file)
+        for split, file in (("train", config.train_file), ("val", config.val_file))
+    }
+    return {
+        "config": dataclasses.asdict(config),
+        "model": dataclasses.asdict(model),
+        "train": dataclasses.asdict(train),
+        "num_reports": NUM_REPORTS,
+        "report_tokens": report_tokens,
+        "bytes_per_token": total_bytes / targets.numel(),
+        "ranges": {name: str(distribution) for name, distribution in space.ranges(preset).items()},
+        "data": {
+            "train_file": absolute["train"],
+            "val_file": absolute["val"],
+            "tokenizer": tokenizer_name,
+            "fingerprint": {split: tokens.fingerprint() for split, tokens in files.items()},
+        },
+        "prepared": {split: str(tokens.path.resolve()) for split, tokens in files.items()},
+        "created": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        "python": sys.version.split()[0],
+        "packages": {name: importlib.metadata.version(name) for name in ("torch", "ray", "tiktoken", "numpy", "pandas")},
+        "git_commit": git_commit(),
+        "hardware": {
+            "machine": platform.machine(),
+            "system": platform.platform(),
+            "cpus": available_cpus(),
+            "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        },
+    }
+
+
+def task_of(search: dict[str, Any], resources: Resources, rungs: tuple[int, ...]) -> Task:
+    """What every trial of the search `search` (search.json) needs to know."""
+    return Task(
+        model=search["model"],
+        train=search["train"],
+        train_file=search["prepared"]["train"],
+        val_file=search["prepared"]["val"],
+        report_tokens=search["report_tokens"],
+        bytes_per_token=search["bytes_per_token"],
+        rungs=rungs,
+        threads=resources.cpus_per_trial,
+        device="cuda" if resources.gpus_per_trial else "cpu",
+    )
+
+
+def read_search(run_dir: Path) -> dict[str, Any]:
+    """The search.json of a run folder. Raises InputError where it is no run folder."""
+    path = run_dir / "search.json"
+    if not path.is_file():
+        raise InputError(f"{run_dir} is no run folder: it has no search.json")
+    try:
+        search = json.loads(path.read_text())
+        search["config"], search["train"]["budget_tokens"]
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{path} is damaged") from None
+    return search
+
+
+def write_search(run_dir: Path, search: dict[str, Any]) -> None:
+    write_atomically(run_dir / "search.json", json.dumps(search, indent=2) + "\n")
+
+
+def check_data(search: dict[str, Any], cache_dir: Path) -> None:
+    """Makes sure that the data of a search is still there and the same, tokenizing it again where the cache has gone."""
+    data = search["data"]
+    for split in ("train", "val"):
+        if not Path(search["prepared"][split]).is_file():
+            encoding = get_tokenizer(data["tokenizer"])
+            tokens = prepare(data[f"{split}_file"], split, data["tokenizer"], encoding, cache_dir)
+            search["prepared"][split] = str(tokens.path.resolve())
+        if TokenFile(search["prepared"][split]).fingerprint() != data["fingerprint"][split]:
+            raise InputError(
+                f"{data[f'{split}_file']} has changed since the search began; its trials could not be compared"
+            )
+
+
+def available_cpus() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def git_commit() -> str | None:
+    """The commit of this project's checkout, with '+' where files were changed; None outside one."""
+    here = Path(__file__).resolve().parent
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True).stdout
+        changed = subprocess.run(
+            ["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True, check=True
+        ).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit.strip() + ("+" if changed else "")
