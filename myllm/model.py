@@ -129,7 +129,7 @@ class GPT(nn.Module):
 
         Raises ValueError where T exceeds block_size.
         """
-        B, T = ids.shape
+        T = ids.size(1)
         if self.config.block_size < T:
             raise ValueError(f"{T} tokens exceed the block_size of {self.config.block_size}")
         positions = torch.arange(T, device=ids.device)

@@ -27,11 +27,12 @@ def field_help(config_class: type) -> dict[str, str]:
     """The text under each field of a dataclass, as its help."""
     import ast
     import inspect
+    from itertools import pairwise
 
     body = ast.parse(inspect.getsource(config_class)).body[0].body
     return {
         field.target.id: text.value.value
-        for field, text in zip(body, body[1:], strict=False)
+        for field, text in pairwise(body)
         if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr)
     }
 

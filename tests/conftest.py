@@ -1,0 +1,82 @@
+"""Small things that several tests need. Nothing here needs a network or a GPU."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from myllm.config import GPTConfig, TrainConfig
+from myllm.data import TokenFile, Windows
+from myllm.training.train import Run
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared"
+if "TIKTOKEN_CACHE_DIR" not in os.environ and (SHARED / "tiktoken_cache").is_dir():
+    os.environ["TIKTOKEN_CACHE_DIR"] = str(SHARED / "tiktoken_cache")
+
+
+def pytest_collection_modifyitems(items):
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="no GPU"))
+
+
+@pytest.fixture
+def gpt2_tokenizer():
+    """The real GPT-2 tokenizer, where it can be had without waiting for a network."""
+    if "TIKTOKEN_CACHE_DIR" not in os.environ:
+        pytest.skip("needs the GPT-2 files in TIKTOKEN_CACHE_DIR")
+    import tiktoken
+
+    return tiktoken.get_encoding("gpt2")
+
+
+@pytest.fixture(scope="session")
+def tinyshakespeare() -> Path:
+    folder = SHARED / "data" / "tinyshakespeare"
+    if not folder.is_dir():
+        pytest.skip("needs the tinyshakespeare files")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def byte_files(tmp_path_factory) -> tuple[Path, Path]:
+    """(train.bin, val.bin): learnable ids below 257 with the byte tokenizer's name beside them."""
+    folder = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    words = [bytes(rng.integers(97, 123, 4).tolist()) for _ in range(30)]
+    for name, count in (("train.bin", 6000), ("val.bin", 1500)):
+        text = b" ".join(words[i] for i in rng.integers(0, 30, count))
+        np.frombuffer(text, np.uint8).astype("<u2").tofile(folder / name)
+        (folder / name).with_suffix(".json").write_text('{"dtype": "<u2", "tokenizer": "byte"}')
+    return folder / "train.bin", folder / "val.bin"
+
+
+TINY = GPTConfig(n_layer=1, n_head=2, n_embd=16, block_size=16, vocab_size=257)
+
+
+@pytest.fixture
+def make_run(byte_files):
+    """Builds a tiny Run; keyword arguments change its TrainConfig."""
+
+    def make(model: GPTConfig = TINY, **changes) -> Run:
+        values = dict(learning_rate=1e-2, batch_size=8, max_len=16, stride=16, eval_freq=10, eval_windows=8)
+        if "epochs" not in changes:
+            values["budget_tokens"] = 8 * 16 * 40
+        config = TrainConfig(**(values | changes))
+        windows = [Windows(TokenFile(path), config.max_len, config.stride) for path in byte_files]
+        return Run(model, config, *windows)
+
+    return make
+
+
+def run_command_line(*arguments: str | Path, timeout: float = 150, **kwargs) -> subprocess.CompletedProcess:
+    """Runs `python ARGUMENTS` from the project's folder; returns the finished process with its output as text."""
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout, **kwargs)

@@ -1,0 +1,70 @@
+import dataclasses
+
+import pytest
+
+from myllm.config import PRESETS, GPTConfig, TrainConfig, from_dict, get_preset
+from myllm.errors import InputError
+from myllm.model import GPT
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_builds_its_configs(name):
+    preset = get_preset(name)
+    assert preset.training().budget_tokens % (32 * 4 * preset.batch_size * preset.block_size) == 0
+    assert preset.model(257).block_size == preset.training().max_len
+
+
+@pytest.mark.parametrize(("name", "vocab", "millions"), [("nano", 257, 0.12), ("micro", 257, 0.84), ("mini", 65, 10.8)])
+def test_small_presets_have_the_size_they_say(name, vocab, millions):
+    assert GPT(PRESETS[name].model(vocab)).num_parameters() / 1e6 == pytest.approx(millions, rel=0.05)
+
+
+def test_gpt2_preset_is_gpt2():
+    shape = PRESETS["gpt2"].model(50257)
+    block = 12 * shape.n_embd**2 + 13 * shape.n_embd
+    total = shape.n_layer * block + (shape.vocab_size + shape.block_size) * shape.n_embd + 2 * shape.n_embd
+    assert total == 124_439_808  # the published count of the smallest GPT-2
+
+
+GOOD = dict(learning_rate=1e-3, batch_size=4, max_len=8, stride=8, epochs=1)
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"learning_rate": 0}, "learning_rate"),
+        ({"learning_rate": float("nan")}, "learning_rate"),
+        ({"batch_size": -1}, "batch_size"),
+        ({"batch_size": 1.5}, "batch_size"),
+        ({"stride": 0}, "stride"),
+        ({"warmup_ratio": 1}, "warmup_ratio"),
+        ({"min_lr_ratio": 1.1}, "min_lr_ratio"),
+        ({"clip_norm": -0.1}, "clip_norm"),
+        ({"weight_decay": -1}, "weight_decay"),
+        ({"beta2": 1.0}, "beta2"),
+        ({"version": "v3"}, "version"),
+        ({"epochs": None}, "epochs"),
+        ({"budget_tokens": 64}, "budget_tokens"),
+        ({"epochs": None, "budget_tokens": 33}, "budget_tokens"),
+        ({"seed": -1}, "seed"),
+        ({"colour": "red"}, "colour"),
+    ],
+)
+def test_bad_training_settings_are_named(change, word):
+    with pytest.raises(InputError, match=word):
+        from_dict(TrainConfig, GOOD | change, "here")
+
+
+def test_bad_shapes_are_named():
+    good = dict(n_layer=1, n_head=2, n_embd=8, block_size=4)
+    with pytest.raises(InputError, match="n_embd is 9"):
+        GPTConfig(**good | {"n_embd": 9})
+    with pytest.raises(InputError, match="dropout"):
+        GPTConfig(**good | {"dropout": 1.0})
+    with pytest.raises(InputError, match="'n_layer' is missing"):
+        from_dict(GPTConfig, {"n_head": 1}, "here")
+
+
+def test_round_trip_through_a_dict():
+    config = get_preset("gpt2").training()
+    assert from_dict(TrainConfig, dataclasses.asdict(config), "here") == config

@@ -1,0 +1,154 @@
+import math
+
+import pytest
+import torch
+from conftest import TINY
+
+from myllm.config import GPTConfig, TrainConfig
+from myllm.errors import InputError
+from myllm.training.train import learning_rate_at, mean_loss, train
+from myllm.training.train_utils import generate, load_state, plot_losses, save_state
+
+
+def config(**changes):
+    return TrainConfig(**dict(learning_rate=1.0, batch_size=1, max_len=1, stride=1, epochs=1) | changes)
+
+
+def test_schedule_by_hand():
+    v2 = config(warmup_ratio=0.1, min_lr_ratio=0.2)
+    rates = [learning_rate_at(step, 101, v2) for step in range(101)]
+    assert rates[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
+    assert rates[10] == pytest.approx(1.0)
+    assert rates[55] == pytest.approx(0.6)  # half-way down
+    assert rates[100] == pytest.approx(0.2)
+    assert {learning_rate_at(step, 101, config(version="v1")) for step in range(101)} == {1.0}
+    assert learning_rate_at(0, 1, v2) == 1.0
+
+
+def test_training_learns_and_reports_on_the_marks(make_run):
+    run = make_run()
+    before = mean_loss(run, run.val_windows, run.val_windows.spread(8))
+    reports = list(train(run))
+    assert [r.step for r in reports] == [10, 20, 30, 40]
+    assert reports[-1].tokens_seen == 40 * 8 * 16
+    assert reports[-1].val_loss < before - 1
+    assert not any(r.diverged for r in reports)
+    assert reports[-1].learning_rate == pytest.approx(1e-3)
+
+
+def test_v1_neither_clips_nor_warms_up(make_run):
+    run = make_run(version="v1")
+    reports = list(train(run))
+    assert {r.learning_rate for r in reports} == {1e-2}
+    assert all(math.isnan(r.grad_norm) for r in reports)
+
+
+def test_v2_clips_at_every_step(make_run):
+    run = make_run(clip_norm=1e-3, warmup_ratio=0.5)
+    norms = []
+    step = run.optimizer.step
+    run.optimizer.step = lambda: (
+        norms.append(torch.nn.utils.get_total_norm([p.grad for p in run.model.parameters()]).item()),
+        step(),
+    )
+    list(train(run))
+    assert len(norms) == 40 and max(norms) < 1.01e-3
+
+
+def test_weight_decay_leaves_out_biases_and_norms(make_run):
+    run = make_run(weight_decay=0.3)
+    decays = {p: g["weight_decay"] for g in run.optimizer.param_groups for p in g["params"]}
+    for name, parameter in run.model.named_parameters():
+        assert decays[parameter] == (0.0 if "norm" in name or name.endswith("bias") else 0.3)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(make_run, tmp_path, dropout):
+    shape = GPTConfig(**vars(TINY) | {"dropout": dropout})
+    whole = make_run(shape)
+    curve = [r.val_loss for r in train(whole)]
+    first = make_run(shape)
+    reports = train(first)
+    next(reports), next(reports)
+    save_state(first.state_dict(), tmp_path / "state.pt")
+    torch.manual_seed(99)  # another process would have other generators
+    second = make_run(shape)
+    second.load_state_dict(load_state(tmp_path / "state.pt"))
+    assert [r.val_loss for r in train(second)] == curve[2:]
+    for ours, theirs in zip(whole.model.parameters(), second.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_micro_batches_give_the_same_losses(make_run):
+    whole = [r.val_loss for r in train(make_run())]
+    pieces = [r.val_loss for r in train(make_run(micro_batch_size=3))]
+    assert pieces == pytest.approx(whole, abs=1e-4)
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_a_run_that_turns_non_finite_ends_as_diverged(make_run, version):
+    run = make_run(version=version, learning_rate=1e30, warmup_ratio=0.0)
+    reports = list(train(run))
+    assert reports[-1].diverged and run.step <= 20
+    assert not math.isfinite(reports[-1].val_loss)
+
+
+def test_a_state_of_another_shape_or_place_is_refused(make_run):
+    state = make_run().state_dict()
+    with pytest.raises(InputError, match="n_embd 16, this one 32"):
+        make_run(GPTConfig(**vars(TINY) | {"n_embd": 32})).load_state_dict(state)
+    with pytest.raises(InputError, match="batch_size 8, not 4"):
+        make_run(batch_size=4).load_state_dict(state)
+    with pytest.raises(InputError, match="max_len 32 exceeds"):
+        make_run(max_len=32)
+
+
+def test_load_state_runs_no_code_and_names_damage(tmp_path):
+    import pickle
+
+    path = tmp_path / "state.pt"
+    path.write_bytes(pickle.dumps(print))
+    with pytest.raises(InputError, match="not a checkpoint"):
+        load_state(path)
+    torch.save({"model_config": print}, path)
+    with pytest.raises(InputError, match="not a checkpoint"):
+        load_state(path)
+    torch.save({"weights": torch.zeros(1)}, path)
+    with pytest.raises(InputError, match="not a training state"):
+        load_state(path)
+    with pytest.raises(InputError, match="no such"):
+        load_state(tmp_path / "missing.pt")
+
+
+def test_a_failed_save_leaves_the_old_file_whole(tmp_path, make_run):
+    path = tmp_path / "state.pt"
+    save_state(make_run().state_dict(), path)
+    before = path.read_bytes()
+    with pytest.raises(AttributeError):
+        save_state({"model_config": lambda: None}, path)  # can't be pickled: fails half-way
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+class Counts(torch.nn.Module):
+    """A model whose next token is always the last one plus one."""
+
+    config = TINY
+
+    def forward(self, ids):
+        return 10.0 * torch.nn.functional.one_hot((ids + 1) % 257, 257).float()
+
+
+def test_generation_by_hand():
+    ids = torch.tensor([[5], [8]])
+    assert generate(Counts(), ids, 3).tolist() == [[5, 6, 7, 8], [8, 9, 10, 11]]
+    assert generate(Counts(), ids, 9, eos_id=9).tolist() == [[5, 6, 7, 8, 9], [8, 9, 9, 9, 9]]
+    assert generate(Counts(), ids, 2, temperature=5.0, top_k=1).tolist() == [[5, 6, 7], [8, 9, 10]]
+    drawn = generate(Counts(), ids, 30, temperature=100.0, generator=torch.Generator().manual_seed(0))
+    assert len(set(drawn[0].tolist())) > 10
+    with pytest.raises(ValueError, match="temperature"):
+        generate(Counts(), ids, 1, temperature=-1)
+
+
+def test_plot_is_a_png(tmp_path):
+    plot_losses([0, 1], [0, 100], [5, 4], [5, 4.5], tmp_path / "p.png")
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
