@@ -120,7 +120,8 @@ def main() -> int:
     given = vars(parse_args())
     from tune.settings import SearchConfig, available_cpus, settle_resources, write_search
 
-    run_dir, search = (resume if "resume" in given else start)(given)
+    resumed = "resume" in given
+    run_dir, search = (resume if resumed else start)(given)
     config = SearchConfig(**search["config"])
     if config.address is None:
         import torch
@@ -130,7 +131,7 @@ def main() -> int:
         from tune.cluster import cluster_resources
 
         resources = settle_resources(config, *cluster_resources(config.address))
-    run_dir.mkdir(parents=True, exist_ok="resume" in given)
+    run_dir.mkdir(parents=True, exist_ok=resumed)
     write_search(run_dir, search)
     shown = os.path.relpath(run_dir)
     data = "the embedded corpus" if config.train_file == EMBEDDED else config.train_file

@@ -1,0 +1,46 @@
+"""Arrows run one way: search -> runner -> trainable -> myllm; report reads only files."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+MODULES = sorted(path for folder in ("myllm", "tune") for path in (ROOT / folder).rglob("*.py"))
+USES_RAY = {"tune/runner.py", "tune/trainable.py", "tune/cluster.py"}
+
+
+def imports(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add(node.module)
+    return names
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_a_module_imports_only_downwards(path):
+    name, roots = path.relative_to(ROOT).as_posix(), {module.split(".")[0] for module in imports(path)}
+    if name.startswith("myllm/"):
+        assert not roots & {"ray", "tune", "pandas"}
+    if name not in USES_RAY:
+        assert "ray" not in roots
+    if name in ("tune/report.py", "tune/results.py", "tune/journal.py", "tune/schedulers.py", "tune/spaces.py"):
+        assert "torch" not in roots
+        assert not imports(path) & {"tune.runner", "tune.trainable", "tune.settings", "tune.search"}
+
+
+def test_no_module_beside_the_commands_shadows_another():
+    for folder in ("tune", "myllm/training"):
+        for path in (ROOT / folder).glob("*.py"):
+            assert path.stem not in sys.stdlib_module_names
+
+
+def test_the_report_imports_neither_ray_nor_torch():
+    code = "import sys, tune.report; assert not {'ray', 'torch'} & set(sys.modules), 'heavy'"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})

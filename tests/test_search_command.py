@@ -1,0 +1,195 @@
+"""search.py and report.py as people run them: real Ray, tiny budgets."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+from conftest import ROOT, run_command_line
+
+RUNS = ROOT / "experiments" / "runs"
+TIMES = ["train_seconds", "tok_per_sec", "checkpoint"]
+
+
+@pytest.fixture
+def run_name(request):
+    """A run name of this test alone; its folder is removed afterwards."""
+    name = f"test-{request.node.name}-{time.time_ns()}"
+    yield name
+    shutil.rmtree(RUNS / name, ignore_errors=True)
+
+
+@pytest.fixture
+def small(byte_files, run_name):
+    """Flags of a search that takes seconds: the least budget, on tiny files."""
+    train, val = byte_files
+    flags = ["--train_file", train, "--val_file", val, "--budget_tokens", "262144", "--num_samples", "4"]
+    return ["tune/search.py", *map(str, flags), "--max_concurrent", "1", "--name", run_name]
+
+
+def tables(run_dir):
+    read = [pd.read_csv(run_dir / name, dtype={"trial_id": str}) for name in ("trials.csv", "history.csv")]
+    return [table.drop(columns=TIMES, errors="ignore") for table in read]
+
+
+def test_interrupted_resumed_and_grown_equals_never_stopped(small, run_name):
+    whole, broken = RUNS / run_name, RUNS / f"{run_name}-broken"
+    try:
+        done = run_command_line(*small)
+        assert done.returncode == 0, done.stdout + done.stderr
+        for word in ("best      trial", "default   trial 00000", "--resume", "trainer.py --config", "4 of 4"):
+            assert word in done.stdout, done.stdout
+        assert {p.name for p in whole.iterdir()} == {
+            *("search.json", "journal.jsonl", "trials.csv", "history.csv", "best_config.json", "report.html", "ray"),
+            *("curves.png", "parameters.png"),
+        }
+
+        first = [*small[:-1], broken.name]
+        first[first.index("--num_samples") + 1] = "3"
+        process = subprocess.Popen(
+            [sys.executable, *first], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+        journal = broken / "journal.jsonl"
+        while not (journal.exists() and journal.read_text().count('"report"') >= 5):
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        output = process.communicate(timeout=60)[0]
+        assert process.returncode == 130, output
+        assert f"--resume experiments/runs/{broken.name}" in output
+
+        done = run_command_line("tune/search.py", "--resume", broken, "--num_samples", "4")
+        assert done.returncode == 0, done.stdout + done.stderr
+        for expected, found in zip(tables(whole), tables(broken), strict=True):
+            pd.testing.assert_frame_equal(expected, found, check_exact=True)
+
+        report = run_command_line("tune/report.py", broken)
+        assert "4 of 4" in report.stdout and report.returncode == 0
+        marks = pd.read_csv(broken / "history.csv").groupby("trial_id")["tokens_seen"]
+        assert all(list(seen) == [8192 * (i + 1) for i in range(len(seen))] for _, seen in marks)
+
+        config = json.loads((whole / "best_config.json").read_text())
+        config["train"]["budget_tokens"] = 16384
+        (broken / "best_config.json").write_text(json.dumps(config))
+        trained = run_command_line("myllm/training/trainer.py", "--config", broken / "best_config.json")
+        assert trained.returncode == 0 and "sample: " in trained.stdout, trained.stderr
+        state = next((whole / "ray").rglob("state.pt"))
+        assert "model_config" in __import__("torch").load(state, weights_only=True)
+
+        refused = run_command_line("tune/search.py", "--resume", broken, "--seed", "3")
+        assert refused.returncode == 2 and "--seed" in refused.stderr
+        again = run_command_line(*small)
+        assert again.returncode == 2 and "exists; go on with --resume" in again.stderr
+    finally:
+        shutil.rmtree(broken, ignore_errors=True)
+
+
+def test_a_trial_that_diverges_is_kept_and_the_search_ends(small, tmp_path, byte_files):
+    """Real Ray, one trial: the loop's own report of divergence becomes the status."""
+    from tune.runner import run_search
+    from tune.settings import Resources, SearchConfig, prepare_search, write_search
+
+    train, val = map(str, byte_files)
+    config = SearchConfig(train_file=train, val_file=val, num_samples=1, budget_tokens=262144, name="x", space="v1")
+    search = prepare_search(config, tmp_path)
+    search["train"]["weight_decay"] = 1e30  # every configuration diverges
+    write_search(tmp_path, search)
+    assert run_search(tmp_path, search, Resources(1, 0, 1))
+    trials = pd.read_csv(tmp_path / "trials.csv")
+    assert trials["status"].tolist() == ["diverged"] and trials["tokens_seen"][0] <= 16384
+    assert not (tmp_path / "best_config.json").exists()
+
+
+def test_bad_input_is_one_line_and_exit_code_2_before_ray_starts(byte_files, tmp_path):
+    train, val = map(str, byte_files)
+    data = ["--train_file", train, "--val_file", val]
+    files = {
+        "empty.bin": b"",
+        "odd.bin": b"abc",
+        "short.bin": b"a\0" * 100,
+        "few.bin": b"a\0" * 1000,
+        "beyond.bin": b"\xff\xff" * 10000,
+        "latin.txt": b"\xe9" * 100,
+        "bad.toml": b'colour = "red"',
+        "type.toml": b'num_samples = "many"',
+        "variable.toml": b'train_file = "$NOT_SET_ANYWHERE/x.bin"',
+        "broken.toml": b"=",
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+
+    def file(name):
+        return ["--train_file", str(tmp_path / name), "--val_file", val, "--tokenizer", "byte"]
+
+    cases = [
+        (file("missing.bin"), "no such file"),
+        (file("empty.bin"), "empty"),
+        (file("odd.bin"), "whole number"),
+        (file("short.bin"), "fewer than one window"),
+        (file("few.bin"), "largest batch"),
+        (file("beyond.bin"), "beyond the vocabulary"),
+        (file("latin.txt"), "not UTF-8"),
+        (["--train_file", train], "belong together"),
+        (["--tokenizer", "klingon"], "--tokenizer 'klingon'"),
+        (["--preset", "huge"], "--preset 'huge'"),
+        (["--space", "v9"], "--space 'v9'"),
+        (["--scheduler", "magic"], "--scheduler 'magic'"),
+        ([*data, "--budget_tokens", "1000"], "at least 262144"),
+        ([*data, "--gpus_per_trial", "99"], "--gpus_per_trial is 99"),
+        ([*data, "--cpus_per_trial", "9999"], "--cpus_per_trial is 9999"),
+        (["--num_samples", "0"], "--num_samples is 0"),
+        (["--budget_tokens", "-5"], "--budget_tokens is -5"),
+        (["--reduction_factor", "1"], "--reduction_factor is 1"),
+        (["--grace_period", "1.5"], "--grace_period is 1.5"),
+        (["--max_concurrent", "0"], "--max_concurrent is 0"),
+        (["--seed", "-1"], "--seed is -1"),
+        (["--name", "../escape"], "--name '../escape'"),
+        (["--num_samples", "many"], "invalid int value"),
+        (["--resume", str(tmp_path)], "no run folder"),
+        (["--experiment", str(tmp_path / "bad.toml")], "'colour'"),
+        (["--experiment", str(tmp_path / "type.toml")], "num_samples is 'many'"),
+        (["--experiment", str(tmp_path / "variable.toml")], "not set"),
+        (["--experiment", str(tmp_path / "broken.toml")], "not TOML"),
+        (["--experiment", str(tmp_path / "missing.toml")], "no such file"),
+    ]
+    before = set(RUNS.iterdir()) if RUNS.exists() else set()
+    script = (  # one process for all cases: importing torch thirty times would take a minute
+        "import sys, json, contextlib, io\n"
+        "from tune.search import main\n"
+        "from myllm.errors import run_command\n"
+        "for arguments in json.load(sys.stdin):\n"
+        "    sys.argv = ['search.py', *arguments]\n"
+        "    errors = io.StringIO()\n"
+        "    with contextlib.redirect_stderr(errors):\n"
+        "        try:\n"
+        "            run_command(main)\n"
+        "        except SystemExit as end:\n"
+        "            print(json.dumps([end.code, errors.getvalue(), 'tune.runner' in sys.modules]))\n"
+    )
+    done = run_command_line("-c", script, input=json.dumps([arguments for arguments, _ in cases]))
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(answers) == len(cases), done.stderr
+    for (arguments, word), (code, message, runner_imported) in zip(cases, answers, strict=True):
+        assert code == 2 and word in message, (arguments, message)
+        assert message.startswith("error: ") and message.count("\n") == 1, message
+        assert not runner_imported
+    assert (set(RUNS.iterdir()) if RUNS.exists() else set()) - before <= {RUNS / ".cache"}
+
+
+def test_report_of_no_run_is_an_error(tmp_path):
+    done = run_command_line("tune/report.py", tmp_path)
+    assert done.returncode == 2 and "no run folder" in done.stderr
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "experiments").glob("*.toml")), ids=lambda p: p.name)
+def test_every_shipped_experiment_parses(path, monkeypatch):
+    from tune.search import read_experiment
+    from tune.settings import SearchConfig
+
+    monkeypatch.setenv("TINYSHAKESPEARE", "/data")
+    monkeypatch.setenv("OPENWEBTEXT", "/data")
+    SearchConfig(**read_experiment(str(path), {}))

@@ -1,0 +1,145 @@
+"""The pure parts of a search: spaces, schedulers, journal, tables, resources. No Ray."""
+
+import json
+import math
+
+import pytest
+
+from myllm.config import PRESETS
+from myllm.errors import InputError
+from tune.journal import FILE_NAME, Journal, read_journal
+from tune.results import best_trial, tables, valid_name
+from tune.schedulers import CONTINUE, STOP, Asha
+from tune.settings import SearchConfig, settle_resources
+from tune.spaces import SPACES, get_space, sample
+from tune.trainable import trial_config
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("space", SPACES)
+def test_every_draw_is_a_training_that_meets_the_marks(space, preset):
+    reference = PRESETS[preset]
+    train = vars(reference.training(version=SPACES[space].version))
+    report_tokens = reference.budget_tokens // 32
+    for index in range(20):
+        drawn = sample(get_space(space), reference, seed=3, index=index)
+        config = trial_config(train, report_tokens, drawn)
+        assert config.eval_freq * config.tokens_per_step == report_tokens
+        assert 0.099 <= config.learning_rate / reference.learning_rate <= 10.01
+        assert 0.25 <= config.batch_size / reference.batch_size <= 4
+
+
+def test_draws_are_a_pure_function_and_the_first_is_the_reference():
+    space, nano = get_space("v2"), PRESETS["nano"]
+    assert sample(space, nano, 1, 5) == sample(space, nano, 1, 5) != sample(space, nano, 2, 5)
+    assert sample(space, nano, 1, 5) != sample(space, nano, 1, 6)
+    reference = nano.training()
+    assert sample(space, nano, 1, 0) == {
+        "learning_rate": reference.learning_rate,
+        "batch_size": reference.batch_size,
+        "warmup_ratio": reference.warmup_ratio,
+        "clip_norm": reference.clip_norm,
+    }
+
+
+def test_an_unknown_hyper_parameter_is_an_error():
+    with pytest.raises(InputError, match="lerning_rate"):
+        trial_config(vars(PRESETS["nano"].training()), 8192, {"lerning_rate": 1})
+
+
+def asha(**changes):
+    return Asha(**dict(budget_tokens=3200, report_tokens=100, grace_period=1 / 16, reduction_factor=4) | changes)
+
+
+def test_rungs_lie_on_marks():
+    assert asha().rungs == (200, 800)
+    assert asha(grace_period=0.01, reduction_factor=2).rungs == (100, 200, 300, 600, 1100, 2100)
+    assert asha(grace_period=0.9).rungs == (2900,)
+
+
+def test_asha_by_hand():
+    scheduler = asha(protected=frozenset({"p"}))
+    losses = [("p", 5.0), ("a", 4.0), ("b", 6.0), ("c", 4.0), ("d", 3.0), ("e", 3.5), ("f", 3.4), ("g", 3.4), ("h", 2.0)]
+    decisions = [scheduler.report(trial, 200, loss) for trial, loss in losses]
+    # Of n losses the best max(1, n // 4) go on: one until the seventh, then two; of equals the earlier is the better.
+    assert decisions == [CONTINUE, CONTINUE, STOP, STOP, CONTINUE, STOP, STOP, STOP, CONTINUE]
+    assert scheduler.report("p", 800, 9.0) == CONTINUE
+    assert scheduler.report("h", 800, 9.5) == STOP
+    assert scheduler.report("d", 300, 99.0) == CONTINUE  # not a rung
+
+
+def test_diverged_trials_stop_and_move_nobodys_cutoff():
+    clean, dirty = asha(), asha()
+    for index in range(40):
+        loss = float((7 * index) % 40)
+        for trial in range(9):  # nine in ten diverge
+            bad = (math.nan, math.inf, -math.inf)[trial % 3]
+            assert dirty.report(f"bad{index}-{trial}", 200, bad) == STOP
+        assert dirty.report(str(index), 200, loss) == clean.report(str(index), 200, loss)
+
+
+def test_a_torn_last_line_is_dropped_and_other_damage_is_named(tmp_path):
+    journal = Journal(tmp_path)
+    journal.append("trial", trial_id="00000", config={})
+    with open(tmp_path / FILE_NAME, "a") as file:
+        file.write('{"event": "rep')
+    assert len(read_journal(tmp_path)) == 1
+    Journal(tmp_path).append("failed", trial_id="00000", reason="x")
+    assert [e["event"] for e in read_journal(tmp_path)] == ["trial", "failed"]
+    with open(tmp_path / FILE_NAME, "a") as file:
+        file.write("garbage\n")
+    with pytest.raises(InputError, match="line 3 is damaged"):
+        read_journal(tmp_path)
+
+
+def report(trial_id, tokens, loss, decision=CONTINUE, **changes):
+    values = dict(
+        event="report", trial_id=trial_id, decision=decision, step=tokens // 10, tokens_seen=tokens, val_loss=loss
+    )
+    more = dict.fromkeys(("train_loss", "val_bpb", "learning_rate", "grad_norm", "train_seconds", "tok_per_sec"), 1.0)
+    return values | more | {"diverged": False} | changes
+
+
+def test_tables_and_statuses():
+    events = [{"event": "trial", "trial_id": f"{i:05d}", "config": {"learning_rate": i}} for i in range(6)]
+    events += [
+        report("00000", 100, 3.0),
+        report("00000", 200, 3.5, STOP),
+        report("00001", 100, 2.0, STOP),
+        report("00002", 100, math.nan, STOP, diverged=True),
+        report("00003", 100, 1.0),
+        report("00005", 200, 3.2, STOP),
+        {"event": "failed", "trial_id": "00004", "reason": "boom"},
+        {"event": "checkpoint", "trial_id": "00005", "path": "ray/x"},
+    ]
+    trials, history = tables(events, budget_tokens=200)
+    assert trials["status"].tolist() == ["completed", "stopped", "diverged", "interrupted", "failed", "completed"]
+    assert trials["best_val_loss"].tolist()[:2] == [3.0, 2.0]
+    assert best_trial(trials)["trial_id"] == "00005" and trials["checkpoint"][5] == "ray/x"
+    assert trials["reason"][4] == "boom" and len(history) == 6
+    assert best_trial(tables(json.loads(json.dumps(events[:6])), 200)[0]) is None
+
+
+def test_resources_share_what_there_is():
+    def settle(cpus, gpus, **changes):
+        found = settle_resources(SearchConfig(**changes), cpus, gpus)
+        return found.cpus_per_trial, found.gpus_per_trial, found.slots
+
+    assert settle(2, 0) == (1, 0, 2)
+    assert settle(8, 0, cpus_per_trial=3) == (3, 0, 2)
+    assert settle(16, 8) == (2, 1, 8)
+    assert settle(16, 2, gpus_per_trial=0.5) == (4, 0.5, 4)
+    assert settle(16, 8, gpus_per_trial=2) == (4, 2, 4)
+    assert settle(8, 0, max_concurrent=3) == (1, 0, 3)
+    assert settle(8, 4, gpus_per_trial=0) == (1, 0, 8)
+    with pytest.raises(InputError, match="--gpus_per_trial is 1, but there are 0"):
+        settle(2, 0, gpus_per_trial=1)
+    with pytest.raises(InputError, match="--cpus_per_trial is 3"):
+        settle(2, 0, cpus_per_trial=3)
+
+
+@pytest.mark.parametrize("name", ["..", "../x", "a/b", "", ".cache", "a\n", "/etc"])
+def test_names_cannot_leave_the_runs_folder(name):
+    assert not valid_name(name)
+    with pytest.raises(InputError, match="--name"):
+        SearchConfig(name=name)
