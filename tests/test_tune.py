@@ -8,7 +8,7 @@ import pytest
 from myllm.config import PRESETS
 from myllm.errors import InputError
 from tune.journal import FILE_NAME, Journal, read_journal
-from tune.results import best_trial, tables, valid_name
+from tune.results import best_trial, search_seconds, tables, valid_name
 from tune.schedulers import CONTINUE, STOP, Asha
 from tune.settings import SearchConfig, settle_resources
 from tune.spaces import SPACES, get_space, sample
@@ -81,6 +81,9 @@ def test_diverged_trials_stop_and_move_nobodys_cutoff():
 def test_a_torn_last_line_is_dropped_and_other_damage_is_named(tmp_path):
     journal = Journal(tmp_path)
     journal.append("trial", trial_id="00000", config={})
+    with pytest.raises(InputError, match="another search is running"):
+        Journal(tmp_path)
+    del journal
     with open(tmp_path / FILE_NAME, "a") as file:
         file.write('{"event": "rep')
     assert len(read_journal(tmp_path)) == 1
@@ -118,6 +121,12 @@ def test_tables_and_statuses():
     assert best_trial(trials)["trial_id"] == "00005" and trials["checkpoint"][5] == "ray/x"
     assert trials["reason"][4] == "boom" and len(history) == 6
     assert best_trial(tables(json.loads(json.dumps(events[:6])), 200)[0]) is None
+
+
+def test_seconds_count_every_session_and_no_pause():
+    kinds = [("session", 100), ("report", 110), ("session", 200), ("report", 203), ("session_end", 204)]
+    assert search_seconds([{"event": event, "time": time} for event, time in kinds]) == 14
+    assert search_seconds([]) == 0
 
 
 def test_resources_share_what_there_is():

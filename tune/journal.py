@@ -5,8 +5,10 @@ the decision on it), `checkpoint` (a report's state is safely stored), `failed` 
 else, the tables and the schedulers' memory included, is computed from these.
 """
 
+import fcntl
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +33,23 @@ def read_journal(run_dir: Path) -> list[dict[str, Any]]:
 
 
 class Journal:
-    """Appends events. On opening, a last line that a crash cut short is removed."""
+    """Appends events. On opening, a last line that a crash cut short is removed.
+
+    Raises InputError where another process has the journal open: one search a folder. The lock goes with its process.
+    """
 
     def __init__(self, run_dir: Path):
         path = run_dir / FILE_NAME
-        if path.is_file():
-            content = path.read_bytes()
-            os.truncate(path, content.rfind(b"\n") + 1)
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (open for the search's whole life)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(f"{run_dir}: another search is running in this folder; wait for it, or stop it") from None
+        os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
 
-    def append(self, event: str, **values: Any) -> None:
-        """Writes one event; it survives a crash of this process or machine once this returns."""
-        line = json.dumps({"event": event} | values) + "\n"
-        self._file.write(line.encode())
+    def append(self, event: str, **values: Any) -> dict[str, Any]:
+        """Writes one event and returns it, its `time` (seconds, UNIX) added; once this returns it survives a crash."""
+        entry = {"event": event, "time": round(time.time(), 3)} | values
+        self._file.write((json.dumps(entry) + "\n").encode())
         os.fsync(self._file.fileno())
+        return entry

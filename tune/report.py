@@ -14,7 +14,7 @@ import pandas as pd
 
 from myllm.errors import InputError, Parser, run_command
 from tune.journal import read_journal
-from tune.results import COMPLETED, DEFAULT_TRIAL, FAILED, RESULT_COLUMNS, STATUSES, best_trial, read_tables
+from tune.results import COMPLETED, DEFAULT_TRIAL, FAILED, RESULT_COLUMNS, STATUSES, best_trial, read_tables, search_seconds
 
 
 def load(run_dir: Path) -> tuple[dict, pd.DataFrame, pd.DataFrame]:
@@ -49,7 +49,7 @@ def summary(run_dir: Path) -> str:
     config, shown = search["config"], os.path.relpath(run_dir)
     names = searched_columns(trials)
     counts = trials["status"].value_counts()
-    seconds = sum(e["seconds"] for e in read_journal(run_dir) if e["event"] == "session_end")
+    seconds = search_seconds(read_journal(run_dir))
     lines = [
         "",
         f"Search {config['name']}: space {config['space']}, preset {config['preset']}, scheduler {config['scheduler']}, "

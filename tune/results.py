@@ -84,6 +84,16 @@ def tables(events: list[dict[str, Any]], budget_tokens: int) -> tuple[pd.DataFra
     return trials, history.sort_values(["trial_id", "step"], ignore_index=True)
 
 
+def search_seconds(events: list[dict[str, Any]]) -> float:
+    """Wall-clock seconds of all sessions of a search, each from its beginning to its last event, however it ended."""
+    total, begin, last = 0.0, 0.0, 0.0
+    for event in events:
+        if event["event"] == "session":
+            total, begin = total + last - begin, event["time"]
+        last = event["time"]
+    return total + last - begin
+
+
 def best_trial(trials: pd.DataFrame) -> pd.Series | None:
     """The completed trial with the lowest val_loss at the full budget, the earlier of equals; None without one."""
     completed = trials[trials["status"] == COMPLETED]

@@ -6,6 +6,7 @@ the scheduler (ray issue 30838), cannot add trials (42221), and unpickles what i
 """
 
 import logging
+import math
 import os
 import signal
 import sys
@@ -16,7 +17,7 @@ from typing import Any
 from tune.journal import Journal, read_journal
 from tune.results import COMPLETED, DEFAULT_TRIAL, INTERRUPTED, status_of, write_results
 from tune.schedulers import STOP, Asha, Fifo
-from tune.settings import Resources, SearchConfig, task_of
+from tune.settings import Resources, task_of
 from tune.spaces import get_space, sample
 
 ENVIRONMENT = {
@@ -77,8 +78,7 @@ class SearchState:
 
     def record(self, event: str, **values: Any) -> None:
         """Appends an event to the journal and to what is known."""
-        self.journal.append(event, **values)
-        self.events.append({"event": event} | values)
+        self.events.append(self.journal.append(event, **values))
         self._apply(self.events[-1])
 
     def _apply(self, event: dict[str, Any]) -> None:
@@ -230,49 +230,55 @@ class Progress(tune.Callback):
 
 
 def run_search(run_dir: Path, search: dict[str, Any], resources: Resources) -> bool:
-    """Runs, or goes on with, the search in `run_dir`; True where it ended by itself, False where it was interrupted."""
+    """Runs, or goes on with, the search in `run_dir`; True where it ended by itself, False where it was interrupted.
+
+    Raises InputError where another process is running it.
+    """
     state = SearchState(run_dir, search)
-    sessions = sum(event["event"] == "session" for event in state.events)
-    state.record("session", session=sessions, started=time.time(), slots=resources.slots)
-    start = time.monotonic()
-    config = SearchConfig(**search["config"])
+    trials = JournalledTrials(state, resources.slots)
+    if not trials.is_finished():
+        session = sum(event["event"] == "session" for event in state.events)
+        state.record("session", session=session, slots=resources.slots)
+        try:
+            _run_trials(state, trials, resources, f"session_{session}")
+        finally:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing below may be cut short
+            ray.shutdown()
+            state.record("session_end", session=session)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+    state.write_tables()
+    return trials.is_finished() and all(state.status(trial_id) != INTERRUPTED for trial_id in state.configs)
+
+
+def _run_trials(state: SearchState, trials: JournalledTrials, resources: Resources, session: str) -> None:
+    """Starts or joins Ray and lets it work off `trials`; returns early on Ctrl-C."""
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(resources.slots)
     for name in ("ray", "ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    options: dict[str, Any] = dict(log_to_driver=False, logging_level=logging.CRITICAL, include_dashboard=False)
-    if config.address:
-        options = dict(address=config.address, log_to_driver=False, logging_level=logging.CRITICAL)
-    else:
-        gpus = -(-resources.slots * resources.gpus_per_trial // 1)
+    address = state.search["config"]["address"]
+    options: dict[str, Any] = dict(address=address or "local", log_to_driver=False, logging_level=logging.CRITICAL)
+    if address is None:
         options |= dict(
-            num_cpus=resources.slots * resources.cpus_per_trial, num_gpus=int(gpus), _node_ip_address="127.0.0.1"
+            num_cpus=resources.slots * resources.cpus_per_trial,
+            num_gpus=math.ceil(resources.slots * resources.gpus_per_trial),
+            include_dashboard=False,
+            _node_ip_address="127.0.0.1",
         )
     ray.init(**options)
-    trials = JournalledTrials(state, resources.slots)
-    try:
-        task = task_of(search, resources, state.scheduler.rungs)
-        trainable = tune.with_resources(
+    task = task_of(state.search, resources, state.scheduler.rungs)
+    tune.run(  # not a Tuner: that pickles its arguments into the run folder, and nothing here is restored from it
+        tune.with_resources(
             tune.with_parameters(run_trial, task=task),
             {"cpu": resources.cpus_per_trial, "gpu": resources.gpus_per_trial},
-        )
-        if not trials.is_finished():
-            tune.run(  # not a Tuner: that pickles its arguments into the run folder, and nothing here is restored from it
-                trainable,
-                name=f"session_{sessions}",
-                storage_path=str(run_dir / "ray"),
-                num_samples=config.num_samples,
-                search_alg=trials,
-                scheduler=JournalledScheduler(state),
-                callbacks=[Progress(state)],
-                checkpoint_config=tune.CheckpointConfig(num_to_keep=2),
-                reuse_actors=True,
-                raise_on_failed_trial=False,
-                verbose=0,
-            )
-    finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing below may be cut short
-        ray.shutdown()
-        state.record("session_end", session=sessions, seconds=time.monotonic() - start)
-        state.write_tables()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    return trials.is_finished() and all(state.status(trial_id) != INTERRUPTED for trial_id in state.configs)
+        ),
+        name=session,
+        storage_path=str(state.run_dir / "ray"),
+        num_samples=trials.total_samples,
+        search_alg=trials,
+        scheduler=JournalledScheduler(state),
+        callbacks=[Progress(state)],
+        checkpoint_config=tune.CheckpointConfig(num_to_keep=2),
+        reuse_actors=True,
+        raise_on_failed_trial=False,
+        verbose=0,
+    )

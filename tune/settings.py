@@ -163,7 +163,7 @@ def prepare_search(config: SearchConfig, cache_dir: Path) -> dict[str, Any]:
         "train": dataclasses.asdict(train),
         "num_reports": NUM_REPORTS,
         "report_tokens": report_tokens,
-        "bytes_per_token": total_bytes / targets.numel(),
+        "bytes_per_token": max(1, total_bytes) / targets.numel(),
         "ranges": {name: str(distribution) for name, distribution in space.ranges(preset).items()},
         "data": {
             "train_file": absolute["train"],
