@@ -88,20 +88,28 @@ def test_interrupted_resumed_and_grown_equals_never_stopped(small, run_name):
         shutil.rmtree(broken, ignore_errors=True)
 
 
-def test_a_trial_that_diverges_is_kept_and_the_search_ends(small, tmp_path, byte_files):
-    """Real Ray, one trial: the loop's own report of divergence becomes the status."""
+@pytest.mark.parametrize(
+    ("part", "field", "value", "status"),
+    [("train", "weight_decay", 1e30, "diverged"), ("model", "n_head", 3, "failed")],
+)
+def test_trials_that_end_badly_are_kept_with_the_reason(part, field, value, status, tmp_path, byte_files):
+    from tune.report import summary
     from tune.runner import run_search
     from tune.settings import Resources, SearchConfig, prepare_search, write_search
 
     train, val = map(str, byte_files)
     config = SearchConfig(train_file=train, val_file=val, num_samples=1, budget_tokens=262144, name="x", space="v1")
     search = prepare_search(config, tmp_path)
-    search["train"]["weight_decay"] = 1e30  # every configuration diverges
+    search[part][field] = value
     write_search(tmp_path, search)
     assert run_search(tmp_path, search, Resources(1, 0, 1))
     trials = pd.read_csv(tmp_path / "trials.csv")
-    assert trials["status"].tolist() == ["diverged"] and trials["tokens_seen"][0] <= 16384
+    assert trials["status"].tolist() == [status] and trials["tokens_seen"][0] <= 16384
     assert not (tmp_path / "best_config.json").exists()
+    assert f"1 {status}" in summary(tmp_path)
+    if status == "failed":
+        assert "n_embd is 64; it must be a multiple of n_head (3)" in summary(tmp_path)
+        assert "Traceback" in (tmp_path / "error-00000.txt").read_text()
 
 
 def test_bad_input_is_one_line_and_exit_code_2_before_ray_starts(byte_files, tmp_path):

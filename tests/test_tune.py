@@ -59,12 +59,18 @@ def test_rungs_lie_on_marks():
 
 def test_asha_by_hand():
     scheduler = asha(protected=frozenset({"p"}))
-    losses = [("p", 5.0), ("a", 4.0), ("b", 6.0), ("c", 4.0), ("d", 3.0), ("e", 3.5), ("f", 3.4), ("g", 3.4), ("h", 2.0)]
+    losses = [("p", 1.0), ("a", 4.0), ("b", 6.0), ("c", 4.0), ("d", 3.0), ("e", 3.5), ("f", 3.4), ("g", 3.4)]
     decisions = [scheduler.report(trial, 200, loss) for trial, loss in losses]
-    # Of n losses the best max(1, n // 4) go on: one until the seventh, then two; of equals the earlier is the better.
-    assert decisions == [CONTINUE, CONTINUE, STOP, STOP, CONTINUE, STOP, STOP, STOP, CONTINUE]
-    assert scheduler.report("p", 800, 9.0) == CONTINUE
+    # Of n losses the best max(1, n // 4) go on, here one; of equals the earlier is the better; p stands aside.
+    assert decisions == [CONTINUE, CONTINUE, STOP, STOP, CONTINUE, STOP, STOP, STOP]
+    assert [scheduler.report(trial, 200, loss) for trial, loss in [("h", 2.0), ("i", 2.5), ("j", 2.7)]] == [
+        CONTINUE,  # the eighth: from now on two
+        CONTINUE,
+        STOP,
+    ]
+    assert scheduler.report("d", 800, 9.0) == CONTINUE
     assert scheduler.report("h", 800, 9.5) == STOP
+    assert scheduler.report("p", 800, 9.9) == CONTINUE
     assert scheduler.report("d", 300, 99.0) == CONTINUE  # not a rung
 
 

@@ -24,7 +24,7 @@ class Asha:
     Rungs lie at grace_period * reduction_factor**k shares of the budget, each moved up to the next report mark. At a
     rung a trial goes on if its loss is among the best 1/reduction_factor of the losses seen there so far, its own
     included, and at least the best one; of equal losses the earlier is the better. Non-finite losses never go on and
-    never count. `protected` trials are recorded but not stopped.
+    never count. `protected` trials always go on, and take nobody's place.
     """
 
     def __init__(
@@ -48,10 +48,10 @@ class Asha:
         """What `trial_id` does after its report of `loss` (nats per token) at `tokens_seen`. Asked once a mark."""
         if not math.isfinite(loss):
             return STOP
-        if tokens_seen not in self._losses:
+        if tokens_seen not in self._losses or trial_id in self.protected:
             return CONTINUE
         rung = self._losses[tokens_seen]
         rung[trial_id] = loss
         better = sum(other <= loss for name, other in rung.items() if name != trial_id)
         allowed = max(1, len(rung) // self.reduction_factor)
-        return CONTINUE if better < allowed or trial_id in self.protected else STOP
+        return CONTINUE if better < allowed else STOP

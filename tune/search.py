@@ -15,6 +15,7 @@ from typing import Any
 
 from myllm.data import EMBEDDED
 from myllm.errors import InputError, Parser, run_command
+from tune.report import summary, write_report
 
 FLAG_TYPES: dict[str, Any] = {
     **dict.fromkeys(("num_samples", "budget_tokens", "seed", "reduction_factor", "cpus_per_trial", "max_concurrent"), int),
@@ -144,8 +145,6 @@ def main() -> int:
     from tune.runner import run_search
 
     finished = run_search(run_dir, search, resources)
-    from tune.report import summary, write_report
-
     write_report(run_dir)
     print(summary(run_dir))
     if not finished:
