@@ -20,10 +20,13 @@ class Parser(argparse.ArgumentParser):
 
 
 def run_command(main: Callable[[], int | None]) -> None:
-    """Runs a command's main(); an InputError becomes `error: ...` on stderr and exit code 2."""
+    """Runs a command's main(); an InputError becomes `error: ...` on stderr and exit code 2, Ctrl-C exit code 130."""
     try:
         code = main()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = 130
     sys.exit(code)

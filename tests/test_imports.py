@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT
 
 MODULES = sorted(path for folder in ("myllm", "tune") for path in (ROOT / folder).rglob("*.py"))
-USES_RAY = {"tune/runner.py", "tune/trainable.py", "tune/cluster.py"}
+USES_RAY = {"tune/runner.py", "tune/trainable.py"}
 
 
 def imports(path: Path) -> set[str]:

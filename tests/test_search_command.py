@@ -11,6 +11,11 @@ import pandas as pd
 import pytest
 from conftest import ROOT, run_command_line
 
+from tune.report import summary
+from tune.runner import run_search
+from tune.search import read_experiment
+from tune.settings import Resources, SearchConfig, prepare_search
+
 RUNS = ROOT / "experiments" / "runs"
 TIMES = ["train_seconds", "tok_per_sec", "checkpoint"]
 
@@ -93,15 +98,10 @@ def test_interrupted_resumed_and_grown_equals_never_stopped(small, run_name):
     [("train", "weight_decay", 1e30, "diverged"), ("model", "n_head", 3, "failed")],
 )
 def test_trials_that_end_badly_are_kept_with_the_reason(part, field, value, status, tmp_path, byte_files):
-    from tune.report import summary
-    from tune.runner import run_search
-    from tune.settings import Resources, SearchConfig, prepare_search, write_search
-
     train, val = map(str, byte_files)
     config = SearchConfig(train_file=train, val_file=val, num_samples=1, budget_tokens=262144, name="x", space="v1")
     search = prepare_search(config, tmp_path)
     search[part][field] = value
-    write_search(tmp_path, search)
     assert run_search(tmp_path, search, Resources(1, 0, 1))
     trials = pd.read_csv(tmp_path / "trials.csv")
     assert trials["status"].tolist() == [status] and trials["tokens_seen"][0] <= 16384
@@ -158,6 +158,7 @@ def test_bad_input_is_one_line_and_exit_code_2_before_ray_starts(byte_files, tmp
         (["--name", "../escape"], "--name '../escape'"),
         (["--num_samples", "many"], "invalid int value"),
         (["--resume", str(tmp_path)], "no run folder"),
+        ([*data, "--address", "127.0.0.1:1"], "--address 127.0.0.1:1"),
         (["--experiment", str(tmp_path / "bad.toml")], "'colour'"),
         (["--experiment", str(tmp_path / "type.toml")], "num_samples is 'many'"),
         (["--experiment", str(tmp_path / "variable.toml")], "not set"),
@@ -166,7 +167,7 @@ def test_bad_input_is_one_line_and_exit_code_2_before_ray_starts(byte_files, tmp
     ]
     before = set(RUNS.iterdir()) if RUNS.exists() else set()
     script = (  # one process for all cases: importing torch thirty times would take a minute
-        "import sys, json, contextlib, io\n"
+        "import sys, json, contextlib, io, ray\n"
         "from tune.search import main\n"
         "from myllm.errors import run_command\n"
         "for arguments in json.load(sys.stdin):\n"
@@ -176,15 +177,15 @@ def test_bad_input_is_one_line_and_exit_code_2_before_ray_starts(byte_files, tmp
         "        try:\n"
         "            run_command(main)\n"
         "        except SystemExit as end:\n"
-        "            print(json.dumps([end.code, errors.getvalue(), 'tune.runner' in sys.modules]))\n"
+        "            print(json.dumps([end.code, errors.getvalue(), ray.is_initialized()]))\n"
     )
     done = run_command_line("-c", script, input=json.dumps([arguments for arguments, _ in cases]))
     answers = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(answers) == len(cases), done.stderr
-    for (arguments, word), (code, message, runner_imported) in zip(cases, answers, strict=True):
+    for (arguments, word), (code, message, ray_started) in zip(cases, answers, strict=True):
         assert code == 2 and word in message, (arguments, message)
         assert message.startswith("error: ") and message.count("\n") == 1, message
-        assert not runner_imported
+        assert not ray_started
     assert (set(RUNS.iterdir()) if RUNS.exists() else set()) - before <= {RUNS / ".cache"}
 
 
@@ -195,9 +196,6 @@ def test_report_of_no_run_is_an_error(tmp_path):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "experiments").glob("*.toml")), ids=lambda p: p.name)
 def test_every_shipped_experiment_parses(path, monkeypatch):
-    from tune.search import read_experiment
-    from tune.settings import SearchConfig
-
     monkeypatch.setenv("TINYSHAKESPEARE", "/data")
     monkeypatch.setenv("OPENWEBTEXT", "/data")
     SearchConfig(**read_experiment(str(path), {}))

@@ -9,16 +9,26 @@ import logging
 import math
 import os
 import signal
+import socket
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import ray
+from ray import tune
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import SearchAlgorithm
+
+from myllm.config import get_preset
+from myllm.errors import InputError
 from tune.journal import Journal, read_journal
 from tune.results import COMPLETED, DEFAULT_TRIAL, INTERRUPTED, status_of, write_results
 from tune.schedulers import STOP, Asha, Fifo
-from tune.settings import Resources, task_of
+from tune.settings import Resources, task_of, write_search
 from tune.spaces import get_space, sample
+from tune.trainable import run_trial
 
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing leaves the machine unless the user sets Ray's own switch
@@ -29,18 +39,6 @@ ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "86400",
 }
-for _name, _value in ENVIRONMENT.items():
-    os.environ.setdefault(_name, _value)
-
-import ray  # noqa: E402 (the environment comes first)
-from ray import tune  # noqa: E402
-from ray.tune.experiment import Trial  # noqa: E402
-from ray.tune.schedulers import FIFOScheduler, TrialScheduler  # noqa: E402
-from ray.tune.search import SearchAlgorithm  # noqa: E402
-
-from myllm.config import get_preset  # noqa: E402
-from tune.trainable import run_trial  # noqa: E402
-
 TABLES_SECONDS = 10.0  # between rewrites of trials.csv and history.csv while a search runs
 
 
@@ -232,9 +230,10 @@ class Progress(tune.Callback):
 def run_search(run_dir: Path, search: dict[str, Any], resources: Resources) -> bool:
     """Runs, or goes on with, the search in `run_dir`; True where it ended by itself, False where it was interrupted.
 
-    Raises InputError where another process is running it.
+    Writes search.json before anything starts. Raises InputError where another process is running it.
     """
     state = SearchState(run_dir, search)
+    write_search(run_dir, search)
     trials = JournalledTrials(state, resources.slots)
     if not trials.is_finished():
         session = sum(event["event"] == "session" for event in state.events)
@@ -252,6 +251,8 @@ def run_search(run_dir: Path, search: dict[str, Any], resources: Resources) -> b
 
 def _run_trials(state: SearchState, trials: JournalledTrials, resources: Resources, session: str) -> None:
     """Starts or joins Ray and lets it work off `trials`; returns early on Ctrl-C."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(resources.slots)
     for name in ("ray", "ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -282,3 +283,17 @@ def _run_trials(state: SearchState, trials: JournalledTrials, resources: Resourc
         raise_on_failed_trial=False,
         verbose=0,
     )
+
+
+def cluster_resources(address: str) -> tuple[int, int]:
+    """(CPU cores, GPUs) of the Ray cluster at `address`. Raises InputError where none answers."""
+    host, _, port = address.rpartition(":")
+    try:
+        if host and port.isdigit() and "/" not in host:
+            socket.create_connection((host, int(port)), timeout=10).close()  # Ray itself tries for minutes
+        ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL)
+    except (OSError, ValueError, RuntimeError):
+        raise InputError(f"--address {address}: no Ray cluster answers there; start one with `ray start --head`") from None
+    found = ray.cluster_resources()
+    ray.shutdown()
+    return int(found.get("CPU", 0)), int(found.get("GPU", 0))

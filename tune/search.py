@@ -5,17 +5,32 @@ python tune/search.py --resume experiments/runs/NAME
 """
 
 import argparse
+import ast
 import dataclasses
+import inspect
 import os
 import sys
 import time
 import tomllib
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from myllm.data import EMBEDDED
 from myllm.errors import InputError, Parser, run_command
 from tune.report import summary, write_report
+from tune.runner import cluster_resources, run_search
+from tune.settings import (
+    RUNS_DIR,
+    SearchConfig,
+    available_cpus,
+    check_data,
+    prepare_search,
+    read_search,
+    settle_resources,
+)
 
 FLAG_TYPES: dict[str, Any] = {
     **dict.fromkeys(("num_samples", "budget_tokens", "seed", "reduction_factor", "cpus_per_trial", "max_concurrent"), int),
@@ -26,10 +41,6 @@ RESUME_FLAGS = ("num_samples", "cpus_per_trial", "gpus_per_trial", "max_concurre
 
 def field_help(config_class: type) -> dict[str, str]:
     """The text under each field of a dataclass, as its help."""
-    import ast
-    import inspect
-    from itertools import pairwise
-
     body = ast.parse(inspect.getsource(config_class)).body[0].body
     return {
         field.target.id: text.value.value
@@ -39,8 +50,6 @@ def field_help(config_class: type) -> dict[str, str]:
 
 
 def parse_args() -> argparse.Namespace:
-    from tune.settings import SearchConfig
-
     parser = Parser(
         prog="search.py", description="Searches hyper-parameters of GPT pre-training.", argument_default=argparse.SUPPRESS
     )
@@ -60,8 +69,6 @@ def read_experiment(path: str, given: dict[str, Any]) -> dict[str, Any]:
     Raises InputError for a missing or malformed file, an unknown key, and a variable that is not set where no flag in
     `given` stands in for it.
     """
-    from tune.settings import SearchConfig
-
     try:
         values = tomllib.loads(Path(path).read_text())
     except FileNotFoundError:
@@ -86,8 +93,6 @@ def read_experiment(path: str, given: dict[str, Any]) -> dict[str, Any]:
 
 def start(given: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
     """A new run folder and its checked settings."""
-    from tune.settings import RUNS_DIR, SearchConfig, prepare_search
-
     experiment = given.pop("experiment", None)
     values = (read_experiment(experiment, given) if experiment else {}) | given
     config = SearchConfig(**values)
@@ -101,8 +106,6 @@ def start(given: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
 
 def resume(given: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
     """The run folder to go on with, and its settings with what may change."""
-    from tune.settings import RUNS_DIR, SearchConfig, check_data, read_search
-
     run_dir = Path(given.pop("resume")).resolve()
     search = read_search(run_dir)
     for flag in given:
@@ -119,21 +122,15 @@ def resume(given: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
 
 def main() -> int:
     given = vars(parse_args())
-    from tune.settings import SearchConfig, available_cpus, settle_resources, write_search
-
     resumed = "resume" in given
     run_dir, search = (resume if resumed else start)(given)
     config = SearchConfig(**search["config"])
     if config.address is None:
-        import torch
-
-        resources = settle_resources(config, available_cpus(), torch.cuda.device_count())
+        available = available_cpus(), torch.cuda.device_count()
     else:
-        from tune.cluster import cluster_resources
-
-        resources = settle_resources(config, *cluster_resources(config.address))
+        available = cluster_resources(config.address)
+    resources = settle_resources(config, *available)
     run_dir.mkdir(parents=True, exist_ok=resumed)
-    write_search(run_dir, search)
     shown = os.path.relpath(run_dir)
     data = "the embedded corpus" if config.train_file == EMBEDDED else config.train_file
     train = search["train"]
@@ -142,9 +139,10 @@ def main() -> int:
         f"{train['budget_tokens']:,} tokens a full training, {resources.slots} at once, in {shown}",
         flush=True,
     )
-    from tune.runner import run_search
-
-    finished = run_search(run_dir, search, resources)
+    try:
+        finished = run_search(run_dir, search, resources)
+    except KeyboardInterrupt:  # outside Ray's own loop, which ends itself on Ctrl-C
+        finished = False
     write_report(run_dir)
     print(summary(run_dir))
     if not finished:
