@@ -51,9 +51,9 @@ class SearchConfig:
     """seed of the draws and of every trial's initialisation and data order"""
     scheduler: str = "asha"
     """asha stops poor trials early; fifo trains all to the end"""
-    reduction_factor: int = 3
+    reduction_factor: int = 4
     """asha: one in this many goes on at a rung"""
-    grace_period: float = 0.0625
+    grace_period: float = 0.25
     """asha: the first rung, as a share of the budget"""
     cpus_per_trial: int | None = None
     """CPU cores a trial, and its torch threads (unset: 1, or an even share of the cores where trials have GPUs)"""
