@@ -51,7 +51,7 @@ class SearchConfig:
     """seed of the draws and of every trial's initialisation and data order"""
     scheduler: str = "asha"
     """asha stops poor trials early; fifo trains all to the end"""
-    reduction_factor: int = 4
+    reduction_factor: int = 2
     """asha: one in this many goes on at a rung"""
     grace_period: float = 0.25
     """asha: the first rung, as a share of the budget"""
