@@ -189,7 +189,7 @@ class Progress(tune.Callback):
         self.state.record("checkpoint", trial_id=trial.trial_id, path=os.path.relpath(checkpoint.path, self.state.run_dir))
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        error = str(trial.get_error() or "unknown error").strip()
+        error = Path(trial.error_file).read_text().strip()
         (self.state.run_dir / f"error-{trial.trial_id}.txt").write_text(error + "\n")
         reason = error.splitlines()[-1][:200]
         self.state.record("failed", trial_id=trial.trial_id, reason=reason)
