@@ -109,7 +109,7 @@ def test_trials_that_end_badly_are_kept_with_the_reason(part, field, value, stat
     assert f"1 {status}" in summary(tmp_path)
     if status == "failed":
         assert "n_embd is 64; it must be a multiple of n_head (3)" in summary(tmp_path)
-        assert "Traceback" in (tmp_path / "error-00000.txt").read_text()
+        assert "in run_trial" in (tmp_path / "error-00000.txt").read_text()
 
 
 def test_bad_input_is_one_line_and_exit_code_2_before_ray_starts(byte_files, tmp_path):
