@@ -74,7 +74,11 @@ class TrainConfig:
     warmup_ratio: float = 0.02
     """v2: share of the optimizer steps in which the rate rises linearly to its peak"""
     min_lr_ratio: float = 0.1
-    """v2: floor of the cosine, as a share of the peak rate"""
+    """v2: floor of the schedule, as a share of the peak rate"""
+    schedule: str = "cosine"
+    """v2: cosine, or wsd (warm-up, stable, then a linear decay over the last cooldown_ratio of the steps)"""
+    cooldown_ratio: float = 0.2
+    """wsd: share of the optimizer steps, at the end, in which the rate falls to its floor"""
     clip_norm: float = 1.0
     """v2: largest global L2 norm of the gradient"""
     weight_decay: float = 0.1
@@ -83,6 +87,10 @@ class TrainConfig:
     """AdamW's decay rate of the gradient average, per step"""
     beta2: float = 0.95
     """AdamW's decay rate of the squared gradient average, per step"""
+    beta2_half_life: float | None = None
+    """tokens after which a squared gradient counts half; where given, it sets beta2 for every batch size alike"""
+    ema_ratio: float = 0.0
+    """horizon of the averaged weights, as a share of the optimizer steps so far; 0: no averaged weights"""
     micro_batch_size: int | None = None
     """windows per forward pass; None: the whole batch. Gradients add up to the full batch."""
     eval_freq: int = 100
@@ -101,19 +109,26 @@ class TrainConfig:
         for name in ("epochs", "budget_tokens", "micro_batch_size"):
             value = getattr(self, name)
             _require(value is None or (_is_int(value) and value > 0), name, value, "a positive whole number")
-        for name in ("learning_rate", "clip_norm"):
+        for name in ("learning_rate", "clip_norm", "beta2_half_life"):
             value = getattr(self, name)
-            _require(_is_number(value) and value > 0, name, value, "a positive number")
+            unset = value is None and name == "beta2_half_life"
+            _require(unset or (_is_number(value) and value > 0), name, value, "a positive number")
         _require(_is_number(self.weight_decay) and self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
-        for name in ("warmup_ratio", "min_lr_ratio"):
+        for name in ("warmup_ratio", "min_lr_ratio", "cooldown_ratio", "ema_ratio"):
             value = getattr(self, name)
             _require(_is_number(value) and 0 <= value <= 1, name, value, "between 0 and 1")
         _require(self.warmup_ratio < 1, "warmup_ratio", self.warmup_ratio, "below 1: warm-up must end before training does")
+        if self.schedule == "wsd" and self.warmup_ratio + self.cooldown_ratio > 1:
+            raise InputError(
+                f"warmup_ratio {self.warmup_ratio} and cooldown_ratio {self.cooldown_ratio} add up to more than 1: "
+                "warm-up must end before the cooldown begins"
+            )
         for name in ("beta1", "beta2"):
             value = getattr(self, name)
             _require(_is_number(value) and 0 <= value < 1, name, value, "at least 0 and below 1")
         _require(_is_int(self.seed) and 0 <= self.seed < 2**31, "seed", self.seed, "a whole number from 0 to 2^31 - 1")
         _require(self.version in ("v1", "v2"), "version", self.version, "v1 or v2")
+        _require(self.schedule in ("cosine", "wsd"), "schedule", self.schedule, "cosine or wsd")
         _require(self.dtype in ("float32", "bfloat16"), "dtype", self.dtype, "float32 or bfloat16")
         if (self.epochs is None) == (self.budget_tokens is None):
             raise InputError(
@@ -131,6 +146,16 @@ class TrainConfig:
     def tokens_per_step(self) -> int:
         """Tokens that one optimizer step trains on."""
         return self.batch_size * self.max_len
+
+    @property
+    def step_beta2(self) -> float:
+        """AdamW's beta2 for this batch size: beta2 itself, or 0.5 ** (tokens_per_step / beta2_half_life).
+
+        A half-life in tokens keeps its meaning across batch sizes (Marek et al., arXiv 2507.07101).
+        """
+        if self.beta2_half_life is None:
+            return self.beta2
+        return 0.5 ** (self.tokens_per_step / self.beta2_half_life)
 
 
 def from_dict(cls: type[T], values: dict[str, Any], where: str) -> T:

@@ -1,4 +1,4 @@
-"""Bad input: one exception, one line, exit code 2."""
+"""Errors that a user can mend: one line, and an exit code."""
 
 import argparse
 import sys
@@ -7,6 +7,10 @@ from collections.abc import Callable
 
 class InputError(ValueError):
     """Something the user gave is wrong. The message is one line: what, where, and what would be right."""
+
+
+class RunError(RuntimeError):
+    """The run can't go on for a reason outside of it, such as a full disk. The message is one line."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -20,12 +24,15 @@ class Parser(argparse.ArgumentParser):
 
 
 def run_command(main: Callable[[], int | None]) -> None:
-    """Runs a command's main(); an InputError becomes `error: ...` on stderr and exit code 2, Ctrl-C exit code 130."""
+    """Runs a command's main(); an error of the user's becomes one line on stderr.
+
+    Exit codes: 2 for an InputError, 1 for a RunError, 130 for Ctrl-C.
+    """
     try:
         code = main()
-    except InputError as error:
+    except (InputError, RunError) as error:
         print(f"error: {error}", file=sys.stderr)
-        code = 2
+        code = 2 if isinstance(error, InputError) else 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = 130

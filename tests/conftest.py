@@ -76,7 +76,7 @@ def make_run(byte_files):
     return make
 
 
-def run_command_line(*arguments: str | Path, timeout: float = 150, **kwargs) -> subprocess.CompletedProcess:
+def run_command_line(*arguments: str | Path, timeout: float = 300, **kwargs) -> subprocess.CompletedProcess:
     """Runs `python ARGUMENTS` from the project's folder; returns the finished process with its output as text."""
     command = [sys.executable, *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout, **kwargs)

@@ -11,10 +11,11 @@ import pandas as pd
 import pytest
 from conftest import ROOT, run_command_line
 
+from tune.options import SearchConfig
 from tune.report import summary
 from tune.runner import run_search
 from tune.search import read_experiment
-from tune.settings import Resources, SearchConfig, prepare_search
+from tune.settings import Resources, prepare_search
 
 RUNS = ROOT / "experiments" / "runs"
 TIMES = ["train_seconds", "tok_per_sec", "checkpoint"]
@@ -32,7 +33,7 @@ def run_name(request):
 def small(byte_files, run_name):
     """Flags of a search that takes seconds: the least budget, on tiny files."""
     train, val = byte_files
-    flags = ["--train_file", train, "--val_file", val, "--budget_tokens", "262144", "--num_samples", "4"]
+    flags = ["--train_file", train, "--val_file", val, "--budget_tokens", "262144", "--num_samples", "3", "--confirm", "2"]
     return ["tune/search.py", *map(str, flags), "--max_concurrent", "1", "--name", run_name]
 
 
@@ -41,22 +42,25 @@ def tables(run_dir):
     return [table.drop(columns=TIMES, errors="ignore") for table in read]
 
 
-def test_interrupted_resumed_and_grown_equals_never_stopped(small, run_name):
+@pytest.mark.timeout(500)
+def test_interrupted_and_resumed_equals_never_stopped(small, run_name):
     whole, broken = RUNS / run_name, RUNS / f"{run_name}-broken"
     try:
         done = run_command_line(*small)
         assert done.returncode == 0, done.stdout + done.stderr
-        for word in ("best      trial", "default   trial 00000", "--resume", "trainer.py --config", "4 of 4"):
+        for word in ("best      trial", "default   trial 00000", "--resume", "trainer.py --config", "3 of 3"):
             assert word in done.stdout, done.stdout
         assert {p.name for p in whole.iterdir()} == {
             *("search.json", "journal.jsonl", "trials.csv", "history.csv", "best_config.json", "report.html", "ray"),
             *("curves.png", "parameters.png"),
         }
 
-        first = [*small[:-1], broken.name]
-        first[first.index("--num_samples") + 1] = "3"
         process = subprocess.Popen(
-            [sys.executable, *first], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            [sys.executable, *small[:-1], broken.name],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
         )
         journal = broken / "journal.jsonl"
         while not (journal.exists() and journal.read_text().count('"report"') >= 5):
@@ -67,13 +71,18 @@ def test_interrupted_resumed_and_grown_equals_never_stopped(small, run_name):
         assert process.returncode == 130, output
         assert f"--resume experiments/runs/{broken.name}" in output
 
-        done = run_command_line("tune/search.py", "--resume", broken, "--num_samples", "4")
+        done = run_command_line("tune/search.py", "--resume", broken)
         assert done.returncode == 0, done.stdout + done.stderr
         for expected, found in zip(tables(whole), tables(broken), strict=True):
             pd.testing.assert_frame_equal(expected, found, check_exact=True)
 
+        trials = pd.read_csv(whole / "trials.csv", dtype=str, keep_default_na=False)
+        again = trials[trials["confirms"] != ""]
+        assert "00000-seed" in set(again["trial_id"]) and set(again["seed"]) == {"1000003"}
+        assert set(again["status"]) == {"completed"} and "(mean of 2 seeds" in done.stdout
+
         report = run_command_line("tune/report.py", broken)
-        assert "4 of 4" in report.stdout and report.returncode == 0
+        assert "3 of 3" in report.stdout and report.returncode == 0
         marks = pd.read_csv(broken / "history.csv").groupby("trial_id")["tokens_seen"]
         assert all(list(seen) == [8192 * (i + 1) for i in range(len(seen))] for _, seen in marks)
 
@@ -152,7 +161,16 @@ def test_bad_input_is_one_line_and_exit_code_2_before_ray_starts(byte_files, tmp
         (["--num_samples", "0"], "--num_samples is 0"),
         (["--budget_tokens", "-5"], "--budget_tokens is -5"),
         (["--reduction_factor", "1"], "--reduction_factor is 1"),
+        (["--rungs", "0.5:1"], "--rungs is '0.5:1'"),
+        (["--rungs", "0.5:2", "--grace_period", "0.1"], "--rungs says all"),
+        (["--rung_metric", "train_loss"], "--rung_metric 'train_loss'"),
+        (["--searcher", "magic"], "--searcher 'magic'"),
+        (["--keep_checkpoints", "none"], "--keep_checkpoints 'none'"),
+        (["--max_failures", "-1"], "--max_failures is -1"),
+        (["--storage_path", "klingon://x"], "--storage_path klingon://x"),
+        (["--trust"], "--trust belongs to --resume"),
         (["--grace_period", "1.5"], "--grace_period is 1.5"),
+        (["--confirm", "-1"], "--confirm is -1"),
         (["--max_concurrent", "0"], "--max_concurrent is 0"),
         (["--seed", "-1"], "--seed is -1"),
         (["--name", "../escape"], "--name '../escape'"),

@@ -23,6 +23,17 @@ def test_schedule_by_hand():
     assert rates[100] == pytest.approx(0.2)
     assert {learning_rate_at(step, 101, config(version="v1")) for step in range(101)} == {1.0}
     assert learning_rate_at(0, 1, v2) == 1.0
+    wsd = config(warmup_ratio=0.1, min_lr_ratio=0.2, schedule="wsd", cooldown_ratio=0.5)
+    rates = [learning_rate_at(step, 101, wsd) for step in range(101)]
+    assert rates[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
+    assert set(rates[10:51]) == {1.0} and rates[75] == pytest.approx(0.6) and rates[100] == pytest.approx(0.2)
+    assert learning_rate_at(0, 1, wsd) == 1.0
+
+
+def test_a_half_life_in_tokens_sets_beta2_for_every_batch():
+    assert config(beta2_half_life=10.0, batch_size=5, max_len=2).step_beta2 == pytest.approx(0.5)
+    assert config(beta2_half_life=10.0, batch_size=5).step_beta2 == pytest.approx(0.5**0.5)
+    assert config(beta2=0.9).step_beta2 == 0.9
 
 
 def test_training_learns_and_reports_on_the_marks(make_run):
@@ -62,19 +73,19 @@ def test_weight_decay_leaves_out_biases_and_norms(make_run):
         assert decays[parameter] == (0.0 if "norm" in name or name.endswith("bias") else 0.3)
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.2])
-def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(make_run, tmp_path, dropout):
+@pytest.mark.parametrize(("dropout", "ema_ratio"), [(0.0, 0.0), (0.2, 0.0), (0.0, 0.1)])
+def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(make_run, tmp_path, dropout, ema_ratio):
     shape = GPTConfig(**vars(TINY) | {"dropout": dropout})
-    whole = make_run(shape)
-    curve = [r.val_loss for r in train(whole)]
-    first = make_run(shape)
+    whole = make_run(shape, ema_ratio=ema_ratio)
+    curve = [(r.val_loss, r.val_loss_ema if ema_ratio else 0) for r in train(whole)]
+    first = make_run(shape, ema_ratio=ema_ratio)
     reports = train(first)
     next(reports), next(reports)
     save_state(first.state_dict(), tmp_path / "state.pt")
     torch.manual_seed(99)  # another process would have other generators
-    second = make_run(shape)
+    second = make_run(shape, ema_ratio=ema_ratio)
     second.load_state_dict(load_state(tmp_path / "state.pt"))
-    assert [r.val_loss for r in train(second)] == curve[2:]
+    assert [(r.val_loss, r.val_loss_ema if ema_ratio else 0) for r in train(second)] == curve[2:]
     for ours, theirs in zip(whole.model.parameters(), second.model.parameters(), strict=True):
         assert torch.equal(ours, theirs)
 
@@ -83,6 +94,53 @@ def test_micro_batches_give_the_same_losses(make_run):
     whole = [r.val_loss for r in train(make_run())]
     pieces = [r.val_loss for r in train(make_run(micro_batch_size=3))]
     assert pieces == pytest.approx(whole, abs=1e-4)
+
+
+def limit_memory(run, windows, monkeypatch):
+    """Makes the model of `run` run out of memory above `windows` windows at once."""
+    forward = run.model.forward
+
+    def limited(ids, targets=None):
+        if len(ids) > windows:
+            raise torch.OutOfMemoryError("CUDA out of memory (simulated)")
+        return forward(ids, targets)
+
+    monkeypatch.setattr(run.model, "forward", limited)
+
+
+def test_out_of_memory_halves_the_micro_batch_and_keeps_the_result(make_run, monkeypatch):
+    whole = [r.val_loss for r in train(make_run())]
+    run = make_run()
+    limit_memory(run, 3, monkeypatch)
+    assert [r.val_loss for r in train(run)] == pytest.approx(whole, abs=1e-4)
+    assert run.micro_batch_size == 2 and run.config.batch_size == 8
+    run = make_run()
+    limit_memory(run, 0, monkeypatch)
+    with pytest.raises(MemoryError, match="micro_batch_size 1"):
+        list(train(run))
+
+
+def test_averaged_weights_follow_their_formula_and_leave_training_alone(make_run):
+    plain, run = make_run(), make_run(ema_ratio=0.25)
+    losses = [r.val_loss for r in train(plain)]
+    expected, averages = None, []
+    update = run.update_average
+
+    def check():
+        nonlocal expected
+        weight = run.parameters[0].detach().clone().double()
+        share = min(1.0, 1 / (0.25 * run.step))
+        expected = weight if expected is None else expected + share * (weight - expected)
+        update()
+        averages.append((run.average[0].double() - expected).abs().max().item())
+
+    run.update_average = check
+    reports = list(train(run))
+    assert [r.val_loss for r in reports] == losses and max(averages) < 1e-6
+    assert all(r.val_loss_ema != r.val_loss for r in reports[1:]) and reports[-1].val_loss_ema < reports[0].val_loss
+    with run.averaged():
+        assert mean_loss(run, run.val_windows, run.val_windows.spread(8)) == reports[-1].val_loss_ema
+    assert mean_loss(run, run.val_windows, run.val_windows.spread(8)) == losses[-1]
 
 
 @pytest.mark.parametrize("version", ["v1", "v2"])
@@ -118,6 +176,16 @@ def test_load_state_runs_no_code_and_names_damage(tmp_path):
         load_state(path)
     with pytest.raises(InputError, match="no such"):
         load_state(tmp_path / "missing.pt")
+    torch.save({"model_config": {}, "weights": torch.zeros(10000)}, path)
+    whole = path.read_bytes()
+    assert load_state(path)["weights"].sum() == 0
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match="damaged"):
+        load_state(path)
+    middle = len(whole) // 2
+    path.write_bytes(whole[:middle] + b"\x40" + whole[middle + 1 :])  # torch.load alone would take it
+    with pytest.raises(InputError, match="checksum"):
+        load_state(path)
 
 
 def test_a_failed_save_leaves_the_old_file_whole(tmp_path, make_run):

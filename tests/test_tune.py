@@ -8,10 +8,12 @@ import pytest
 from myllm.config import PRESETS
 from myllm.errors import InputError
 from tune.journal import FILE_NAME, Journal, read_journal
-from tune.results import best_trial, search_seconds, tables, valid_name
-from tune.schedulers import CONTINUE, STOP, Asha
-from tune.settings import SearchConfig, settle_resources
+from tune.options import SearchConfig
+from tune.results import best_trial, search_seconds, standings, tables, valid_name
+from tune.schedulers import CONTINUE, STOP, Fifo
+from tune.settings import settle_resources
 from tune.spaces import SPACES, get_space, sample
+from tune.state import REPORTED, Plan, SearchState
 from tune.trainable import trial_config
 
 
@@ -47,43 +49,6 @@ def test_an_unknown_hyper_parameter_is_an_error():
         trial_config(vars(PRESETS["nano"].training()), 8192, {"lerning_rate": 1})
 
 
-def asha(**changes):
-    return Asha(**dict(budget_tokens=3200, report_tokens=100, grace_period=1 / 16, reduction_factor=4) | changes)
-
-
-def test_rungs_lie_on_marks():
-    assert asha().rungs == (200, 800)
-    assert asha(grace_period=0.01, reduction_factor=2).rungs == (100, 200, 300, 600, 1100, 2100)
-    assert asha(grace_period=0.9).rungs == (2900,)
-
-
-def test_asha_by_hand():
-    scheduler = asha(protected=frozenset({"p"}))
-    losses = [("p", 1.0), ("a", 4.0), ("b", 6.0), ("c", 4.0), ("d", 3.0), ("e", 3.5), ("f", 3.4), ("g", 3.4)]
-    decisions = [scheduler.report(trial, 200, loss) for trial, loss in losses]
-    # Of n losses the best max(1, n // 4) go on, here one; of equals the earlier is the better; p stands aside.
-    assert decisions == [CONTINUE, CONTINUE, STOP, STOP, CONTINUE, STOP, STOP, STOP]
-    assert [scheduler.report(trial, 200, loss) for trial, loss in [("h", 2.0), ("i", 2.5), ("j", 2.7)]] == [
-        CONTINUE,  # the eighth: from now on two
-        CONTINUE,
-        STOP,
-    ]
-    assert scheduler.report("d", 800, 9.0) == CONTINUE
-    assert scheduler.report("h", 800, 9.5) == STOP
-    assert scheduler.report("p", 800, 9.9) == CONTINUE
-    assert scheduler.report("d", 300, 99.0) == CONTINUE  # not a rung
-
-
-def test_diverged_trials_stop_and_move_nobodys_cutoff():
-    clean, dirty = asha(), asha()
-    for index in range(40):
-        loss = float((7 * index) % 40)
-        for trial in range(9):  # nine in ten diverge
-            bad = (math.nan, math.inf, -math.inf)[trial % 3]
-            assert dirty.report(f"bad{index}-{trial}", 200, bad) == STOP
-        assert dirty.report(str(index), 200, loss) == clean.report(str(index), 200, loss)
-
-
 def test_a_torn_last_line_is_dropped_and_other_damage_is_named(tmp_path):
     journal = Journal(tmp_path)
     journal.append("trial", trial_id="00000", config={})
@@ -101,12 +66,17 @@ def test_a_torn_last_line_is_dropped_and_other_damage_is_named(tmp_path):
         read_journal(tmp_path)
 
 
+def state_of(events, budget_tokens=200, scheduler=None, **changes):
+    """A search's state after `events`; what it records goes nowhere."""
+    plan = Plan(**dict(num_samples=9, budget_tokens=budget_tokens, seed=7, draw=lambda index, state: {}) | changes)
+    return SearchState(plan, scheduler or Fifo(), lambda event, **values: {"event": event} | values, events)
+
+
 def report(trial_id, tokens, loss, decision=CONTINUE, **changes):
     values = dict(
         event="report", trial_id=trial_id, decision=decision, step=tokens // 10, tokens_seen=tokens, val_loss=loss
     )
-    more = dict.fromkeys(("train_loss", "val_bpb", "learning_rate", "grad_norm", "train_seconds", "tok_per_sec"), 1.0)
-    return values | more | {"diverged": False} | changes
+    return values | dict.fromkeys(set(REPORTED) - set(values), 1.0) | {"diverged": False} | changes
 
 
 def test_tables_and_statuses():
@@ -119,14 +89,31 @@ def test_tables_and_statuses():
         report("00003", 100, 1.0),
         report("00005", 200, 3.2, STOP),
         {"event": "failed", "trial_id": "00004", "reason": "boom"},
-        {"event": "checkpoint", "trial_id": "00005", "path": "ray/x"},
+        {"event": "checkpoint", "trial_id": "00005", "step": 20, "path": "ray/x"},
     ]
-    trials, history = tables(events, budget_tokens=200)
+    trials, history = tables(state_of(events))
     assert trials["status"].tolist() == ["completed", "stopped", "diverged", "interrupted", "failed", "completed"]
     assert trials["best_val_loss"].tolist()[:2] == [3.0, 2.0]
     assert best_trial(trials)["trial_id"] == "00005" and trials["checkpoint"][5] == "ray/x"
     assert trials["reason"][4] == "boom" and len(history) == 6
-    assert best_trial(tables(json.loads(json.dumps(events[:6])), 200)[0]) is None
+    assert best_trial(tables(state_of(json.loads(json.dumps(events[:6]))))[0]) is None
+
+
+def test_the_best_is_named_among_those_that_ran_on_two_seeds():
+    losses = {"00000": 3.0, "00001": 2.0, "00002": 2.5, "00001-seed": 4.0, "00002-seed": 2.7, "00000-seed": 3.0}
+    events = []
+    for trial_id, loss in losses.items():
+        event = {"event": "trial", "trial_id": trial_id, "config": {"learning_rate": 1.0}}
+        if "-" in trial_id:
+            event["config"]["seed"], event["confirms"] = 8, trial_id[:5]
+        events += [event, report(trial_id, 200, loss, STOP)]
+    trials, _ = tables(state_of(events))
+    table = standings(trials)
+    assert table.index.tolist() == ["00002", "00000", "00001"]  # of equal means the earlier first
+    assert table["val_loss"].tolist() == pytest.approx([2.6, 3.0, 3.0])
+    assert table["spread"].tolist() == pytest.approx([0.2, 0.0, 2.0])
+    assert best_trial(trials)["trial_id"] == "00002" and trials["seed"].tolist() == [7, 8, 7, 8, 7, 8]
+    assert best_trial(trials[trials["confirms"] == ""])["trial_id"] == "00001"
 
 
 def test_seconds_count_every_session_and_no_pause():

@@ -1,10 +1,12 @@
 """The memory of a search: one JSON object a line, appended and synced before anything acts on it.
 
-Events: `session` (one run of the command begins), `trial` (a configuration was drawn), `report` (a trial's evaluation and
-the decision on it), `checkpoint` (a report's state is safely stored), `failed` (a trial ended with an error). Everything
-else, the tables and the schedulers' memory included, is computed from these.
+Events: `session` and `session_end` (one run of the command), `trial` (a configuration was drawn, or is to be confirmed),
+`report` (a trial's evaluation and the decision on it), `checkpoint` (a report's state is safely stored), `pruned`
+(checkpoints are about to be deleted), `promote` (a paused trial goes on), `lost` (a trial's process died, it starts again),
+`failed` (a trial ended with an error). Everything else, tables and schedulers' memory included, is computed from these.
 """
 
+import errno
 import fcntl
 import json
 import os
@@ -45,11 +47,23 @@ class Journal:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise InputError(f"{run_dir}: another search is running in this folder; wait for it, or stop it") from None
-        os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
+        self._size = path.read_bytes().rfind(b"\n") + 1
+        self._file.truncate(self._size)
 
     def append(self, event: str, **values: Any) -> dict[str, Any]:
-        """Writes one event and returns it, its `time` (seconds, UNIX) added; once this returns it survives a crash."""
+        """Writes one event and returns it, its `time` (seconds, UNIX) added; once this returns it survives a crash.
+
+        Raises OSError where it can't be written, on a full disk for example; the journal is then as it was.
+        """
         entry = {"event": event, "time": round(time.time(), 3)} | values
-        self._file.write((json.dumps(entry) + "\n").encode())
-        os.fsync(self._file.fileno())
+        line = (json.dumps(entry) + "\n").encode()
+        try:
+            written = self._file.write(line)
+            if written != len(line):  # a full disk takes a part first
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(self._file.fileno())
+        except OSError:
+            self._file.truncate(self._size)
+            raise
+        self._size += len(line)
         return entry

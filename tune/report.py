@@ -14,7 +14,8 @@ import pandas as pd
 
 from myllm.errors import InputError, Parser, run_command
 from tune.journal import read_journal
-from tune.results import COMPLETED, DEFAULT_TRIAL, FAILED, RESULT_COLUMNS, STATUSES, best_trial, read_tables, search_seconds
+from tune.results import RESULT_COLUMNS, best_trial, read_tables, search_seconds, standings
+from tune.state import COMPLETED, DEFAULT_TRIAL, FAILED, STATUSES
 
 
 def load(run_dir: Path) -> tuple[dict, pd.DataFrame, pd.DataFrame]:
@@ -39,8 +40,11 @@ def _settings(trial: pd.Series, names: list[str]) -> str:
     return "  ".join(f"{name} {trial[name]:.4g}" for name in names)
 
 
-def _losses(trial: pd.Series) -> str:
-    return f"val_loss {trial['val_loss']:.4f} nats/token  val_bpb {trial['val_bpb']:.4f} bits/byte"
+def _losses(standing: pd.Series) -> str:
+    text = f"val_loss {standing['val_loss']:.4f} nats/token  val_bpb {standing['val_bpb']:.4f} bits/byte"
+    if standing["seeds"] > 1:
+        text += f"  (mean of {standing['seeds']:.0f} seeds, spread {standing['spread']:.4f})"
+    return text
 
 
 def summary(run_dir: Path) -> str:
@@ -48,34 +52,33 @@ def summary(run_dir: Path) -> str:
     search, trials, _ = load(run_dir)
     config, shown = search["config"], os.path.relpath(run_dir)
     names = searched_columns(trials)
-    counts = trials["status"].value_counts()
+    drawn = trials[trials["confirms"] == ""]
+    counts = drawn["status"].value_counts()
     seconds = search_seconds(read_journal(run_dir))
     lines = [
         "",
         f"Search {config['name']}: space {config['space']}, preset {config['preset']}, scheduler {config['scheduler']}, "
         f"seed {config['seed']}, {search['data']['train_file']} data, tokenizer {search['data']['tokenizer']}",
         f"  searched  {'; '.join(f'{name} {text}' for name, text in search['ranges'].items())}",
-        f"  trials    {len(trials)} of {config['num_samples']}: "
+        f"  trials    {len(drawn)} of {config['num_samples']}: "
         + ", ".join(
             f"{counts.get(status, 0)} {status}" for status in STATUSES if counts.get(status, 0) or status != "interrupted"
         ),
         f"  took      {seconds:,.0f} s, {trials['tokens_seen'].sum() / 1e6:,.1f}M tokens "
         f"({search['train']['budget_tokens'] / 1e6:,.1f}M a full training)",
     ]
-    best = best_trial(trials)
-    default = trials[(trials["trial_id"] == DEFAULT_TRIAL) & (trials["status"] == COMPLETED)]
+    best, table = best_trial(trials), standings(trials)
     if best is None:
         lines.append("  best      none yet: no trial has reached the full budget")
     else:
         lines.append(f"  best      trial {best['trial_id']}: {_settings(best, names)}")
-        lines.append(f"            {_losses(best)}")
-    if not default.empty:
-        lines.append(f"  default   trial {DEFAULT_TRIAL}: {_settings(default.iloc[0], names)}")
-        lines.append(f"            {_losses(default.iloc[0])}")
-        gain = default.iloc[0]["val_loss"] - best["val_loss"]
-        lines.append(
-            f"  gain      {gain:.4f} nats/token over the default, flattered by the selection of the best of several"
-        )
+        lines.append(f"            {_losses(table.iloc[0])}")
+    if DEFAULT_TRIAL in table.index:
+        default = trials[trials["trial_id"] == DEFAULT_TRIAL].iloc[0]
+        gain = table.loc[DEFAULT_TRIAL, "val_loss"] - table.iloc[0]["val_loss"]
+        lines.append(f"  default   trial {DEFAULT_TRIAL}: {_settings(default, names)}")
+        lines.append(f"            {_losses(table.loc[DEFAULT_TRIAL])}")
+        lines.append(f"  gain      {gain:.4f} nats/token over the default, flattered by selection")
     for _, trial in trials[trials["status"] == FAILED].iterrows():
         lines.append(f"  failed    trial {trial['trial_id']}: {trial['reason']} (error-{trial['trial_id']}.txt)")
     lines += ["  next", f"    read again      python tune/report.py {shown}"]
@@ -94,7 +97,8 @@ def draw_curves(history: pd.DataFrame, trials: pd.DataFrame, path: Path) -> None
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
     best = best_trial(trials)
-    for trial_id, rows in history.groupby("trial_id"):
+    drawn = history[history["trial_id"].isin(trials.loc[trials["confirms"] == "", "trial_id"])]
+    for trial_id, rows in drawn.groupby("trial_id"):
         style = {"color": "0.75", "linewidth": 1}
         if best is not None and trial_id == best["trial_id"]:
             style = {"color": "C0", "linewidth": 2, "label": f"best ({trial_id})", "zorder": 3}

@@ -9,16 +9,15 @@ from typing import Any
 
 import pandas as pd
 
-COMPLETED, STOPPED, DIVERGED, FAILED, INTERRUPTED = "completed", "stopped", "diverged", "failed", "interrupted"
-STATUSES = (COMPLETED, STOPPED, DIVERGED, FAILED, INTERRUPTED)
-DEFAULT_TRIAL = "00000"
-"""the preset's reference configuration, always the first"""
+from tune.state import COMPLETED, SearchState
+
 HISTORY_COLUMNS = [
     "trial_id",
     "step",
     "tokens_seen",
     "train_loss",
     "val_loss",
+    "val_loss_ema",
     "val_bpb",
     "learning_rate",
     "grad_norm",
@@ -26,6 +25,8 @@ HISTORY_COLUMNS = [
     "tok_per_sec",
 ]
 RESULT_COLUMNS = [
+    "confirms",  # the trial whose configuration this one repeats on a fresh seed; empty for a drawn one
+    "seed",
     "status",
     "val_loss",
     "val_bpb",
@@ -40,47 +41,30 @@ RESULT_COLUMNS = [
 ]
 
 
-def status_of(reports: list[dict], failed: bool, budget_tokens: int) -> str:
-    """One of STATUSES, from a trial's report events."""
-    if failed:
-        return FAILED
-    last = reports[-1] if reports else {}
-    if last.get("diverged"):
-        return DIVERGED
-    if last.get("tokens_seen", 0) >= budget_tokens:
-        return COMPLETED
-    return STOPPED if last.get("decision") == "stop" else INTERRUPTED
-
-
-def tables(events: list[dict[str, Any]], budget_tokens: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """(trials, history) of a journal: one row a trial; one row a report, each mark once."""
-    drawn = {e["trial_id"]: e["config"] for e in events if e["event"] == "trial"}
-    failures = {e["trial_id"]: e["reason"] for e in events if e["event"] == "failed"}
-    checkpoints = {e["trial_id"]: e["path"] for e in events if e["event"] == "checkpoint"}
-    reports: dict[str, list[dict]] = {trial_id: [] for trial_id in drawn}
-    for event in events:
-        if event["event"] == "report":
-            reports[event["trial_id"]].append(event)
+def tables(state: SearchState) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """(trials, history) of a search: one row a trial; one row a report, each mark once."""
     rows = []
-    for trial_id, config in drawn.items():
-        mine = reports[trial_id]
-        last = mine[-1] if mine else {}
-        finite = [r["val_loss"] for r in mine if math.isfinite(r["val_loss"])]
+    for trial_id, config in state.configs.items():
+        last = state.last_report(trial_id) or {}
+        finite = [r["val_loss"] for r in state.reports[trial_id].values() if math.isfinite(r["val_loss"])]
+        checkpoints = state.checkpoints[trial_id]
         rows.append(
-            {"trial_id": trial_id}
+            {"trial_id": trial_id, "seed": state.plan.seed}
             | config
             | {
-                "status": status_of(mine, trial_id in failures, budget_tokens),
+                "confirms": state.confirms.get(trial_id, ""),
+                "status": state.status[trial_id],
                 "best_val_loss": min(finite, default=math.nan),
-                "checkpoint": checkpoints.get(trial_id, ""),
-                "reason": failures.get(trial_id, ""),
+                "checkpoint": checkpoints[max(checkpoints)] if checkpoints else "",
+                "reason": state.reasons.get(trial_id, ""),
             }
             | {name: last.get(name, math.nan) for name in ("val_loss", "val_bpb", "train_loss", "tok_per_sec")}
             | {name: last.get(name, 0) for name in ("tokens_seen", "step", "train_seconds")}
         )
-    searched = list(next(iter(drawn.values()), {}))
+    searched = list(next(iter(state.configs.values()), {}))
     trials = pd.DataFrame(rows, columns=["trial_id", *searched, *RESULT_COLUMNS]).sort_values("trial_id", ignore_index=True)
-    history = pd.DataFrame([r for mine in reports.values() for r in mine], columns=HISTORY_COLUMNS)
+    reports = [report for of_trial in state.reports.values() for report in of_trial.values()]
+    history = pd.DataFrame(reports, columns=HISTORY_COLUMNS)
     return trials, history.sort_values(["trial_id", "step"], ignore_index=True)
 
 
@@ -94,10 +78,29 @@ def search_seconds(events: list[dict[str, Any]]) -> float:
     return total + last - begin
 
 
+def standings(trials: pd.DataFrame) -> pd.DataFrame:
+    """The configurations that reached the full budget, best first; indexed by the drawn trial's id.
+
+    Columns: val_loss and val_bpb, means over seeds; spread, the largest minus the smallest val_loss; seeds, how many.
+    Configurations with more seeds come before those with fewer: one seed says little (equal means: the earlier first).
+    """
+    done = trials[trials["status"] == COMPLETED]
+    groups = done.groupby(done["confirms"].where(done["confirms"] != "", done["trial_id"]))
+    table = pd.DataFrame(
+        {
+            "val_loss": groups["val_loss"].mean(),
+            "val_bpb": groups["val_bpb"].mean(),
+            "spread": groups["val_loss"].max() - groups["val_loss"].min(),
+            "seeds": groups.size(),
+        }
+    )
+    return table.sort_values(["seeds", "val_loss"], ascending=[False, True], kind="stable")
+
+
 def best_trial(trials: pd.DataFrame) -> pd.Series | None:
-    """The completed trial with the lowest val_loss at the full budget, the earlier of equals; None without one."""
-    completed = trials[trials["status"] == COMPLETED]
-    return None if completed.empty else completed.loc[completed["val_loss"].idxmin()]
+    """The drawn trial whose configuration leads the standings; None where none has completed."""
+    table = standings(trials)
+    return None if table.empty else trials.set_index("trial_id", drop=False).loc[table.index[0]]
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -107,21 +110,21 @@ def write_atomically(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
-def write_results(run_dir: Path, events: list[dict[str, Any]], search: dict[str, Any]) -> None:
+def write_results(run_dir: Path, state: SearchState, search: dict[str, Any]) -> None:
     """Writes trials.csv, history.csv and, once a trial has completed, best_config.json."""
-    trials, history = tables(events, search["train"]["budget_tokens"])
+    trials, history = tables(state)
     write_atomically(run_dir / "trials.csv", trials.to_csv(index=False))
     write_atomically(run_dir / "history.csv", history.to_csv(index=False))
     best = best_trial(trials)
     if best is None:
         return
-    hyper_parameters = next(e["config"] for e in events if e["event"] == "trial" and e["trial_id"] == best["trial_id"])
+    standing = standings(trials).iloc[0].to_dict()
     config = {
         "preset": search["config"]["preset"],
         "model": search["model"],
-        "train": search["train"] | hyper_parameters,
+        "train": search["train"] | state.configs[best["trial_id"]],
         "data": search["data"],
-        "result": {name: best[name] for name in ("trial_id", "val_loss", "val_bpb", "tokens_seen")},
+        "result": {"trial_id": best["trial_id"]} | standing | {"seeds": int(standing["seeds"])},
     }
     size = config["train"]["micro_batch_size"]
     if size is not None:
@@ -133,8 +136,10 @@ def write_results(run_dir: Path, events: list[dict[str, Any]], search: dict[str,
 
 def read_tables(run_dir: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """(trials, history) from a run folder's CSV files."""
-    texts = {"trial_id": str, "checkpoint": str, "reason": str, "status": str}
-    trials = pd.read_csv(run_dir / "trials.csv", dtype=texts, keep_default_na=True).fillna({"checkpoint": "", "reason": ""})
+    texts = {"trial_id": str, "confirms": str, "checkpoint": str, "reason": str, "status": str}
+    trials = pd.read_csv(run_dir / "trials.csv", dtype=texts, keep_default_na=True).fillna(
+        {"confirms": "", "checkpoint": "", "reason": ""}
+    )
     return trials, pd.read_csv(run_dir / "history.csv", dtype={"trial_id": str})
 
 

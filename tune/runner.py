@@ -1,288 +1,382 @@
-"""Runs a search on Ray: hands out trials, writes the journal, asks the scheduler, shows progress.
+"""Runs a search on Ray: starts trials where the state says, journals what they report, and cleans up behind them.
 
-Ray executes; it does not remember. Every run of the command is a new Ray experiment under ray/session_K that starts from
-the journal: unfinished trials from their last stored checkpoint, then new ones. Ray's own restore is not used: it forgets
-the scheduler (ray issue 30838), cannot add trials (42221), and unpickles what it finds.
+Ray executes; it does not remember. Every run of the command is a new Ray experiment below ray/session_K, and every
+stretch of a trial from a checkpoint to a rung, an end or a failure is a trial of Ray's: a segment. A new trial, a
+promotion, a retry and a resume are one thing, a segment that starts from the trial's last stored checkpoint. Ray's own
+pausing, retrying and restoring are not used: restoring forgets the scheduler (ray issue 30838), can't add trials (42221),
+and unpickles what it finds.
 """
 
+import contextlib
+import errno
 import logging
 import math
 import os
+import shutil
 import signal
 import socket
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import ray
+import ray.exceptions
 from ray import tune
+from ray.train._internal.session import _TrainingResult
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import SearchAlgorithm
 
-from myllm.config import get_preset
-from myllm.errors import InputError
+from myllm.errors import InputError, RunError
 from tune.journal import Journal, read_journal
-from tune.results import COMPLETED, DEFAULT_TRIAL, INTERRUPTED, status_of, write_results
-from tune.schedulers import STOP, Asha, Fifo
+from tune.progress import Progress
+from tune.results import write_results
+from tune.samplers import sampler
+from tune.schedulers import CONTINUE, SCHEDULERS, parse_ladder
 from tune.settings import Resources, task_of, write_search
-from tune.spaces import get_space, sample
+from tune.state import INTERRUPTED, Plan, SearchState
+from tune.storage import Storage
 from tune.trainable import run_trial
 
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing leaves the machine unless the user sets Ray's own switch
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the journal holds what they would write
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Interrupts is ours
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # Ray's snapshots are never read back
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "86400",
 }
+MAY_PASS = (
+    ray.exceptions.RayActorError,
+    ray.exceptions.WorkerCrashedError,
+    ray.exceptions.NodeDiedError,
+    ray.exceptions.OutOfMemoryError,
+    ray.exceptions.ObjectLostError,
+    ray.exceptions.RaySystemError,
+    ray.exceptions.RpcError,
+    OSError,
+)
+"""errors that a trial may not have again: lost processes, machines and files; all others are in the code or the settings"""
 TABLES_SECONDS = 10.0  # between rewrites of trials.csv and history.csv while a search runs
 
 
-def build_scheduler(search: dict[str, Any]) -> Asha | Fifo:
-    """The scheduler that search.json asks for; the reference configuration is never stopped, so that the gain shows."""
+def open_state(run_dir: Path, search: dict[str, Any]) -> SearchState:
+    """The state of the search in `run_dir`, journalled there. Raises InputError where another process is running it."""
     config = search["config"]
-    if config["scheduler"] == "fifo":
-        return Fifo()
-    return Asha(
-        search["train"]["budget_tokens"],
-        search["report_tokens"],
-        config["grace_period"],
-        config["reduction_factor"],
-        protected=frozenset({DEFAULT_TRIAL}),
+    budget_tokens, report_tokens = search["train"]["budget_tokens"], search["report_tokens"]
+    ladder = parse_ladder(search["rungs"]) if search["rungs"] else ()
+    plan = Plan(
+        num_samples=config["num_samples"],
+        budget_tokens=budget_tokens,
+        draw=sampler(search),
+        confirm=search["confirm"],
+        seed=config["seed"],
+        rung_metric=config["rung_metric"],
+        max_failures=config["max_failures"],
+    )
+    scheduler = SCHEDULERS[config["scheduler"]](ladder, budget_tokens, report_tokens)
+    journal = Journal(run_dir)
+    return SearchState(plan, scheduler, journal.append, read_journal(run_dir))
+
+
+class Segment(Trial):
+    """A stretch of one of our trials, as a trial of Ray's; `ours` is the trial's id."""
+
+    ours: str
+    may_pass = False
+    disk_full = False
+    error = ""
+
+    def handle_error(self, exc: Exception | None = None) -> None:
+        """Remembers what ended the segment; called by Ray."""
+        cause = getattr(exc, "cause", None) or exc
+        self.disk_full = is_disk_full(cause)
+        self.may_pass = isinstance(cause, MAY_PASS) or type(cause).__name__ == "AcceleratorError"  # a GPU's own error
+        self.error = str(exc).strip()
+        with contextlib.suppress(OSError):  # Ray writes files of its own, which a full disk refuses
+            super().handle_error(exc)
+
+    def should_recover(self) -> bool:
+        return False  # a retry is a new segment
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether `error` says that a disk, or the user's share of it, is full."""
+    return isinstance(error, OSError) and (
+        error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error)
     )
 
 
-class SearchState:
-    """The search so far: the journal's events, and the scheduler fed with them."""
+class Session(SearchAlgorithm):
+    """One run of the command: gives Ray segments, and keeps the journal, the checkpoints and the tables in order."""
 
-    def __init__(self, run_dir: Path, search: dict[str, Any]):
-        self.run_dir, self.search = run_dir, search
-        self.budget_tokens = search["train"]["budget_tokens"]
-        self.events = read_journal(run_dir)
-        self.journal = Journal(run_dir)
-        self.scheduler = build_scheduler(search)
-        self.configs: dict[str, dict] = {}
-        self.reports: dict[str, list[dict]] = {}
-        self.checkpoints: dict[str, str] = {}
-        self.failed: set[str] = set()
-        for event in self.events:
-            self._apply(event)
-            if event["event"] == "report":
-                self.scheduler.report(event["trial_id"], event["tokens_seen"], event["val_loss"])
+    def __init__(self, run_dir: Path, search: dict[str, Any], state: SearchState, slots: int):
+        self.run_dir, self.search, self.state, self.slots = run_dir, search, state, slots
+        self.number = sum(event["event"] == "session" for event in state.events)
+        self.storage = Storage(checkpoint_root(run_dir, search))
+        self.keep_all = search["config"]["keep_checkpoints"] == "all"
+        self.segments: dict[str, Segment] = {}
+        self.started = 0
+        self.written_here: set[str] = set()
+        self.fatal: str | None = None
+        """why the search can't go on: one line"""
 
-    def record(self, event: str, **values: Any) -> None:
-        """Appends an event to the journal and to what is known."""
-        self.events.append(self.journal.append(event, **values))
-        self._apply(self.events[-1])
-
-    def _apply(self, event: dict[str, Any]) -> None:
-        trial_id = event.get("trial_id")
-        if event["event"] == "trial":
-            self.configs[trial_id], self.reports[trial_id] = event["config"], []
-        elif event["event"] == "report":
-            self.reports[trial_id].append(event)
-        elif event["event"] == "checkpoint":
-            self.checkpoints[trial_id] = event["path"]
-        elif event["event"] == "failed":
-            self.failed.add(trial_id)
-
-    def status(self, trial_id: str) -> str:
-        """One of results.STATUSES."""
-        return status_of(self.reports[trial_id], trial_id in self.failed, self.budget_tokens)
-
-    def decide(self, trial_id: str, result: dict[str, Any]) -> str:
-        """The decision on a report. One made before (the trial went back to its checkpoint) is given again, not remade."""
-        for known in reversed(self.reports[trial_id]):
-            if known["step"] == result["step"]:
-                return known["decision"]
-        decision = self.scheduler.report(trial_id, result["tokens_seen"], result["val_loss"])
-        names = ("step", "tokens_seen", "train_loss", "val_loss", "val_bpb", "learning_rate", "grad_norm", "train_seconds")
-        metrics = {name: result[name] for name in (*names, "tok_per_sec", "diverged")}
-        if result["diverged"] or result["tokens_seen"] >= self.budget_tokens:
-            decision = STOP
-        self.record("report", trial_id=trial_id, decision=decision, **metrics)
-        return decision
-
-    def checkpoint_path(self, trial_id: str) -> str | None:
-        """The folder of the trial's latest stored state."""
-        relative = self.checkpoints.get(trial_id)
-        return str(self.run_dir / relative) if relative else None
-
-    def write_tables(self) -> None:
-        write_results(self.run_dir, self.events, self.search)
-
-
-class JournalledTrials(SearchAlgorithm):
-    """Gives Ray the trials that are not finished, then new ones, up to num_samples in all and `slots` at once."""
-
-    def __init__(self, state: SearchState, slots: int):
-        self.state, self.slots = state, slots
-        self.running: set[str] = set()
-        self.waiting = [trial_id for trial_id in state.configs if state.status(trial_id) == INTERRUPTED]
+    # Ray's SearchAlgorithm
 
     def add_configurations(self, experiments: Any) -> None:
         self._experiment = experiments[0] if isinstance(experiments, list) else experiments
 
     @property
     def total_samples(self) -> int:
-        return self.state.search["config"]["num_samples"]
+        return self.state.plan.num_samples
 
     def is_finished(self) -> bool:
-        return self._finished or (not self.waiting and len(self.state.configs) >= self.total_samples)
+        return self._finished or self.state.is_over()
 
     def next_trial(self) -> Trial | None:
-        if self.is_finished() or len(self.running) >= self.slots:
+        if self._finished or self.fatal or len(self.segments) >= self.slots:
             return None
-        if self.waiting:
-            trial_id = self.waiting.pop(0)
-        else:
-            index = len(self.state.configs)
-            config = self.state.search["config"]
-            drawn = sample(get_space(config["space"]), get_preset(config["preset"]), config["seed"], index)
-            trial_id = f"{index:05d}"
-            self.state.record("trial", trial_id=trial_id, config=drawn)
-        self.running.add(trial_id)
+        with self.disk_errors():
+            trial_id = self.state.next_trial()
+        return self.segment(trial_id) if trial_id else None
+
+    def segment(self, trial_id: str) -> Segment:
+        """The next stretch of `trial_id`."""
+        self.started += 1
         spec = self._experiment.spec
-        return Trial(
+        segment = Segment(
             self._experiment.run_identifier,
             config=dict(self.state.configs[trial_id]),
-            trial_id=trial_id,
+            trial_id=f"{trial_id}.{self.started}",
             storage=self._experiment.storage,
             placement_group_factory=spec.get("resources_per_trial"),
             checkpoint_config=spec["checkpoint_config"],
-            restore_path=self.state.checkpoint_path(trial_id),
             trial_dirname_creator=lambda trial: trial.trial_id,
-            max_failures=spec["max_failures"],
         )
+        segment.ours = trial_id
+        checkpoint = self.sound_checkpoint(trial_id)
+        if checkpoint:
+            restored = tune.Checkpoint(self.storage.absolute(checkpoint), filesystem=self.storage.filesystem)
+            segment._restore_checkpoint_result = _TrainingResult(checkpoint=restored, metrics={})
+        self.segments[segment.trial_id] = segment
+        return segment
+
+    def sound_checkpoint(self, trial_id: str) -> str | None:
+        """The trial's newest checkpoint that can be trusted; older ones and the beginning stand in for damaged ones."""
+        checkpoints = self.state.checkpoints[trial_id]
+        for step in sorted(checkpoints, reverse=True):
+            damage = None if checkpoints[step] in self.written_here else self.storage.damage(checkpoints[step])
+            if damage is None:
+                return checkpoints[step]
+            print(
+                f"warning: trial {trial_id}: checkpoint {checkpoints[step]} {damage}; going back further", file=sys.stderr
+            )
+        return None
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
-        self.running.discard(trial_id)
+        segment = self.segments.pop(trial_id)
+        with self.disk_errors():
+            if error:
+                self.on_failure(segment)
+            self.state.running.discard(segment.ours)
+            self.prune(segment.ours)
+
+    def on_failure(self, segment: Segment) -> None:
+        """Journals why a segment ended, with the whole text in a file of the run folder."""
+        if segment.disk_full:
+            self.fatal = f"the disk is full: trial {segment.ours} could not store its state in {self.storage.root}"
+            return  # the trial itself is sound: it goes on when there is room
+        reason = segment.error.splitlines()[-1][:200] if segment.error else "no reason given"
+        self.state.failure(segment.ours, segment.may_pass, reason)
+        (self.run_dir / f"error-{segment.ours}.txt").write_text(segment.error + "\n")
+
+    # Checkpoints
+
+    def on_checkpoint(self, segment: Segment, step: int, path: str) -> None:
+        """A report's state is stored."""
+        relative = os.path.relpath(path, self.storage.path)
+        replaced = self.state.checkpoints[segment.ours].get(step)  # by the same state, made again after a crash
+        self.written_here.add(relative)
+        with self.disk_errors():
+            self.state.record("checkpoint", trial_id=segment.ours, step=step, path=relative)
+            if replaced and replaced != relative:
+                self.storage.delete(replaced)
+            self.prune(segment.ours)
+
+    def prune(self, trial_id: str) -> None:
+        """Deletes the checkpoints of a trial that are not worth their room."""
+        checkpoints = self.state.checkpoints[trial_id]
+        steps = set() if self.keep_all else checkpoints.keys() - self.state.kept_checkpoints(trial_id)
+        gone = [checkpoints[step] for step in sorted(steps)]
+        if gone:
+            self.state.record("pruned", trial_id=trial_id, steps=sorted(steps))
+            for path in gone:
+                self.storage.delete(path)
+
+    def tidy(self) -> None:
+        """Prunes every trial, and deletes what a crash left behind."""
+        for trial_id in self.state.configs:
+            self.prune(trial_id)
+        if not self.keep_all:
+            self.storage.sweep({path for of_trial in self.state.checkpoints.values() for path in of_trial.values()})
+
+    @contextlib.contextmanager
+    def disk_errors(self) -> Iterator[None]:
+        """Within it, an OSError ends the search with one line: what can't be journalled must not be acted on."""
+        try:
+            yield
+        except OSError as error:
+            self.fatal = f"{'the disk is full' if is_disk_full(error) else error}: {self.run_dir} can't be written"
+            raise
 
 
 class JournalledScheduler(FIFOScheduler):
-    """Journals every report and passes the plain scheduler's decision to Ray."""
+    """Passes the state's decisions to Ray: going on, or an end of the segment, be it for good or to wait at a rung."""
 
-    def __init__(self, state: SearchState):
+    def __init__(self, session: Session):
         super().__init__()
-        self.state = state
+        self.session = session
 
-    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict) -> str:
-        decision = self.state.decide(trial.trial_id, result)
-        return TrialScheduler.STOP if decision == STOP else TrialScheduler.CONTINUE
+    def on_trial_result(self, tune_controller: Any, trial: Segment, result: dict) -> str:
+        with self.session.disk_errors():
+            decision = self.session.state.decide(trial.ours, result)
+        return TrialScheduler.CONTINUE if decision == CONTINUE else TrialScheduler.STOP
 
 
-class Progress(tune.Callback):
-    """Journals checkpoints and failures, keeps the tables fresh, and shows one line of progress."""
+class Housekeeping(tune.Callback):
+    """Journals checkpoints, keeps the tables fresh, shows progress, and ends what can't go on."""
 
-    def __init__(self, state: SearchState):
-        self.state = state
-        self.start = self.last_tables = time.monotonic()
-        self.last_line = 0.0
-        self.live = sys.stderr.isatty()
-        self.end = "" if self.live else "\n"
+    def __init__(self, session: Session):
+        self.session, self.progress = session, Progress(session.state)
+        self.last_tables = time.monotonic()
 
-    def on_checkpoint(self, iteration: int, trials: list[Trial], trial: Trial, checkpoint: Any, **info: Any) -> None:
-        self.state.record("checkpoint", trial_id=trial.trial_id, path=os.path.relpath(checkpoint.path, self.state.run_dir))
-
-    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        error = Path(trial.error_file).read_text().strip()
-        (self.state.run_dir / f"error-{trial.trial_id}.txt").write_text(error + "\n")
-        reason = error.splitlines()[-1][:200]
-        self.state.record("failed", trial_id=trial.trial_id, reason=reason)
+    def on_checkpoint(self, iteration: int, trials: list[Trial], trial: Segment, checkpoint: Any, **info: Any) -> None:
+        self.session.on_checkpoint(trial, trial.last_result["step"], checkpoint.path)
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        now = time.monotonic()
-        if now - self.last_tables > TABLES_SECONDS:
-            self.state.write_tables()
-            self.last_tables = now
-        if now - self.last_line > (0.5 if self.live else 15.0):
-            self.last_line = now
-            print(
-                f"\r\x1b[2K{self.line()}" if self.live else self.line(),
-                end="" if self.live else "\n",
-                file=sys.stderr,
-                flush=True,
-            )
-
-    def line(self) -> str:
-        """Time, trials by state, and the best loss so far (of the trials that are furthest)."""
-        statuses = [self.state.status(trial_id) for trial_id in self.state.configs]
-        total = self.state.search["config"]["num_samples"]
-        ended = len(statuses) - statuses.count(INTERRUPTED)
-        counts = ", ".join(f"{statuses.count(s)} {s}" for s in dict.fromkeys(statuses) if s != INTERRUPTED)
-        tokens = sum(reports[-1]["tokens_seen"] for reports in self.state.reports.values() if reports)
-        text = f"{time.monotonic() - self.start:5.0f} s  {ended}/{total} trials ended" + (f" ({counts})" if counts else "")
-        text += f", {statuses.count(INTERRUPTED)} running, {tokens / 1e6:,.1f}M tokens"
-        losses = [(r[-1]["val_loss"], t) for t, r in self.state.reports.items() if self.state.status(t) == COMPLETED]
-        if losses:
-            text += f", best val_loss {min(losses)[0]:.4f} (trial {min(losses)[1]})"
-        return text
+        if self.session.fatal:  # Ray swallows errors of some callbacks
+            raise RunError(self.session.fatal)
+        self.progress.show()
+        if time.monotonic() - self.last_tables > TABLES_SECONDS:
+            self.last_tables = time.monotonic()
+            with self.session.disk_errors():
+                write_results(self.session.run_dir, self.session.state, self.session.search)
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
-        if self.live:
-            print("\r\x1b[2K", end="", file=sys.stderr, flush=True)
+        self.progress.clear()
+
+
+class Interrupts:
+    """SIGINT and SIGTERM: the first lets the search end in order, the second leaves at once. Both can be resumed from."""
+
+    def __init__(self, resume_command: str):
+        self.resume_command, self.count = resume_command, 0
+
+    def install(self) -> None:
+        """Makes both signals ours; called again after Ray has put its own handler there."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self.handle)
+
+    def handle(self, number: int, frame: Any) -> None:
+        self.count += 1
+        if self.count > 1:
+            print(f"\nleft at once; go on with: {self.resume_command}", file=sys.stderr, flush=True)
+            os._exit(130)  # Ray's processes die with this one
+        print("\nstopping; once more leaves at once", file=sys.stderr, flush=True)
+        end_loop = signal.getsignal(signal.SIGUSR1)  # Ray's own way to end its loop, while that runs
+        if not callable(end_loop):
+            raise KeyboardInterrupt
+        end_loop(number, frame)
+        self.install()
+
+
+def checkpoint_root(run_dir: Path, search: dict[str, Any]) -> str:
+    """Folder or URI that holds the run's checkpoints and Ray's records."""
+    storage_path = search["config"]["storage_path"]
+    if storage_path and "://" in storage_path:
+        return f"{storage_path.rstrip('/')}/{search['config']['name']}"
+    return str(run_dir / "ray")
 
 
 def run_search(run_dir: Path, search: dict[str, Any], resources: Resources) -> bool:
     """Runs, or goes on with, the search in `run_dir`; True where it ended by itself, False where it was interrupted.
 
-    Writes search.json before anything starts. Raises InputError where another process is running it.
+    Writes search.json before anything starts. Raises InputError where another process is running it, and RunError where
+    the disk is full.
     """
-    state = SearchState(run_dir, search)
+    state = open_state(run_dir, search)
     write_search(run_dir, search)
-    trials = JournalledTrials(state, resources.slots)
-    if not trials.is_finished():
-        session = sum(event["event"] == "session" for event in state.events)
-        state.record("session", session=session, slots=resources.slots)
+    session = Session(run_dir, search, state, resources.slots)
+    if not state.is_over():
+        interrupts = Interrupts(f"python tune/search.py --resume {os.path.relpath(run_dir)}")
         try:
-            _run_trials(state, trials, resources, f"session_{session}")
+            with session.disk_errors():
+                session.tidy()
+                state.record("session", session=session.number, slots=resources.slots)
+            interrupts.install()
+            _run_trials(session, resources, interrupts)
+        except KeyboardInterrupt:
+            pass  # before Ray's loop began
+        except Exception as error:
+            full = shutil.disk_usage(run_dir).free == 0 or is_disk_full(error)
+            if not session.fatal and not full:
+                raise
+            raise RunError(session.fatal or f"the disk is full: {run_dir}") from None
         finally:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing below may be cut short
             ray.shutdown()
-            state.record("session_end", session=session)
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-    state.write_tables()
-    return trials.is_finished() and all(state.status(trial_id) != INTERRUPTED for trial_id in state.configs)
+            with contextlib.suppress(OSError):  # a full disk: the last event before it counts
+                state.record("session_end", session=session.number)
+            for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
+                signal.signal(number, handler)
+    session.tidy()
+    write_results(run_dir, state, search)
+    return state.is_over() and INTERRUPTED not in state.status.values()
 
 
-def _run_trials(state: SearchState, trials: JournalledTrials, resources: Resources, session: str) -> None:
-    """Starts or joins Ray and lets it work off `trials`; returns early on Ctrl-C."""
+def _run_trials(session: Session, resources: Resources, interrupts: Interrupts) -> None:
+    """Starts or joins Ray and lets it work off the session; returns early when interrupted."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(resources.slots)
     for name in ("ray", "ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    address = state.search["config"]["address"]
-    options: dict[str, Any] = dict(address=address or "local", log_to_driver=False, logging_level=logging.CRITICAL)
-    if address is None:
+    config = session.search["config"]
+    options: dict[str, Any] = dict(
+        address=config["address"] or "local", log_to_driver=False, logging_level=logging.CRITICAL
+    )
+    if config["address"] is None:
         options |= dict(
             num_cpus=resources.slots * resources.cpus_per_trial,
             num_gpus=math.ceil(resources.slots * resources.gpus_per_trial),
-            include_dashboard=False,
+            include_dashboard=config["dashboard"],
             _node_ip_address="127.0.0.1",
         )
     ray.init(**options)
-    task = task_of(state.search, resources, state.scheduler.rungs)
-    tune.run(  # not a Tuner: that pickles its arguments into the run folder, and nothing here is restored from it
-        tune.with_resources(
-            tune.with_parameters(run_trial, task=task),
-            {"cpu": resources.cpus_per_trial, "gpu": resources.gpus_per_trial},
-        ),
-        name=session,
-        storage_path=str(state.run_dir / "ray"),
-        num_samples=trials.total_samples,
-        search_alg=trials,
-        scheduler=JournalledScheduler(state),
-        callbacks=[Progress(state)],
-        checkpoint_config=tune.CheckpointConfig(num_to_keep=2),
-        reuse_actors=True,
-        raise_on_failed_trial=False,
-        verbose=0,
-    )
+    interrupts.install()
+    task = task_of(session.search, resources, tuple(rung.mark for rung in session.state.scheduler.rungs))
+    try:
+        tune.run(  # not a Tuner: that pickles its arguments into the run folder, and nothing here is restored from it
+            tune.with_resources(
+                tune.with_parameters(run_trial, task=task),
+                {"cpu": resources.cpus_per_trial, "gpu": resources.gpus_per_trial},
+            ),
+            name=f"session_{session.number}",
+            storage_path=session.storage.root,
+            num_samples=session.total_samples,
+            search_alg=session,
+            scheduler=JournalledScheduler(session),
+            callbacks=[Housekeeping(session)],
+            reuse_actors=True,
+            raise_on_failed_trial=False,
+            verbose=0,
+        )
+    finally:
+        signal.signal(signal.SIGUSR1, signal.SIG_DFL)
 
 
 def cluster_resources(address: str) -> tuple[int, int]:

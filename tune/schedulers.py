@@ -1,57 +1,195 @@
-"""Who goes on at a rung. Plain classes without Ray: a search feeds them reports, live or read back from the journal.
+"""Who goes on at a rung. Plain classes without Ray: a search feeds them reports, live or read back from its journal.
 
-Their whole memory is the sequence of reports, so a resumed search decides what an uninterrupted one would have.
+Their whole memory is the sequence of reports and promotions, so a resumed search decides what an uninterrupted one would
+have. A ladder is a list of rungs: at a share of the budget, one in so many goes on.
 """
 
 import math
+from dataclasses import dataclass, field
 
-CONTINUE, STOP = "continue", "stop"
+from myllm.errors import InputError
+
+CONTINUE, PAUSE, STOP = "continue", "pause", "stop"
+Ladder = tuple[tuple[float, int], ...]
+"""(share of the budget, one in how many goes on), ascending"""
+
+DEFAULT_LADDER: Ladder = ((1 / 32, 2), (1 / 8, 8))  # by replays of full curves: experiments/LOG.md
+
+
+def parse_ladder(text: str) -> Ladder:
+    """The ladder that `0.03125:2,0.125:8` describes. Raises InputError where it is none."""
+    right = "shares of the budget, ascending, each with one in how many goes on, like 0.03125:2,0.125:8"
+    try:
+        pairs = [part.split(":") for part in text.split(",")]
+        ladder = tuple((float(share), int(one_in)) for share, one_in in pairs)
+    except ValueError:
+        raise InputError(f"--rungs is {text!r}; it must be {right}") from None
+    shares = [share for share, _ in ladder]
+    if not all(0 < share < 1 for share in shares) or shares != sorted(set(shares)) or min(k for _, k in ladder) < 2:
+        raise InputError(f"--rungs is {text!r}; it must be {right}: shares between 0 and 1, one in 2 or more")
+    return ladder
+
+
+def geometric_ladder(grace_period: float, reduction_factor: int) -> Ladder:
+    """Rungs at grace_period * reduction_factor**k shares of the budget, at each one in reduction_factor goes on."""
+    ladder, share = [], grace_period
+    while share < 1:
+        ladder.append((share, reduction_factor))
+        share *= reduction_factor
+    return tuple(ladder)
+
+
+def format_ladder(ladder: Ladder) -> str:
+    """The text that parse_ladder reads."""
+    return ",".join(f"{share:g}:{one_in}" for share, one_in in ladder)
+
+
+@dataclass
+class Rung:
+    """One rung and the losses (nats per token) that trials reached it with, in the order of their arrival."""
+
+    mark: int
+    """tokens_seen at which trials are compared"""
+    one_in: int
+    """one in this many goes on"""
+    losses: dict[str, float] = field(default_factory=dict)
+    promoted: set[str] = field(default_factory=set)
+    withdrawn: set[str] = field(default_factory=set)
+
+    def best_waiting(self) -> str | None:
+        """Of the trials that still wait the one with the lowest loss; of equals the earliest."""
+        waiting = [trial_id for trial_id in self.losses if trial_id not in self.promoted | self.withdrawn]
+        return min(waiting, key=self.losses.__getitem__, default=None)
+
+    def rank(self, trial_id: str) -> int:
+        """How many trials come before `trial_id`."""
+        order = sorted(self.losses, key=self.losses.__getitem__)
+        return order.index(trial_id)
 
 
 class Fifo:
-    """Every trial runs to the end of its budget."""
+    """Every trial runs to the end of its budget. Also what the other schedulers share."""
 
-    rungs: tuple[int, ...] = ()
+    def __init__(self, ladder: Ladder = (), budget_tokens: int = 1, report_tokens: int = 1):
+        marks: dict[int, int] = {}
+        for share, one_in in ladder:  # a rung lies at the first report mark at or after its share
+            mark = math.ceil(share * budget_tokens / report_tokens - 1e-9) * report_tokens
+            if mark < budget_tokens:
+                marks[mark] = max(one_in, marks.get(mark, 0))
+        self.rungs = [Rung(mark, one_in) for mark, one_in in sorted(marks.items())]
+        self._rung_at = {rung.mark: rung for rung in self.rungs}
 
-    def report(self, trial_id: str, tokens_seen: int, loss: float) -> str:
-        """What `trial_id` does after its report of `loss` (nats per token) at `tokens_seen`."""
+    def decision(self, trial_id: str, tokens_seen: int, loss: float) -> str:
+        """What `trial_id` would do after its report of the finite `loss` at `tokens_seen`. Changes nothing."""
         return CONTINUE
 
+    def record(self, trial_id: str, tokens_seen: int, loss: float, decision: str) -> None:
+        """Remembers a report and the decision on it."""
 
-class Asha:
-    """Asynchronous successive halving that stops (Li et al., arXiv 1810.05934, in its stopping form).
+    def turn(self) -> str | None:
+        """The paused trial whose turn it is to go on, if any."""
+        return None
 
-    Rungs lie at grace_period * reduction_factor**k shares of the budget, each moved up to the next report mark. At a
-    rung a trial goes on if its loss is among the best 1/reduction_factor of the losses seen there so far, its own
-    included, and at least the best one; of equal losses the earlier is the better. Non-finite losses never go on and
-    never count. `protected` trials always go on, and take nobody's place.
+    def final_turn(self, at_least: int, slowest: float) -> str | None:
+        """The same once no new trial will come: at every rung now at least `at_least` trials go on.
+
+        A rung is not judged before the running trial with the fewest tokens, `slowest` of them, is past it.
+        """
+        return None
+
+    def promote(self, trial_id: str) -> None:
+        """Remembers that a paused trial goes on."""
+
+    def withdraw(self, trial_id: str) -> None:
+        """Takes a paused trial out of the competition: it goes on whatever happens, and takes nobody's place."""
+
+    def out_of_reach(self, trial_id: str, num_samples: int, at_least: int) -> bool:
+        """Whether a paused trial could not be promoted even if the search ended with `num_samples` trials."""
+        return True
+
+
+class AshaStop(Fifo):
+    """Asynchronous successive halving that stops (as Ray's ASHAScheduler; Li et al., arXiv 1810.05934).
+
+    At a rung a trial goes on if its loss is among the best 1/one_in of the losses seen there so far, its own included, and
+    at least the best one; of equal losses the earlier is the better.
     """
 
-    def __init__(
-        self,
-        budget_tokens: int,
-        report_tokens: int,
-        grace_period: float,
-        reduction_factor: int,
-        protected: frozenset[str] = frozenset(),
-    ):
-        self.reduction_factor, self.protected = reduction_factor, protected
-        marks = []
-        share = grace_period
-        while share < 1:
-            marks.append(math.ceil(share * budget_tokens / report_tokens - 1e-9) * report_tokens)
-            share *= reduction_factor
-        self.rungs = tuple(sorted({mark for mark in marks if mark < budget_tokens}))
-        self._losses: dict[int, dict[str, float]] = {rung: {} for rung in self.rungs}
-
-    def report(self, trial_id: str, tokens_seen: int, loss: float) -> str:
-        """What `trial_id` does after its report of `loss` (nats per token) at `tokens_seen`. Asked once a mark."""
-        if not math.isfinite(loss):
-            return STOP
-        if tokens_seen not in self._losses or trial_id in self.protected:
+    def decision(self, trial_id: str, tokens_seen: int, loss: float) -> str:
+        rung = self._rung_at.get(tokens_seen)
+        if rung is None:
             return CONTINUE
-        rung = self._losses[tokens_seen]
-        rung[trial_id] = loss
-        better = sum(other <= loss for name, other in rung.items() if name != trial_id)
-        allowed = max(1, len(rung) // self.reduction_factor)
-        return CONTINUE if better < allowed else STOP
+        better = sum(other <= loss for other in rung.losses.values())
+        return CONTINUE if better < max(1, (len(rung.losses) + 1) // rung.one_in) else STOP
+
+    def record(self, trial_id: str, tokens_seen: int, loss: float, decision: str) -> None:
+        rung = self._rung_at.get(tokens_seen)
+        if rung is not None and math.isfinite(loss):
+            rung.losses[trial_id] = loss
+
+
+class Asha(Fifo):
+    """Asynchronous successive halving that pauses and promotes (Li et al., arXiv 1810.05934, algorithm 2).
+
+    Every trial pauses at a rung, unless it is its turn at once. As long as fewer than one in `one_in` of the trials that
+    came to a rung were promoted from it, it is the turn of the best one that waits there; higher rungs come first, of equal
+    losses the earlier. So never more than 1 in `one_in` goes on, and nobody before somebody better who waits. Diverged
+    trials are not recorded and count for nothing.
+    """
+
+    def __init__(self, ladder: Ladder, budget_tokens: int, report_tokens: int):
+        super().__init__(ladder, budget_tokens, report_tokens)
+        self._paused_at: dict[str, Rung] = {}
+        self._withdrawn: set[str] = set()
+
+    def decision(self, trial_id: str, tokens_seen: int, loss: float) -> str:
+        rung = self._rung_at.get(tokens_seen)
+        if rung is None or trial_id in self._withdrawn:
+            return CONTINUE
+        rung.losses[trial_id] = loss  # as if it were there already
+        turn = self.turn()
+        del rung.losses[trial_id]
+        return CONTINUE if turn == trial_id else PAUSE
+
+    def record(self, trial_id: str, tokens_seen: int, loss: float, decision: str) -> None:
+        rung = self._rung_at.get(tokens_seen)
+        if rung is None or trial_id in self._withdrawn or not math.isfinite(loss):
+            return
+        rung.losses[trial_id] = loss
+        if decision == PAUSE:
+            self._paused_at[trial_id] = rung
+        else:
+            rung.promoted.add(trial_id)
+
+    def turn(self) -> str | None:
+        for rung in reversed(self.rungs):
+            if len(rung.promoted) < len(rung.losses) // rung.one_in:
+                return rung.best_waiting()
+        return None
+
+    def final_turn(self, at_least: int, slowest: float) -> str | None:
+        for rung in self.rungs:
+            if slowest < rung.mark:
+                return None
+            if len(rung.promoted) < max(at_least, len(rung.losses) // rung.one_in):
+                waiting = rung.best_waiting()
+                if waiting is not None:
+                    return waiting
+        return None
+
+    def promote(self, trial_id: str) -> None:
+        self._paused_at.pop(trial_id).promoted.add(trial_id)
+
+    def withdraw(self, trial_id: str) -> None:
+        self._withdrawn.add(trial_id)
+        self._paused_at.pop(trial_id).withdrawn.add(trial_id)
+
+    def out_of_reach(self, trial_id: str, num_samples: int, at_least: int) -> bool:
+        for rung in self.rungs:
+            num_samples = max(at_least, num_samples // rung.one_in)
+            if rung is self._paused_at.get(trial_id):
+                return rung.rank(trial_id) >= num_samples
+        return True
+
+
+SCHEDULERS = {"asha": Asha, "asha-stop": AshaStop, "fifo": Fifo}

@@ -7,11 +7,13 @@ python tune/search.py --resume experiments/runs/NAME
 import argparse
 import ast
 import dataclasses
+import importlib.util
 import inspect
 import os
 import sys
 import time
 import tomllib
+import typing
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,24 +21,24 @@ from typing import Any
 import torch
 
 from myllm.data import EMBEDDED
-from myllm.errors import InputError, Parser, run_command
+from myllm.errors import InputError, Parser, RunError, run_command
+from tune.options import SearchConfig
 from tune.report import summary, write_report
 from tune.runner import cluster_resources, run_search
-from tune.settings import (
-    RUNS_DIR,
-    SearchConfig,
-    available_cpus,
-    check_data,
-    prepare_search,
-    read_search,
-    settle_resources,
-)
+from tune.settings import RUNS_DIR, available_cpus, check_comparable, prepare_search, read_search, settle_resources
 
-FLAG_TYPES: dict[str, Any] = {
-    **dict.fromkeys(("num_samples", "budget_tokens", "seed", "reduction_factor", "cpus_per_trial", "max_concurrent"), int),
-    **dict.fromkeys(("grace_period", "gpus_per_trial"), float),
-}
-RESUME_FLAGS = ("num_samples", "cpus_per_trial", "gpus_per_trial", "max_concurrent", "address")
+RESUME_FLAGS = (
+    *("num_samples", "confirm", "max_failures", "keep_checkpoints", "cpus_per_trial", "gpus_per_trial", "max_concurrent"),
+    *("address", "dashboard"),
+)
+"""what may change on --resume: nothing that would make earlier trials and later ones incomparable"""
+
+
+def value_type(field: dataclasses.Field) -> type:
+    """The type of an option's value: str, int, float, bool, or tuple (of texts)."""
+    if typing.get_origin(field.type) is tuple:
+        return tuple
+    return next(iter(typing.get_args(field.type)), field.type)  # of `int | None`, int
 
 
 def field_help(config_class: type) -> dict[str, str]:
@@ -55,11 +57,18 @@ def parse_args() -> argparse.Namespace:
     )
     helps = field_help(SearchConfig)
     for field in dataclasses.fields(SearchConfig):
-        default = "" if field.default is None else f" (default: {field.default})"
-        parser.add_argument(f"--{field.name}", type=FLAG_TYPES.get(field.name, str), help=helps[field.name] + default)
+        kind = value_type(field)
+        default = "" if field.default in (None, ()) else f" (default: {field.default})"
+        how: dict[str, Any] = {"type": kind}
+        if kind is bool:
+            how = {"action": "store_true"}
+        elif kind is tuple:
+            how = {"nargs": "+", "metavar": "DIR"}
+        parser.add_argument(f"--{field.name}", help=(helps[field.name] + default).replace("%", "%%"), **how)
     parser.add_argument("--experiment", metavar="FILE.toml", help="file with any of these settings; flags beside it win")
     parser.add_argument("--resume", metavar="DIR", help=f"go on with a run; beside it only {', '.join(RESUME_FLAGS)}")
-    parser.formatter_class = argparse.HelpFormatter
+    parser.add_argument("--trust", action="store_true", help="resume a run folder that belongs to another user")
+
     return parser.parse_args()
 
 
@@ -75,13 +84,13 @@ def read_experiment(path: str, given: dict[str, Any]) -> dict[str, Any]:
         raise InputError(f"--experiment {path}: no such file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise InputError(f"--experiment {path}: not TOML ({error})") from None
-    known = [field.name for field in dataclasses.fields(SearchConfig)]
+    kinds = {field.name: value_type(field) for field in dataclasses.fields(SearchConfig)}
     for key, value in values.items():
-        if key not in known:
-            raise InputError(f"--experiment {path}: unknown key {key!r}; known are {', '.join(known)}")
-        expected = FLAG_TYPES.get(key, str)
-        if not isinstance(value, (int, float) if expected is float else expected) or isinstance(value, bool):
-            raise InputError(f"--experiment {path}: {key} is {value!r}; it must be a {expected.__name__}")
+        if key not in kinds:
+            raise InputError(f"--experiment {path}: unknown key {key!r}; known are {', '.join(kinds)}")
+        expected = {float: (int, float), tuple: list}.get(kinds[key], kinds[key])
+        if not isinstance(value, expected) or (isinstance(value, bool) and kinds[key] is not bool):
+            raise InputError(f"--experiment {path}: {key} is {value!r}; it must be a {kinds[key].__name__}")
         if isinstance(value, str) and key not in given:
             values[key] = os.path.expandvars(value)
             if "$" in values[key]:
@@ -95,9 +104,12 @@ def start(given: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
     """A new run folder and its checked settings."""
     experiment = given.pop("experiment", None)
     values = (read_experiment(experiment, given) if experiment else {}) | given
+    if "warm_start" in values:
+        values["warm_start"] = tuple(os.path.abspath(path) for path in values["warm_start"])
     config = SearchConfig(**values)
     name = config.name or f"{config.preset}-{config.space}-{time.strftime('%Y%m%d-%H%M%S')}"
-    run_dir = RUNS_DIR / name
+    folder = config.storage_path if config.storage_path and "://" not in config.storage_path else RUNS_DIR
+    run_dir = Path(folder).resolve() / name
     if run_dir.exists():
         raise InputError(f"--name {name}: {run_dir} exists; go on with --resume {run_dir}, or choose another name")
     search = prepare_search(dataclasses.replace(config, name=name), RUNS_DIR / ".cache")
@@ -107,24 +119,37 @@ def start(given: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
 def resume(given: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
     """The run folder to go on with, and its settings with what may change."""
     run_dir = Path(given.pop("resume")).resolve()
+    trust = given.pop("trust", False)
     search = read_search(run_dir)
-    for flag in given:
-        if flag not in RESUME_FLAGS:
-            raise InputError(f"--{flag} can't change on --resume: earlier trials could not be compared with later ones")
-    before = search["config"]["num_samples"]
-    if given.get("num_samples", before) < before:
-        raise InputError(f"--num_samples is {given['num_samples']}, the total; the run already asked for {before}")
-    search["config"] |= given
-    SearchConfig(**search["config"])
-    check_data(search, RUNS_DIR / ".cache")
+    owner = run_dir.stat().st_uid
+    if owner != os.getuid() and not trust:
+        raise InputError(f"{run_dir} belongs to another user (id {owner}); look at what is in it, then resume with --trust")
+    before = search["config"]
+    for flag, value in given.items():
+        if flag not in RESUME_FLAGS and before.get(flag) != value:
+            raise InputError(
+                f"--{flag} can't change on --resume, it is {before.get(flag)}: "
+                "earlier trials could not be compared with later ones"
+            )
+    if given.get("num_samples", before["num_samples"]) < before["num_samples"]:
+        raise InputError(
+            f"--num_samples is {given['num_samples']}, the total; the run already asked for {before['num_samples']}"
+        )
+    search["config"] = before | {flag: value for flag, value in given.items() if flag in RESUME_FLAGS}
+    search["confirm"] = SearchConfig(**search["config"]).confirmations
+    check_comparable(search, RUNS_DIR / ".cache")
     return run_dir, search
 
 
 def main() -> int:
     given = vars(parse_args())
     resumed = "resume" in given
+    if not resumed and given.pop("trust", False):
+        raise InputError("--trust belongs to --resume")
     run_dir, search = (resume if resumed else start)(given)
     config = SearchConfig(**search["config"])
+    if config.dashboard and importlib.util.find_spec("aiohttp_cors") is None:
+        raise InputError("--dashboard needs more of Ray: pip install 'ray[default]'")
     if config.address is None:
         available = available_cpus(), torch.cuda.device_count()
     else:
@@ -141,9 +166,11 @@ def main() -> int:
     )
     try:
         finished = run_search(run_dir, search, resources)
-    except KeyboardInterrupt:  # outside Ray's own loop, which ends itself on Ctrl-C
-        finished = False
-    write_report(run_dir)
+        write_report(run_dir)
+    except RunError as error:
+        raise RunError(
+            f"{error}; nothing is lost: python tune/search.py --resume {shown} goes on when that is mended"
+        ) from None
     print(summary(run_dir))
     if not finished:
         print(f"interrupted; go on with: python tune/search.py --resume {shown}")

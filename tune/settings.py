@@ -1,4 +1,4 @@
-"""A search's settings: read once from flags and file, checked completely, written to search.json before anything starts."""
+"""A search's settings: options checked against the data, resolved, and written to search.json before anything starts."""
 
 import dataclasses
 import importlib.metadata
@@ -14,78 +14,20 @@ from typing import Any
 
 import torch
 
-from myllm.config import get_preset
+from myllm.config import Preset, get_preset
 from myllm.data import EMBEDDED, TokenFile, Windows, default_tokenizer, prepare
 from myllm.errors import InputError
 from myllm.tokenizer import get_tokenizer, resolve, token_bytes
-from tune.results import valid_name, write_atomically
+from tune.options import SearchConfig
+from tune.results import write_atomically
+from tune.schedulers import format_ladder
 from tune.spaces import Choice, get_space
 from tune.trainable import Task
 
 RUNS_DIR = Path(__file__).resolve().parent.parent / "experiments" / "runs"
+EMA_RATIO = 0.1  # horizon of the averaged weights of --rung_metric val_loss_ema
 NUM_REPORTS = 32  # token marks a full training
 MIN_EVAL_TOKENS, MAX_EVAL_TOKENS, EVAL_SHARE = 4096, 2**20, 1 / 256  # of train and val each; the share is of the budget
-
-
-@dataclass(frozen=True)
-class SearchConfig:
-    """What the user asked for."""
-
-    space: str = "v2"
-    """search space: v1 (learning rate, batch size) or v2 (also warm-up and clip norm)"""
-    preset: str = "nano"
-    """model shape and reference settings"""
-    train_file: str = EMBEDDED
-    """training data: .bin, UTF-8 text, or 'embedded'"""
-    val_file: str = EMBEDDED
-    """validation data, likewise"""
-    tokenizer: str | None = None
-    """byte, a tiktoken encoding, or a .tiktoken file (unset: what the data says; gpt2 for a bare .bin, else byte)"""
-    num_samples: int = 16
-    """trials in total, the preset's reference configuration included"""
-    budget_tokens: int | None = None
-    """tokens of one full training, rounded down so that all batch sizes share the report marks (unset: the preset's)"""
-    name: str | None = None
-    """folder under experiments/runs (unset: preset-space-date-time)"""
-    seed: int = 0
-    """seed of the draws and of every trial's initialisation and data order"""
-    scheduler: str = "asha"
-    """asha stops poor trials early; fifo trains all to the end"""
-    reduction_factor: int = 2
-    """asha: one in this many goes on at a rung"""
-    grace_period: float = 0.25
-    """asha: the first rung, as a share of the budget"""
-    cpus_per_trial: int | None = None
-    """CPU cores a trial, and its torch threads (unset: 1, or an even share of the cores where trials have GPUs)"""
-    gpus_per_trial: float | None = None
-    """GPUs a trial, fractions share one (unset: 1 where there are GPUs, else 0)"""
-    max_concurrent: int | None = None
-    """trials at once (unset: as many as the machine holds)"""
-    address: str | None = None
-    """Ray cluster to join (unset: this machine alone)"""
-
-    def __post_init__(self):
-        for field in ("num_samples", "budget_tokens", "cpus_per_trial", "max_concurrent"):
-            value = getattr(self, field)
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-                raise InputError(f"--{field} is {value!r}; it must be a positive whole number")
-        if not isinstance(self.seed, int) or isinstance(self.seed, bool) or not 0 <= self.seed < 2**31:
-            raise InputError(f"--seed is {self.seed!r}; it must be a whole number from 0 to 2^31 - 1")
-        if not isinstance(self.reduction_factor, int) or self.reduction_factor < 2:
-            raise InputError(f"--reduction_factor is {self.reduction_factor!r}; it must be a whole number of 2 or more")
-        if not isinstance(self.grace_period, (int, float)) or not 0 < self.grace_period < 1:
-            raise InputError(f"--grace_period is {self.grace_period!r}; it must be a share between 0 and 1")
-        gpus = self.gpus_per_trial
-        if gpus is not None and (not isinstance(gpus, (int, float)) or not (0 <= gpus < 1 or gpus == int(gpus) >= 1)):
-            raise InputError(f"--gpus_per_trial is {gpus!r}; it must be a share below 1 or a whole number of GPUs")
-        if self.scheduler not in ("asha", "fifo"):
-            raise InputError(f"--scheduler {self.scheduler!r} is unknown; known are asha, fifo")
-        if (self.train_file == EMBEDDED) != (self.val_file == EMBEDDED):
-            raise InputError("--train_file and --val_file belong together: give both, or neither for the embedded corpus")
-        if self.name is not None and not valid_name(self.name):
-            raise InputError(f"--name {self.name!r} is no folder name; use letters, digits, dots, dashes, underscores")
-        get_space(self.space)
-        get_preset(self.preset)
 
 
 @dataclass(frozen=True)
@@ -152,6 +94,7 @@ def prepare_search(config: SearchConfig, cache_dir: Path) -> dict[str, Any]:
         seed=config.seed,
         eval_windows=eval_windows,
         dtype="bfloat16" if torch.cuda.is_available() else "float32",
+        ema_ratio=EMA_RATIO if config.rung_metric == "val_loss_ema" else 0.0,
     )
     absolute = {
         split: file if file == EMBEDDED else os.path.abspath(file)
@@ -161,10 +104,12 @@ def prepare_search(config: SearchConfig, cache_dir: Path) -> dict[str, Any]:
         "config": dataclasses.asdict(config),
         "model": dataclasses.asdict(model),
         "train": dataclasses.asdict(train),
+        "rungs": format_ladder(config.ladder),
+        "confirm": config.confirmations,
         "num_reports": NUM_REPORTS,
         "report_tokens": report_tokens,
         "bytes_per_token": max(1, total_bytes) / targets.numel(),
-        "ranges": {name: str(distribution) for name, distribution in space.ranges(preset).items()},
+        "ranges": ranges_of(config.space, preset),
         "data": {
             "train_file": absolute["train"],
             "val_file": absolute["val"],
@@ -217,18 +162,30 @@ def write_search(run_dir: Path, search: dict[str, Any]) -> None:
     write_atomically(run_dir / "search.json", json.dumps(search, indent=2) + "\n")
 
 
-def check_data(search: dict[str, Any], cache_dir: Path) -> None:
-    """Makes sure that the data of a search is still there and the same, tokenizing it again where the cache has gone."""
-    data = search["data"]
+def check_comparable(search: dict[str, Any], cache_dir: Path) -> None:
+    """Makes sure that new trials of a search would be comparable with its earlier ones; brings its prepared data back.
+
+    Raises InputError that names what has changed: the preset's shape, the space's ranges, or the data.
+    """
+    config, data = search["config"], search["data"]
+    preset, encoding = get_preset(config["preset"]), get_tokenizer(data["tokenizer"])
+    now = {
+        f"the shape of preset {config['preset']}": (dataclasses.asdict(preset.model(encoding.n_vocab)), search["model"]),
+        f"space {config['space']}": (ranges_of(config["space"], preset), search["ranges"]),
+    }
     for split in ("train", "val"):
         if not Path(search["prepared"][split]).is_file():
-            encoding = get_tokenizer(data["tokenizer"])
             tokens = prepare(data[f"{split}_file"], split, data["tokenizer"], encoding, cache_dir)
             search["prepared"][split] = str(tokens.path.resolve())
-        if TokenFile(search["prepared"][split]).fingerprint() != data["fingerprint"][split]:
-            raise InputError(
-                f"{data[f'{split}_file']} has changed since the search began; its trials could not be compared"
-            )
+        now[data[f"{split}_file"]] = TokenFile(search["prepared"][split]).fingerprint(), data["fingerprint"][split]
+    for what, (found, expected) in now.items():
+        if found != expected:
+            raise InputError(f"{what} has changed since the search began: its trials could not be compared with new ones")
+
+
+def ranges_of(space: str, preset: Preset) -> dict[str, str]:
+    """Each hyper-parameter of a space with its range for a preset, as text."""
+    return {name: str(distribution) for name, distribution in get_space(space).ranges(preset).items()}
 
 
 def available_cpus() -> int:

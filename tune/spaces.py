@@ -61,7 +61,18 @@ def _v2(preset: Preset) -> dict[str, LogUniform | Choice]:
     return _v1(preset) | {"warmup_ratio": LogUniform(0.003, 0.2), "clip_norm": LogUniform(0.1, 10.0)}
 
 
-SPACES = {"v1": Space("v1", _v1), "v2": Space("v2", _v2)}
+def _v3(preset: Preset) -> dict[str, LogUniform | Choice]:
+    # beta2's half-life is centred on 10M tokens (Marek et al., arXiv 2507.07101) or, for short budgets, a tenth of them
+    half_life = min(1e7, preset.budget_tokens / 10)
+    return _v2(preset) | {
+        "weight_decay": LogUniform(0.01, 1.0),
+        "beta2_half_life": LogUniform(half_life / 10, half_life * 10),
+        "schedule": Choice(("cosine", "wsd")),
+        "min_lr_ratio": Choice((0.0, 0.01, 0.1)),
+    }
+
+
+SPACES = {"v1": Space("v1", _v1), "v2": Space("v2", _v2), "v3": Space("v2", _v3)}
 
 
 def get_space(name: str) -> Space:
@@ -78,7 +89,8 @@ def sample(space: Space, preset: Preset, seed: int, index: int) -> dict[str, Any
     """
     ranges = space.ranges(preset)
     if index == 0:
-        reference = preset.training()
-        return {name: getattr(reference, name) for name in ranges}
+        config = preset.training()
+        half_life = config.tokens_per_step * math.log(0.5) / math.log(config.beta2)
+        return {name: half_life if name == "beta2_half_life" else getattr(config, name) for name in ranges}
     rng = np.random.default_rng([seed, index])
     return {name: distribution.sample(rng) for name, distribution in ranges.items()}

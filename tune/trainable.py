@@ -15,8 +15,8 @@ from myllm.config import GPTConfig, TrainConfig, from_dict
 from myllm.data import TokenFile, Windows
 from myllm.training.train import Report, Run, train
 from myllm.training.train_utils import load_state, save_state
+from tune.storage import STATE_FILE
 
-STATE_FILE = "state.pt"
 CHECKPOINT_SHARE = 0.05  # of the time that checkpoints may take, rungs and the last one apart
 CHECKPOINT_MIN_SECONDS = 1.0
 

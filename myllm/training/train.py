@@ -3,9 +3,9 @@
 import contextlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from myllm.data import BatchStream, Windows
 from myllm.errors import InputError
 from myllm.model import GPT
 
+T = TypeVar("T")
 FINITE_CHECK_STEPS = 32  # optimizer steps between looks at whether loss and gradients are still finite
 
 
@@ -30,6 +31,8 @@ class Report:
     """nats per token over the fixed training windows, dropout off"""
     val_loss: float
     """nats per token over the fixed validation windows, dropout off"""
+    val_loss_ema: float
+    """the same of the averaged weights; NaN without them"""
     learning_rate: float
     """of the last step"""
     grad_norm: float
@@ -45,17 +48,22 @@ class Report:
 def learning_rate_at(step: int, total_steps: int, config: TrainConfig) -> float:
     """The learning rate of optimizer step `step` (from 0) of `total_steps`.
 
-    V1: constant. V2: linear warm-up that reaches the peak at the end of warmup_ratio * total_steps steps, then half a
-    cosine down to min_lr_ratio times the peak at the last step (Loshchilov and Hutter, arXiv 1608.03983, without restarts).
+    V1: constant. V2: linear warm-up that reaches the peak at the end of warmup_ratio * total_steps steps, then down to
+    min_lr_ratio times the peak at the last step: along half a cosine (Loshchilov and Hutter, arXiv 1608.03983, without
+    restarts), or with schedule wsd constant and then along a straight line over the last cooldown_ratio of the steps
+    (Haegele et al., arXiv 2405.18392).
     """
     if config.version == "v1":
         return config.learning_rate
     warmup_steps = round(config.warmup_ratio * total_steps)
     if step < warmup_steps:
         return config.learning_rate * (step + 1) / warmup_steps
-    progress = (step - warmup_steps) / max(1, total_steps - 1 - warmup_steps)
-    share = config.min_lr_ratio + (1 - config.min_lr_ratio) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-    return config.learning_rate * share
+    begin = warmup_steps
+    if config.schedule == "wsd":
+        begin = max(warmup_steps, total_steps - 1 - round(config.cooldown_ratio * total_steps))
+    progress = min(1.0, max(0, step - begin) / max(1, total_steps - 1 - begin))
+    above_floor = 1 - progress if config.schedule == "wsd" else 0.5 * (1 + math.cos(math.pi * progress))
+    return config.learning_rate * (config.min_lr_ratio + (1 - config.min_lr_ratio) * above_floor)
 
 
 def total_steps(config: TrainConfig, steps_per_epoch: int) -> int:
@@ -93,9 +101,12 @@ class Run:
         self.optimizer = torch.optim.AdamW(
             [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}],
             lr=config.learning_rate,
-            betas=(config.beta1, config.beta2),
+            betas=(config.beta1, config.step_beta2),
             fused=True,
         )
+        self.parameters = list(self.model.parameters())
+        self.average = [p.detach().clone() for p in self.parameters] if config.ema_ratio else None
+        self.micro_batch_size = config.micro_batch_size or config.batch_size  # halved where memory runs out
         self.step = 0
         self.train_seconds = 0.0
 
@@ -111,12 +122,13 @@ class Run:
             "train_config": vars(self.config),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "average": self.average,
+            "micro_batch_size": self.micro_batch_size,
             "step": self.step,
             "train_seconds": self.train_seconds,
             "epoch": self.stream.epoch,
             "batch": self.stream.batch,
-            "torch_rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+            "random": self.random_state(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -125,20 +137,34 @@ class Run:
         for field, value in ours.items():
             if theirs.get(field) != value and field != "dropout":
                 raise InputError(f"the checkpoint's model has {field} {theirs.get(field)}, this one {value}")
-        for field in ("batch_size", "max_len", "stride", "seed"):
-            value = state["train_config"][field]
+        for field in ("batch_size", "max_len", "stride", "seed", "ema_ratio"):
+            value = state["train_config"].get(field)
             if value != getattr(self.config, field):
                 raise InputError(
-                    f"the checkpoint was trained with {field} {value}, not {getattr(self.config, field)}: its place in the"
-                    " data would mean nothing"
+                    f"the checkpoint was trained with {field} {value}, not {getattr(self.config, field)}; "
+                    "it can't go on from there"
                 )
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.average is not None:
+            torch._foreach_copy_(self.average, state["average"])
+        self.micro_batch_size = state["micro_batch_size"]
         self.step, self.train_seconds = state["step"], state["train_seconds"]
         self.stream.epoch, self.stream.batch = state["epoch"], state["batch"]
-        torch.set_rng_state(state["torch_rng"].cpu())
-        if state["cuda_rng"] is not None and self.device.type == "cuda":
-            torch.cuda.set_rng_state(state["cuda_rng"].cpu(), self.device)
+        self.set_random_state(state["random"])
+
+    def random_state(self) -> dict[str, torch.Tensor]:
+        """The random generators that dropout draws from."""
+        state = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            state["cuda"] = torch.cuda.get_rng_state(self.device)
+        return state
+
+    def set_random_state(self, state: dict[str, torch.Tensor]) -> None:
+        """Puts `random_state()` back."""
+        torch.set_rng_state(state["cpu"].cpu())
+        if "cuda" in state and self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda"].cpu(), self.device)
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """The arithmetic of the forward pass."""
@@ -147,34 +173,86 @@ class Run:
         return torch.autocast(self.device.type, dtype=getattr(torch, self.config.dtype))
 
     def backward(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Adds the gradient of the batch's mean loss, micro-batch by micro-batch; returns that loss, nats per token.
+        """Sets the gradient of the batch's mean loss, micro-batch by micro-batch; returns that loss, nats per token.
 
-        `inputs` and `targets` are (batch_size, max_len).
+        `inputs` and `targets` are (batch_size, max_len). Raises MemoryError where not even one window fits.
         """
-        size = self.config.micro_batch_size or len(inputs)
-        loss = torch.zeros((), device=self.device)
-        for micro_inputs, micro_targets in zip(inputs.split(size), targets.split(size), strict=True):
-            with self.autocast():
-                micro_loss = self.model(micro_inputs.to(self.device), micro_targets.to(self.device))
-            micro_loss = micro_loss * (len(micro_inputs) / len(inputs))
-            micro_loss.backward()
-            loss += micro_loss.detach()
-        return loss
+        before = self.random_state() if self.model.config.dropout else None
+
+        def attempt() -> torch.Tensor:
+            self.optimizer.zero_grad(set_to_none=True)
+            if before is not None:
+                self.set_random_state(before)
+            size = self.micro_batch_size
+            loss = torch.zeros((), device=self.device)
+            for micro_inputs, micro_targets in zip(inputs.split(size), targets.split(size), strict=True):
+                with self.autocast():
+                    micro_loss = self.model(micro_inputs.to(self.device), micro_targets.to(self.device))
+                micro_loss = micro_loss * (len(micro_inputs) / len(inputs))
+                micro_loss.backward()
+                loss += micro_loss.detach()
+            return loss
+
+        return self.within_memory(attempt)
+
+    def within_memory(self, attempt: Callable[[], T]) -> T:
+        """attempt(), again with half the micro-batch each time the device runs out of memory.
+
+        Gradients add up to the same batch, so only the order of floating-point sums changes. Raises MemoryError where a
+        micro-batch of one window does not fit.
+        """
+        while True:
+            try:
+                return attempt()
+            except torch.OutOfMemoryError:  # left before the next attempt: the error holds the failed one's tensors
+                pass
+            if self.micro_batch_size == 1:
+                raise MemoryError("out of memory with micro_batch_size 1: the model does not fit; use a smaller one")
+            self.micro_batch_size = (self.micro_batch_size + 1) // 2
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    @torch.no_grad()
+    def update_average(self) -> None:
+        """Moves the averaged weights towards the weights after optimizer step `self.step`.
+
+        The average forgets at the rate 1 / (ema_ratio * step), so its horizon stays the share ema_ratio of the steps so
+        far: the power-function average of Karras et al., arXiv 2312.02696, section 3.1, with gamma + 1 = 1 / ema_ratio.
+        """
+        torch._foreach_lerp_(self.average, self.parameters, min(1.0, 1 / (self.config.ema_ratio * self.step)))
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within it the model computes with the averaged weights."""
+        self._swap_average()
+        try:
+            yield
+        finally:
+            self._swap_average()
+
+    def _swap_average(self) -> None:
+        for parameter, average in zip(self.parameters, self.average, strict=True):
+            parameter.data, average.data = average.data, parameter.data
 
 
 @torch.no_grad()
 def mean_loss(run: Run, windows: Windows, indices: np.ndarray) -> float:
     """Mean cross-entropy in nats per token over the windows `indices` (n,), dropout off."""
-    size = run.config.micro_batch_size or run.config.batch_size
+
+    def attempt() -> float:
+        size, total = run.micro_batch_size, 0.0
+        for start in range(0, len(indices), size):
+            piece = indices[start : start + size]
+            inputs, targets = windows.batch(piece)
+            with run.autocast():
+                total += run.model(inputs.to(run.device), targets.to(run.device)).item() * len(piece)
+        return total / len(indices)
+
     run.model.eval()
-    total = 0.0
-    for start in range(0, len(indices), size):
-        piece = indices[start : start + size]
-        inputs, targets = windows.batch(piece)
-        with run.autocast():
-            total += run.model(inputs.to(run.device), targets.to(run.device)).item() * len(piece)
-    run.model.train()
-    return total / len(indices)
+    try:
+        return run.within_memory(attempt)
+    finally:
+        run.model.train()
 
 
 def train(run: Run, until_step: int | None = None) -> Iterator[Report]:
@@ -202,8 +280,9 @@ def train(run: Run, until_step: int | None = None) -> Iterator[Report]:
             grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm, foreach=True)
             health += grad_norm
         run.optimizer.step()
-        run.optimizer.zero_grad(set_to_none=True)
         run.step += 1
+        if run.average is not None:
+            run.update_average()
         steps_since += 1
         due = run.step % config.eval_freq == 0 or run.step == until_step
         finite = math.isfinite(health.item()) if due or run.step % FINITE_CHECK_STEPS == 0 else True
@@ -212,6 +291,10 @@ def train(run: Run, until_step: int | None = None) -> Iterator[Report]:
             continue
         train_loss = mean_loss(run, run.train_windows, train_indices) if finite else math.nan
         val_loss = mean_loss(run, run.val_windows, val_indices) if finite else math.nan
+        val_loss_ema = math.nan
+        if run.average is not None and finite:
+            with run.averaged():
+                val_loss_ema = mean_loss(run, run.val_windows, val_indices)
         now = time.perf_counter()
         run.train_seconds += now - clock
         diverged = not (finite and math.isfinite(train_loss) and math.isfinite(val_loss))
@@ -220,6 +303,7 @@ def train(run: Run, until_step: int | None = None) -> Iterator[Report]:
             tokens_seen=run.tokens_seen,
             train_loss=train_loss,
             val_loss=val_loss,
+            val_loss_ema=val_loss_ema,
             learning_rate=rate,
             grad_norm=grad_norm.item(),
             train_seconds=run.train_seconds,

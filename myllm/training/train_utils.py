@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -104,13 +105,17 @@ def save_state(state: dict[str, Any], path: str | Path) -> None:
 
 
 def load_state(path: str | Path) -> dict[str, Any]:
-    """Reads what save_state wrote, running no code from it. Raises InputError for a missing or other file."""
+    """Reads what save_state wrote, running no code from it. Raises InputError for a missing, damaged or other file."""
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such checkpoint")
     try:
+        with zipfile.ZipFile(path) as archive:  # torch.load itself does not look at the archive's checksums
+            damaged = archive.testzip()
+        if damaged:
+            raise InputError(f"{path}: a damaged checkpoint (checksum of {damaged})")
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
+    except (RuntimeError, EOFError, zipfile.BadZipFile, pickle.UnpicklingError, NotImplementedError) as error:
         raise InputError(f"{path}: not a checkpoint, or a damaged one ({type(error).__name__})") from None
     if not isinstance(state, dict) or "model_config" not in state:
         raise InputError(f"{path}: not a training state of this project")

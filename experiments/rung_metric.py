@@ -1,0 +1,113 @@
+"""How well does a loss in the middle of training say how it ends? Records full curves for replay.py.
+
+    python experiments/rung_metric.py --name embedded-cosine
+    python experiments/rung_metric.py --name shakespeare --train_file train.bin --val_file val.bin --tokenizer byte
+
+Trains sampled configurations of space v2, each with several seeds, to the full budget, stopping none. At each of the 32
+report marks it records val_loss, val_loss_ema (averaged weights) and, at the marks in BRANCHES, val_loss_cooldown: the loss
+at the end of a branch that trains on for BRANCH_SHARE of the tokens so far while the rate falls to zero, then discarded.
+Each training is a file of its own, so the command goes on where it was stopped; at the end they become
+experiments/data/NAME.csv.gz, all losses in nats per token. Configurations come in order, so a part of the study is a study.
+"""
+
+import argparse
+import copy
+import math
+import multiprocessing
+import os
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from myllm.config import GPTConfig, get_preset
+from myllm.data import TokenFile, Windows
+from myllm.training.train import Run, mean_loss, train
+from tune.options import SearchConfig
+from tune.settings import RUNS_DIR, prepare_search
+from tune.spaces import get_space, sample
+from tune.trainable import trial_config
+
+DRAW_SEED = 20  # of the configurations; not the seed of any test or search
+BRANCHES = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
+BRANCH_SHARE = 0.2
+
+
+def cooldown_loss(run: Run) -> float:
+    """val_loss (nats per token) after a branch whose rate falls to 0; `run` stays as it is."""
+    state = copy.deepcopy(run.state_dict())
+    steps = max(1, round(BRANCH_SHARE * run.step))
+    rates = [group["lr"] for group in run.optimizer.param_groups]
+    for step in range(steps):
+        for group, rate in zip(run.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * (1 - (step + 1) / (steps + 1))
+        run.backward(*run.stream.next())
+        torch.nn.utils.clip_grad_norm_(run.parameters, run.config.clip_norm)
+        run.optimizer.step()
+    loss = mean_loss(run, run.val_windows, run.val_windows.spread(run.config.eval_windows))
+    run.load_state_dict(state)
+    return loss
+
+
+def record(search: dict, index: int, seed: int, path: Path) -> None:
+    """Trains configuration `index` with `seed` and writes its curve to `path`, whole or not at all."""
+    os.nice(19)
+    torch.set_num_threads(1)
+    hyper_parameters = sample(get_space("v2"), get_preset(search["config"]["preset"]), DRAW_SEED, index)
+    config = trial_config(search["train"], search["report_tokens"], hyper_parameters | {"seed": seed})
+    windows = [Windows(TokenFile(search["prepared"][s]), config.max_len, config.stride) for s in ("train", "val")]
+    run = Run(GPTConfig(**search["model"]), config, *windows)
+    rows = []
+    for report in train(run):
+        branch = report.tokens_seen / config.budget_tokens in BRANCHES and not report.diverged
+        rows.append(
+            {
+                "trial_id": f"{index:05d}",
+                "seed": seed,
+                "tokens_seen": report.tokens_seen,
+                "val_loss": report.val_loss,
+                "val_loss_ema": report.val_loss_ema,
+                "val_loss_cooldown": cooldown_loss(run) if branch else math.nan,
+            }
+        )
+    temporary = path.with_suffix(".part")
+    pd.DataFrame(rows).round(5).to_csv(temporary, index=False)
+    temporary.rename(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--name", required=True, help="of the study: experiments/data/NAME.csv.gz")
+    parser.add_argument("--preset", default="nano", help="model shape")
+    parser.add_argument("--train_file", default="embedded", help="training data")
+    parser.add_argument("--val_file", default="embedded", help="validation data")
+    parser.add_argument("--tokenizer", default="byte", help="byte, a tiktoken encoding, or a .tiktoken file")
+    parser.add_argument("--configs", type=int, default=64, help="sampled configurations")
+    parser.add_argument("--seeds", type=int, default=3, help="trainings of each")
+    parser.add_argument("--budget_tokens", type=int, default=524_288, help="tokens of one training")
+    parser.add_argument("--eval_windows", type=int, default=48, help="validation windows at each mark")
+    parser.add_argument("--schedule", default="cosine", choices=["cosine", "wsd"], help="shape of the learning rate")
+    parser.add_argument("--workers", type=int, default=2, help="trainings at once, one core each, at the lowest priority")
+    args = parser.parse_args()
+    settings = {name: getattr(args, name) for name in ("preset", "train_file", "val_file", "tokenizer", "budget_tokens")}
+    search = prepare_search(SearchConfig(space="v2", **settings), RUNS_DIR / ".cache")
+    search["train"] |= {"schedule": args.schedule, "ema_ratio": 0.1, "eval_windows": args.eval_windows}
+    folder = RUNS_DIR / f"study-{args.name}"
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = {(i, s): folder / f"{i:05d}-{s}.csv" for i in range(args.configs) for s in range(args.seeds)}
+    missing = [key for key, path in paths.items() if not path.exists()]
+    with ProcessPoolExecutor(args.workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        futures = [pool.submit(record, search, *key, paths[key]) for key in missing]
+        for done, future in enumerate(futures, 1):
+            future.result()
+            print(f"{len(paths) - len(missing) + done} of {len(paths)} trainings", flush=True)
+    table = pd.concat([pd.read_csv(path, dtype={"trial_id": str}) for path in paths.values()])
+    output = Path(__file__).parent / "data" / f"{args.name}.csv.gz"
+    output.parent.mkdir(exist_ok=True)
+    table.to_csv(output, index=False)
+    print(f"wrote {output}: {len(table)} rows")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,279 @@
+"""Who goes on at a rung: by hand, and by properties. No Ray."""
+
+import math
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_tune import report, state_of
+
+from myllm.errors import InputError
+from tune.schedulers import (
+    CONTINUE,
+    PAUSE,
+    SCHEDULERS,
+    STOP,
+    Asha,
+    AshaStop,
+    format_ladder,
+    geometric_ladder,
+    parse_ladder,
+)
+from tune.state import COMPLETED, INTERRUPTED, REPORTED, STOPPED
+
+LADDER = ((1 / 16, 4), (1 / 4, 4))
+BUDGET, MARK = 3200, 100
+
+
+def marks(scheduler):
+    return [(rung.mark, rung.one_in) for rung in scheduler.rungs]
+
+
+def test_rungs_lie_on_marks():
+    assert marks(Asha(LADDER, BUDGET, MARK)) == [(200, 4), (800, 4)]
+    assert marks(Asha(((0.01, 2), (0.05, 3), (0.99, 2)), BUDGET, MARK)) == [(100, 2), (200, 3)]
+    assert marks(Asha(((0.01, 2), (0.02, 3)), BUDGET, MARK)) == [(100, 3)]  # two at one mark: the harsher
+
+
+def test_ladders_are_read_and_written():
+    ladder = parse_ladder("0.03125:2,0.125:8")
+    assert ladder == ((1 / 32, 2), (1 / 8, 8)) and parse_ladder(format_ladder(ladder)) == ladder
+    assert geometric_ladder(1 / 16, 4) == ((1 / 16, 4), (1 / 4, 4))
+    for bad in ("", "0.5", "0.5:1", "0:2", "1:2", "0.5:2,0.25:2", "0.5:2,0.5:3", "a:2", "0.5:2.5", "nan:2"):
+        with pytest.raises(InputError, match="--rungs"):
+            parse_ladder(bad)
+
+
+def feed(scheduler, trial_id, tokens, loss):
+    """Reports as a live search does; returns the decision."""
+    decision = scheduler.decision(trial_id, tokens, loss)
+    scheduler.record(trial_id, tokens, loss, decision)
+    return decision
+
+
+def test_stopping_asha_by_hand():
+    scheduler = AshaStop(LADDER, BUDGET, MARK)
+    losses = [("a", 4.0), ("b", 6.0), ("c", 4.0), ("d", 3.0), ("e", 3.5), ("f", 3.4), ("g", 3.4)]
+    # Of n losses the best max(1, n // 4) go on, here one; of equals the earlier is the better.
+    assert [feed(scheduler, t, 200, loss) for t, loss in losses] == [CONTINUE, STOP, STOP, CONTINUE, STOP, STOP, STOP]
+    assert [feed(scheduler, t, 200, loss) for t, loss in [("h", 2.0), ("i", 2.5), ("j", 2.7)]] == [
+        CONTINUE,  # the eighth: from now on two
+        CONTINUE,
+        STOP,
+    ]
+    assert feed(scheduler, "d", 800, 9.0) == CONTINUE
+    assert feed(scheduler, "h", 800, 9.5) == STOP
+    assert feed(scheduler, "d", 300, 99.0) == CONTINUE  # not a rung
+
+
+def test_promotion_by_hand():
+    scheduler = Asha(((1 / 16, 2), (1 / 4, 2)), BUDGET, MARK)
+    assert feed(scheduler, "a", 200, 5.0) == PAUSE and scheduler.turn() is None
+    assert feed(scheduler, "b", 200, 6.0) == PAUSE and scheduler.turn() == "a"  # one of two
+    scheduler.promote("a")
+    assert scheduler.turn() is None
+    assert feed(scheduler, "c", 200, 4.0) == PAUSE  # better, but of three still one
+    assert feed(scheduler, "d", 200, 3.0) == CONTINUE  # of four two, and it is the best
+    assert feed(scheduler, "d", 800, 2.0) == PAUSE
+    assert feed(scheduler, "a", 800, 2.0) == PAUSE and scheduler.turn() == "d"  # of equals the earlier
+    assert feed(scheduler, "e", 200, 9.0) == PAUSE
+    assert feed(scheduler, "f", 200, 1.0) == PAUSE  # it would go on, but the higher rung comes first
+    assert scheduler.turn() == "d"
+    scheduler.promote("d")
+    assert scheduler.turn() == "f"
+
+
+def test_the_end_lets_at_least_so_many_go_on_but_waits_for_those_below():
+    scheduler = Asha(((1 / 16, 4), (1 / 4, 4)), BUDGET, MARK)
+    for trial_id, loss in (("a", 3.0), ("b", 2.0), ("c", 1.0)):
+        feed(scheduler, trial_id, 200, loss)
+    assert scheduler.turn() is None
+    assert scheduler.final_turn(2, slowest=100) is None  # one is on its way to the first rung
+    assert scheduler.final_turn(2, slowest=math.inf) == "c"
+    scheduler.promote("c")
+    assert scheduler.final_turn(2, slowest=200) == "b"
+    scheduler.promote("b")
+    assert feed(scheduler, "c", 800, 1.0) == PAUSE
+    assert scheduler.final_turn(2, slowest=300) is None  # b has not come to the second rung yet
+    assert feed(scheduler, "b", 800, 0.5) == PAUSE
+    assert scheduler.final_turn(2, slowest=math.inf) == "b"
+
+
+def test_a_withdrawn_trial_takes_nobodys_place():
+    scheduler = Asha(((1 / 16, 2),), BUDGET, MARK)
+    feed(scheduler, "a", 200, 1.0), feed(scheduler, "b", 200, 2.0)
+    scheduler.withdraw("a")
+    assert scheduler.turn() == "b" and feed(scheduler, "a", 800, 9.0) == CONTINUE
+    assert Asha(LADDER, BUDGET, MARK).out_of_reach("x", 100, 1)
+
+
+def test_out_of_reach_means_never_promoted_however_good_the_rest():
+    scheduler = Asha(((1 / 16, 2), (1 / 4, 2)), BUDGET, MARK)
+    for index in range(4):
+        feed(scheduler, str(index), 200, float(index))  # 0 and 1 may still go on of four, 2 and 3 of eight
+    waiting = [t for t in "0123" if t not in scheduler.rungs[0].promoted]
+    assert [t for t in waiting if scheduler.out_of_reach(t, 4, 1)] == ["2", "3"]
+    assert not any(scheduler.out_of_reach(t, 8, 1) for t in waiting)
+
+
+LOSSES = st.floats(0, 9, allow_nan=False).map(lambda x: round(x, 1))  # rounded: ties happen
+RUNGS = st.sampled_from([((1 / 32, 2), (1 / 8, 8)), ((1 / 16, 4), (1 / 4, 4)), ((1 / 8, 3),)])
+
+
+def simulate(state, curves, slots, seed, cut=None):
+    """Runs a search by a made-up clock: a random running trial reports next. Stops after `cut` events."""
+    rng, running = random.Random(seed), {}
+    while cut is None or len(state.events) < cut:
+        while len(running) < slots and (trial_id := state.next_trial()):
+            running[trial_id] = state.tokens_seen(trial_id)
+        if not running:
+            break
+        trial_id = rng.choice(sorted(running))
+        running[trial_id] += MARK
+        tokens = running[trial_id]
+        loss = curves(trial_id, tokens)
+        result = dict.fromkeys(REPORTED, 0.0) | {
+            "step": tokens // MARK,
+            "tokens_seen": tokens,
+            "val_loss": loss,
+            "diverged": not math.isfinite(loss),
+        }
+        if state.decide(trial_id, result) != CONTINUE:
+            del running[trial_id]
+            state.running.discard(trial_id)
+    return state
+
+
+def curve_from(seed, diverging=0.0):
+    def loss(trial_id, tokens):
+        rng = random.Random(f"{seed} {trial_id.removesuffix('-seed')}")
+        if rng.random() < diverging and trial_id != "00000":
+            return math.nan
+        return round(rng.random() + 1 / (1 + tokens), 2)
+
+    return loss
+
+
+def new_state(ladder, name="asha", events=(), **changes):
+    scheduler = SCHEDULERS[name](ladder, BUDGET, MARK)
+    return state_of(events, BUDGET, scheduler, **changes)
+
+
+@settings(max_examples=60, deadline=None)
+@given(RUNGS, st.integers(1, 3), st.integers(0, 10**6), st.integers(1, 30), st.sampled_from([0.0, 0.9]))
+def test_never_more_than_one_in_k_goes_on_and_nobody_before_a_better_one_that_waits(ladder, slots, seed, samples, bad):
+    state = new_state(ladder, num_samples=samples)
+    promote = state.scheduler.promote
+
+    def checked(trial_id):
+        rung = state.scheduler._paused_at[trial_id]
+        waiting = {t: loss for t, loss in rung.losses.items() if t not in rung.promoted | rung.withdrawn}
+        assert rung.losses[trial_id] == min(waiting.values())
+        promote(trial_id)
+        if len(rung.promoted) > len(rung.losses) // rung.one_in:
+            assert len(rung.promoted) <= 1  # the end of a small search: one goes on at least
+
+    state.scheduler.promote = checked
+    simulate(state, curve_from(seed, bad), slots, seed)
+    assert state.is_over() and INTERRUPTED not in state.status.values()
+    assert state.status["00000"] == COMPLETED or bad
+    for rung in state.scheduler.rungs:
+        assert len(rung.promoted) <= max(1, len(rung.losses) // rung.one_in)
+        assert all(math.isfinite(loss) for loss in rung.losses.values())
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from(["asha", "asha-stop", "fifo"]),
+    st.integers(0, 10**6),
+    st.integers(1, 16),
+    st.lists(st.integers(1, 120), max_size=4),
+    st.integers(0, 3),
+)
+def test_cut_anywhere_and_resumed_decides_the_same_on_one_slot(name, seed, samples, cuts, confirm):
+    ladder = ((1 / 32, 2), (1 / 8, 4))
+    curves = curve_from(seed, 0.2)
+    changes = dict(num_samples=samples, confirm=confirm)
+    whole = simulate(new_state(ladder, name, **changes), curves, 1, seed)
+    events = []
+    for cut in cuts:
+        state = simulate(new_state(ladder, name, events, **changes), curves, 1, seed, cut=len(events) + cut)
+        events = state.events
+        if events and events[-1]["event"] == "report":  # as after a crash between a checkpoint and the next report
+            again = state.decide(events[-1]["trial_id"], events[-1])
+            assert again == (events[-1]["decision"]) and len(state.events) == len(events)
+    broken = simulate(new_state(ladder, name, events, **changes), curves, 1, seed)
+    assert broken.events == whole.events
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 4), st.lists(LOSSES, min_size=1, max_size=20))
+def test_what_is_read_back_holds_the_same_rungs(seed, slots, losses):
+    state = simulate(new_state(((1 / 32, 2), (1 / 8, 4)), num_samples=len(losses)), curve_from(seed), slots, seed, cut=50)
+    again = new_state(((1 / 32, 2), (1 / 8, 4)), events=state.events, num_samples=len(losses))
+    assert [vars(rung) for rung in again.scheduler.rungs] == [vars(rung) for rung in state.scheduler.rungs]
+    assert again.status == state.status and again.scheduler.turn() == state.scheduler.turn()
+
+
+def test_diverged_trials_stop_and_move_nobodys_cutoff():
+    clean, dirty = Asha(LADDER, BUDGET, MARK), Asha(LADDER, BUDGET, MARK)
+    state = state_of([], BUDGET, dirty)
+    for index in range(40):
+        loss = float((7 * index) % 40)
+        for bad in range(9):  # nine in ten diverge
+            state.record("trial", trial_id=f"{index}-{bad}", config={})
+            metrics = report("", 200, (math.nan, math.inf, -math.inf)[bad % 3], diverged=True)
+            assert state.decide(f"{index}-{bad}", metrics) == STOP
+        assert feed(dirty, f"x{index}", 200, loss) == feed(clean, f"x{index}", 200, loss)
+    assert [rung.losses for rung in dirty.rungs] == [rung.losses for rung in clean.rungs]
+
+
+def test_a_search_of_a_few_ends_with_the_reference_and_the_best_on_a_fresh_seed():
+    state = simulate(new_state(((1 / 32, 2), (1 / 8, 8)), num_samples=16, confirm=3), curve_from(5), 1, 5)
+    done = [t for t, status in state.status.items() if status == COMPLETED]
+    confirmed = set(state.confirms.values())
+    assert "00000" in done and "00000" in confirmed and 3 <= len(confirmed) <= 4
+    assert all(state.configs[t] == {"seed": 7 + 1_000_003} for t in state.confirms)
+    best = sorted((t for t in done if t not in state.confirms), key=state.last_loss)[:3]
+    assert set(best) <= confirmed
+
+
+def test_a_grown_search_lets_new_trials_compete_in_the_same_rungs():
+    small = simulate(new_state(((1 / 8, 4),), num_samples=8), curve_from(2), 1, 2)
+    grown = simulate(new_state(((1 / 8, 4),), events=small.events, num_samples=32), curve_from(2), 1, 2)
+    rung = grown.scheduler.rungs[0]
+    assert set(small.scheduler.rungs[0].losses) <= set(rung.losses) and len(rung.promoted) == len(rung.losses) // 4
+    assert grown.is_over() and not small.status.keys() ^ set(list(grown.status)[:8])
+
+
+def test_lost_processes_are_bounded_and_errors_of_the_code_are_not_repeated():
+    state = new_state((), "fifo", num_samples=3, max_failures=2)
+    for _ in range(3):
+        assert state.next_trial() == "00000"
+        state.failure("00000", may_pass=True, reason="killed")
+        state.running.clear()
+    assert state.status["00000"] == "failed" and state.reasons["00000"] == "killed"
+    state.next_trial()
+    state.failure("00001", may_pass=False, reason="ValueError: x")
+    assert state.status["00001"] == "failed"
+
+
+def test_checkpoints_worth_their_room():
+    state = new_state(((1 / 8, 2),), num_samples=4)
+    first = state.next_trial()
+    for step, loss in ((1, 5.0), (2, 3.0), (3, 4.0)):
+        state.decide(first, report(first, step * MARK, loss, step=step))
+        state.record("checkpoint", trial_id=first, step=step, path=str(step))
+    assert state.kept_checkpoints(first) == {2, 3}
+    state.decide(first, report(first, 4 * MARK, 4.5, step=4))
+    assert state.status[first] == STOPPED and state.kept_checkpoints(first) == {3}  # waits: it may be promoted
+    state.record("promote", trial_id=first, guaranteed=True)
+    state.decide(first, report(first, BUDGET, 4.0, step=32))
+    state.record("checkpoint", trial_id=first, step=32, path="32")
+    assert state.status[first] == COMPLETED and state.kept_checkpoints(first) == {2, 32}
+    state.running.clear()
+    second = state.next_trial()
+    state.record("checkpoint", trial_id=second, step=1, path="x")
+    state.decide(second, report(second, MARK, math.nan, diverged=True))
+    assert state.kept_checkpoints(second) == set()

@@ -1,0 +1,136 @@
+"""What the user may ask of a search: every option, its default, its help, and its checks."""
+
+from dataclasses import dataclass
+
+from myllm.config import get_preset
+from myllm.data import EMBEDDED
+from myllm.errors import InputError
+from tune.results import valid_name
+from tune.schedulers import DEFAULT_LADDER, SCHEDULERS, Ladder, geometric_ladder, parse_ladder
+from tune.spaces import get_space
+from tune.storage import Storage
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """What the user asked for."""
+
+    space: str = "v2"
+    """search space: v1 (learning rate, batch size) or v2 (also warm-up and clip norm)"""
+    preset: str = "nano"
+    """model shape and reference settings"""
+    train_file: str = EMBEDDED
+    """training data: .bin, UTF-8 text, or 'embedded'"""
+    val_file: str = EMBEDDED
+    """validation data, likewise"""
+    tokenizer: str | None = None
+    """byte, a tiktoken encoding, or a .tiktoken file (unset: what the data says; gpt2 for a bare .bin, else byte)"""
+    num_samples: int = 16
+    """trials in total, the preset's reference configuration included"""
+    budget_tokens: int | None = None
+    """tokens of one full training, rounded down so that all batch sizes share the report marks (unset: the preset's)"""
+    name: str | None = None
+    """folder under experiments/runs (unset: preset-space-date-time)"""
+    seed: int = 0
+    """seed of the draws and of every trial's initialisation and data order"""
+    scheduler: str = "asha"
+    """asha pauses trials at rungs and promotes the best; asha-stop stops all but the best; fifo trains all to the end"""
+    rungs: str | None = None
+    """where trials are compared: share of the budget:one in how many goes on, ... (unset: the ladder of the scheduler)"""
+    grace_period: float | None = None
+    """short way to rungs: the first, as a share of the budget; the next are reduction_factor times as far"""
+    reduction_factor: int | None = None
+    """short way to rungs: one in this many goes on at each"""
+    rung_metric: str = "val_loss"
+    """what rungs compare: val_loss, or val_loss_ema (of averaged weights, which can be ahead of the rate's decay)"""
+    confirm: int | None = None
+    """best configurations that, with the reference, run again on a fresh seed (unset: 3 from 8 trials on, else 0)"""
+    searcher: str = "random"
+    """random, or optuna: TPE on the trials so far"""
+    warm_start: tuple[str, ...] = ()
+    """earlier runs of the same space: their best configurations are tried first, and optuna learns from all of them"""
+    max_failures: int = 3
+    """times that a trial starts again from its last checkpoint after its process or machine was lost"""
+    keep_checkpoints: str = "best"
+    """best: last and best of the trials that can still win; all: every one"""
+    storage_path: str | None = None
+    """shared folder for the whole run, or URI (s3://...) for its checkpoints (unset: experiments/runs)"""
+    cpus_per_trial: int | None = None
+    """CPU cores a trial, and its torch threads (unset: 1, or an even share of the cores where trials have GPUs)"""
+    gpus_per_trial: float | None = None
+    """GPUs a trial, fractions share one (unset: 1 where there are GPUs, else 0)"""
+    max_concurrent: int | None = None
+    """trials at once (unset: as many as the machine holds)"""
+    address: str | None = None
+    """Ray cluster to join (unset: this machine alone)"""
+    dashboard: bool = False
+    """show Ray's dashboard on this machine's port 8265; needs the package ray[default]"""
+
+    def __post_init__(self):
+        def whole(field: str, least: int, most: int = 2**62, optional: bool = False) -> None:
+            value = getattr(self, field)
+            if value is None and optional:
+                return
+            if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+                right = f"{least} or more" if most == 2**62 else f"from {least} to {most}"
+                raise InputError(f"--{field} is {value!r}; it must be a whole number, {right}")
+
+        def one_of(field: str, *values: str) -> None:
+            if getattr(self, field) not in values:
+                raise InputError(f"--{field} {getattr(self, field)!r} is unknown; known are {', '.join(values)}")
+
+        whole("num_samples", 1)
+        whole("seed", 0, 2**31 - 1)
+        whole("max_failures", 0)
+        for field in ("budget_tokens", "cpus_per_trial", "max_concurrent"):
+            whole(field, 1, optional=True)
+        whole("confirm", 0, optional=True)
+        whole("reduction_factor", 2, optional=True)
+        one_of("scheduler", *SCHEDULERS)
+        one_of("rung_metric", "val_loss", "val_loss_ema")
+        one_of("searcher", "random", "optuna")
+        one_of("keep_checkpoints", "best", "all")
+        grace = self.grace_period
+        if grace is not None and (not isinstance(grace, (int, float)) or not 0 < grace < 1):
+            raise InputError(f"--grace_period is {grace!r}; it must be a share between 0 and 1")
+        if self.rungs is not None and (grace is not None or self.reduction_factor is not None):
+            raise InputError("--rungs says all; leave out --grace_period and --reduction_factor, the short way to rungs")
+        self.ladder  # noqa: B018 (raises for rungs that are none)
+        gpus = self.gpus_per_trial
+        if gpus is not None and (not isinstance(gpus, (int, float)) or not (0 <= gpus < 1 or gpus == int(gpus) >= 1)):
+            raise InputError(f"--gpus_per_trial is {gpus!r}; it must be a share below 1 or a whole number of GPUs")
+        if (self.train_file == EMBEDDED) != (self.val_file == EMBEDDED):
+            raise InputError("--train_file and --val_file belong together: give both, or neither for the embedded corpus")
+        if self.name is not None and not valid_name(self.name):
+            raise InputError(f"--name {self.name!r} is no folder name; use letters, digits, dots, dashes, underscores")
+        if self.storage_path is not None:
+            check_storage(self.storage_path)
+        get_space(self.space)
+        get_preset(self.preset)
+
+    @property
+    def ladder(self) -> Ladder:
+        """The rungs that the flags describe."""
+        if self.scheduler == "fifo":
+            return ()
+        if self.rungs is not None:
+            return parse_ladder(self.rungs)
+        if self.scheduler == "asha" and self.grace_period is None and self.reduction_factor is None:
+            return DEFAULT_LADDER
+        return geometric_ladder(self.grace_period or 1 / 16, self.reduction_factor or 4)
+
+    @property
+    def confirmations(self) -> int:
+        """--confirm, or its default: a short search ends before it has four good trials to choose from."""
+        return self.confirm if self.confirm is not None else 3 if self.num_samples >= 8 else 0
+
+
+def check_storage(path: str) -> None:
+    """Raises InputError where no filesystem answers at `path`."""
+    try:
+        if "://" in path:
+            Storage(path).filesystem.get_file_info(Storage(path).path)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"--storage_path {path}: {str(error).splitlines()[0]}; use a folder or a URI like s3://b/x"
+        ) from None

@@ -1,0 +1,220 @@
+"""What a search knows and what it does next: computed from events alone, without Ray, files or clocks.
+
+A live search appends each event to its journal first; a resumed one reads them back; a replay makes them up.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from tune.schedulers import CONTINUE, PAUSE, STOP, Fifo
+
+COMPLETED, STOPPED, DIVERGED, FAILED, INTERRUPTED = "completed", "stopped", "diverged", "failed", "interrupted"
+STATUSES = (COMPLETED, STOPPED, DIVERGED, FAILED, INTERRUPTED)
+DEFAULT_TRIAL = "00000"
+"""the preset's reference configuration, always the first"""
+CONFIRM_SEED_STEP = 1_000_003  # from the search's seed to that of its confirmations
+REPORTED = (
+    *("step", "tokens_seen", "train_loss", "val_loss", "val_loss_ema", "val_bpb", "learning_rate", "grad_norm"),
+    *("train_seconds", "tok_per_sec", "diverged"),
+)
+"""what a report event keeps of a trial's metrics"""
+Event = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a search sets out to do."""
+
+    num_samples: int
+    """trials to draw, confirmations apart"""
+    budget_tokens: int
+    """tokens of one full training"""
+    draw: Callable[[int, "SearchState"], dict[str, Any]]
+    """(index, the search so far) -> the hyper-parameters of trial `index`"""
+    confirm: int = 0
+    """best configurations that run again on a fresh seed"""
+    seed: int = 0
+    """the search's seed; confirmations run on seed + CONFIRM_SEED_STEP"""
+    rung_metric: str = "val_loss"
+    """the metric that rungs compare, in nats per token"""
+    max_failures: int = 3
+    """times that a trial is started again after it was lost"""
+
+
+class SearchState:
+    """The search so far. `append(event, **values)` makes each event last and returns it."""
+
+    def __init__(self, plan: Plan, scheduler: Fifo, append: Callable[..., Event], events: Iterable[Event] = ()):
+        self.plan, self.scheduler, self.append = plan, scheduler, append
+        self.events: list[Event] = []
+        self.configs: dict[str, dict[str, Any]] = {}
+        self.confirms: dict[str, str] = {}  # a confirmation -> the trial whose configuration it repeats
+        self.reports: dict[str, dict[int, Event]] = {}  # by optimizer step
+        self.checkpoints: dict[str, dict[int, str]] = {}  # by optimizer step
+        self.lost: dict[str, int] = {}  # times that a trial's process was lost
+        self.reasons: dict[str, str] = {}  # why a trial failed
+        self.status: dict[str, str] = {}
+        self.running: set[str] = set()
+        """trials that hold a slot at this moment; the only thing here that is not in the events"""
+        for event in events:
+            self._apply(event)
+
+    def record(self, event: str, **values: Any) -> None:
+        """Makes an event last, then acts on it."""
+        self._apply(self.append(event, **values))
+
+    def _apply(self, event: Event) -> None:
+        self.events.append(event)
+        kind, trial_id = event["event"], event.get("trial_id")
+        if kind == "trial":
+            self.configs[trial_id], self.reports[trial_id], self.checkpoints[trial_id] = event["config"], {}, {}
+            self.status[trial_id] = INTERRUPTED
+            if "confirms" in event:
+                self.confirms[trial_id] = event["confirms"]
+        elif kind == "promote":
+            self.status[trial_id] = INTERRUPTED
+            (self.scheduler.withdraw if event["guaranteed"] else self.scheduler.promote)(trial_id)
+        elif kind == "report":
+            self.reports[trial_id][event["step"]] = event
+            if event["diverged"]:
+                self.status[trial_id] = DIVERGED
+            elif event["tokens_seen"] >= self.plan.budget_tokens:
+                self.status[trial_id] = COMPLETED
+            elif event["decision"] != CONTINUE:
+                self.status[trial_id] = STOPPED
+            if trial_id not in self.confirms and not event["diverged"]:
+                loss = event[self.plan.rung_metric]
+                self.scheduler.record(trial_id, event["tokens_seen"], loss, event["decision"])
+        elif kind == "checkpoint":
+            self.checkpoints[trial_id][event["step"]] = event["path"]
+        elif kind == "pruned":
+            for step in event["steps"]:
+                self.checkpoints[trial_id].pop(step, None)
+        elif kind == "lost":
+            self.lost[trial_id] = self.lost.get(trial_id, 0) + 1
+        elif kind == "failed":
+            self.status[trial_id], self.reasons[trial_id] = FAILED, event["reason"]
+
+    # What happens to a trial
+
+    def decide(self, trial_id: str, result: dict[str, Any]) -> str:
+        """The decision on a report. One made before (the trial went back to a checkpoint) is given again, not remade."""
+        known = self.reports[trial_id].get(result["step"])
+        if known is not None:
+            promoted = known["decision"] == PAUSE and self.status[trial_id] == INTERRUPTED
+            return CONTINUE if promoted else known["decision"]
+        loss, decision = result[self.plan.rung_metric], CONTINUE
+        if result["diverged"] or result["tokens_seen"] >= self.plan.budget_tokens:
+            decision = STOP
+        elif trial_id not in self.confirms:
+            decision = self.scheduler.decision(trial_id, result["tokens_seen"], loss)
+            if decision == STOP and trial_id == DEFAULT_TRIAL:
+                decision = CONTINUE  # the reference configuration always ends, so that the gain shows
+        self.record("report", trial_id=trial_id, decision=decision, **{name: result[name] for name in REPORTED})
+        return decision
+
+    def failure(self, trial_id: str, may_pass: bool, reason: str) -> None:
+        """A trial's process ended with an error: it starts again from its last checkpoint, or fails for good."""
+        if self.status[trial_id] != INTERRUPTED:
+            return  # it had done all it had to
+        if may_pass and self.lost.get(trial_id, 0) < self.plan.max_failures:
+            self.record("lost", trial_id=trial_id, reason=reason)
+        else:
+            self.record("failed", trial_id=trial_id, reason=reason)
+
+    # What happens next
+
+    def next_trial(self) -> str | None:
+        """The trial that a free slot starts, or takes up again where its last checkpoint is; None: none for now."""
+        step = self._next_step()
+        if step is None:
+            return None
+        event, values = step
+        if event:
+            self.record(event, **values)
+        self.running.add(values["trial_id"])
+        return values["trial_id"]
+
+    def is_over(self) -> bool:
+        """Whether nothing is left to do."""
+        return INTERRUPTED not in self.status.values() and self._next_step() is None
+
+    def _next_step(self) -> tuple[str, dict[str, Any]] | None:
+        """(event to record first, or '', and its values), in the order of what matters more."""
+        unfinished = [trial_id for trial_id, status in self.status.items() if status == INTERRUPTED]
+        for trial_id in unfinished:
+            if trial_id not in self.running:
+                return "", {"trial_id": trial_id}
+        promoted = self.scheduler.turn()
+        if promoted is not None:
+            return "promote", {"trial_id": promoted, "guaranteed": False}
+        index = len(self.configs) - len(self.confirms)
+        if index < self.plan.num_samples:
+            return "trial", {"trial_id": f"{index:05d}", "config": self.plan.draw(index, self)}
+        unfinished = [trial_id for trial_id in unfinished if trial_id not in self.confirms]
+        slowest = min((self.tokens_seen(trial_id) for trial_id in unfinished), default=math.inf)
+        promoted = self.scheduler.final_turn(self.finalists, slowest)
+        if promoted is not None:
+            return "promote", {"trial_id": promoted, "guaranteed": False}
+        if self.status.get(DEFAULT_TRIAL) == STOPPED:
+            return "promote", {"trial_id": DEFAULT_TRIAL, "guaranteed": True}
+        if unfinished:
+            return None
+        for original in self._to_confirm():
+            seed = (self.plan.seed + CONFIRM_SEED_STEP) % 2**31
+            config = self.configs[original] | {"seed": seed}
+            return "trial", {"trial_id": f"{original}-seed", "config": config, "confirms": original}
+        return None
+
+    def _to_confirm(self) -> list[str]:
+        """The best completed trials and the reference, without those that have their confirmation already."""
+        completed = [t for t, status in self.status.items() if status == COMPLETED and t not in self.confirms]
+        wanted = sorted(completed, key=self.last_loss)[: self.plan.confirm]
+        if wanted and DEFAULT_TRIAL in completed and DEFAULT_TRIAL not in wanted:
+            wanted.append(DEFAULT_TRIAL)
+        if len(wanted) < 2:  # nothing to choose between
+            return []
+        return [trial_id for trial_id in wanted if trial_id not in self.confirms.values()]
+
+    # What is known
+
+    @property
+    def finalists(self) -> int:
+        """Trials that go on at every rung in the end, however few came to it."""
+        return max(1, self.plan.confirm)
+
+    def last_report(self, trial_id: str) -> Event | None:
+        """The trial's report with the most tokens."""
+        reports = self.reports[trial_id]
+        return reports[max(reports)] if reports else None
+
+    def tokens_seen(self, trial_id: str) -> int:
+        """Tokens up to the trial's last report."""
+        report = self.last_report(trial_id)
+        return report["tokens_seen"] if report else 0
+
+    def last_loss(self, trial_id: str) -> float:
+        """val_loss (nats per token) of the trial's last report; NaN before the first."""
+        report = self.last_report(trial_id)
+        return report["val_loss"] if report else math.nan
+
+    def kept_checkpoints(self, trial_id: str) -> set[int]:
+        """The optimizer steps of the checkpoints worth their room.
+
+        Of a trial that runs the last two (the older in case the newer is damaged) and the best; of a completed one the last
+        and the best; of one that waits at a rung the last, while it would be promoted if the search had twice the trials;
+        of others none.
+        """
+        steps, status = sorted(self.checkpoints[trial_id]), self.status[trial_id]
+        if status in (DIVERGED, FAILED) or not steps:
+            return set()
+        if status == STOPPED:
+            gone = trial_id != DEFAULT_TRIAL and self.scheduler.out_of_reach(
+                trial_id, 2 * self.plan.num_samples, self.finalists
+            )
+            return set() if gone else {steps[-1]}
+        reports = self.reports[trial_id]
+        best = min(steps, key=lambda step: reports[step]["val_loss"] if step in reports else math.inf)
+        return {best, *steps[-1 if status == COMPLETED else -2 :]}

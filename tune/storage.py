@@ -1,0 +1,58 @@
+"""Where a search's checkpoints lie: a local or shared folder, or any filesystem that pyarrow reads (s3://bucket/folder)."""
+
+import shutil
+import zipfile
+from pathlib import Path
+
+import pyarrow.fs
+
+STATE_FILE = "state.pt"
+"""name of the training state inside a checkpoint's folder"""
+
+
+class Storage:
+    """The checkpoints below `root`, a folder or a URI. They are named by their path relative to it."""
+
+    def __init__(self, root: str):
+        self.root = root
+        if "://" in root:
+            self.filesystem, self.path = pyarrow.fs.FileSystem.from_uri(root)
+        else:
+            self.filesystem, self.path = pyarrow.fs.LocalFileSystem(), root
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the operating system itself reaches the files."""
+        return isinstance(self.filesystem, pyarrow.fs.LocalFileSystem)
+
+    def absolute(self, relative: str) -> str:
+        """The checkpoint's path on `filesystem`."""
+        return f"{self.path}/{relative}"
+
+    def damage(self, relative: str) -> str | None:
+        """What is wrong with a checkpoint, or None: it is there, whole, and its checksums hold."""
+        try:
+            with (
+                self.filesystem.open_input_file(f"{self.absolute(relative)}/{STATE_FILE}") as file,
+                zipfile.ZipFile(file) as archive,
+            ):
+                damaged = archive.testzip()
+        except FileNotFoundError:
+            return "is missing"
+        except (OSError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
+            return f"can't be read ({error})"
+        return f"is damaged (checksum of {damaged})" if damaged else None
+
+    def delete(self, relative: str) -> None:
+        """Deletes a checkpoint; one that is gone already is no error."""
+        if self.is_local:
+            shutil.rmtree(self.absolute(relative), ignore_errors=True)
+        elif self.filesystem.get_file_info(self.absolute(relative)).type != pyarrow.fs.FileType.NotFound:
+            self.filesystem.delete_dir(self.absolute(relative))
+
+    def sweep(self, kept: set[str]) -> None:
+        """Deletes the local checkpoints that are not in `kept`: half-written ones, and those that a crash left behind."""
+        if self.is_local:
+            for folder in Path(self.path).glob("session_*/*/checkpoint_*"):
+                if str(folder.relative_to(self.path)) not in kept:
+                    shutil.rmtree(folder, ignore_errors=True)
