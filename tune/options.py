@@ -29,6 +29,8 @@ class SearchConfig:
     """trials in total, the preset's reference configuration included"""
     budget_tokens: int | None = None
     """tokens of one full training, rounded down so that all batch sizes share the report marks (unset: the preset's)"""
+    time_budget: float | None = None
+    """seconds, all sessions together: no more trials are drawn when the rest is needed to finish (unset: no limit)"""
     name: str | None = None
     """folder under experiments/runs (unset: preset-space-date-time)"""
     seed: int = 0
@@ -95,6 +97,9 @@ class SearchConfig:
             raise InputError(f"--grace_period is {grace!r}; it must be a share between 0 and 1")
         if self.rungs is not None and (grace is not None or self.reduction_factor is not None):
             raise InputError("--rungs says all; leave out --grace_period and --reduction_factor, the short way to rungs")
+        seconds = self.time_budget
+        if seconds is not None and (not isinstance(seconds, (int, float)) or isinstance(seconds, bool) or not seconds > 0):
+            raise InputError(f"--time_budget is {seconds!r}; it must be a positive number of seconds")
         self.ladder  # noqa: B018 (raises for rungs that are none)
         gpus = self.gpus_per_trial
         if gpus is not None and (not isinstance(gpus, (int, float)) or not (0 <= gpus < 1 or gpus == int(gpus) >= 1)):

@@ -15,6 +15,7 @@ import os
 import shutil
 import signal
 import socket
+import statistics
 import sys
 import time
 from collections.abc import Iterator
@@ -32,7 +33,7 @@ from ray.tune.search import SearchAlgorithm
 from myllm.errors import InputError, RunError
 from tune.journal import Journal, read_journal
 from tune.progress import Progress
-from tune.results import write_results
+from tune.results import search_seconds, write_results
 from tune.samplers import sampler
 from tune.schedulers import CONTINUE, SCHEDULERS, parse_ladder
 from tune.settings import Resources, task_of, write_search
@@ -62,6 +63,8 @@ MAY_PASS = (
     OSError,
 )
 """errors that a trial may not have again: lost processes, machines and files; all others are in the code or the settings"""
+MEASURED_REPORTS = 8  # after which the speed is known well enough to plan by; the first ones are slow
+OVERHEAD = 1.25  # seconds a trial takes for each second it trains: evaluations, checkpoints, starts
 TABLES_SECONDS = 10.0  # between rewrites of trials.csv and history.csv while a search runs
 
 
@@ -142,8 +145,22 @@ class Session(SearchAlgorithm):
         if self._finished or self.fatal or len(self.segments) >= self.slots:
             return None
         with self.disk_errors():
+            self.watch_time()
             trial_id = self.state.next_trial()
         return self.segment(trial_id) if trial_id else None
+
+    def watch_time(self) -> None:
+        """Closes the search when what is left of --time_budget is needed to finish it; opens it again for more time."""
+        budget, over = self.search["config"]["time_budget"], False
+        reports = [event for event in self.state.events if event["event"] == "report"]
+        used = search_seconds(self.state.events) + (time.time() - self.state.events[-1]["time"] if self.started else 0)
+        if budget is not None and len(reports) >= MEASURED_REPORTS:
+            speed = statistics.median(report["tok_per_sec"] for report in reports)  # of a slot
+            over = used + OVERHEAD * self.state.tokens_to_finish(self.slots) / speed > budget
+        if over and not self.state.closed:
+            self.state.record("close")
+        elif self.state.closed and not over and not self.started:
+            self.state.record("reopen")
 
     def segment(self, trial_id: str) -> Segment:
         """The next stretch of `trial_id`."""
@@ -312,6 +329,8 @@ def run_search(run_dir: Path, search: dict[str, Any], resources: Resources) -> b
     state = open_state(run_dir, search)
     write_search(run_dir, search)
     session = Session(run_dir, search, state, resources.slots)
+    with session.disk_errors():
+        session.watch_time()
     if not state.is_over():
         interrupts = Interrupts(f"python tune/search.py --resume {os.path.relpath(run_dir)}")
         try:

@@ -28,7 +28,16 @@ from tune.runner import cluster_resources, run_search
 from tune.settings import RUNS_DIR, available_cpus, check_comparable, prepare_search, read_search, settle_resources
 
 RESUME_FLAGS = (
-    *("num_samples", "confirm", "max_failures", "keep_checkpoints", "cpus_per_trial", "gpus_per_trial", "max_concurrent"),
+    *(
+        "num_samples",
+        "time_budget",
+        "confirm",
+        "max_failures",
+        "keep_checkpoints",
+        "cpus_per_trial",
+        "gpus_per_trial",
+        "max_concurrent",
+    ),
     *("address", "dashboard"),
 )
 """what may change on --resume: nothing that would make earlier trials and later ones incomparable"""

@@ -56,6 +56,7 @@ class SearchState:
         self.lost: dict[str, int] = {}  # times that a trial's process was lost
         self.reasons: dict[str, str] = {}  # why a trial failed
         self.status: dict[str, str] = {}
+        self.closed = False  # no more trials are drawn
         self.running: set[str] = set()
         """trials that hold a slot at this moment; the only thing here that is not in the events"""
         for event in events:
@@ -92,6 +93,8 @@ class SearchState:
         elif kind == "pruned":
             for step in event["steps"]:
                 self.checkpoints[trial_id].pop(step, None)
+        elif kind in ("close", "reopen"):
+            self.closed = kind == "close"
         elif kind == "lost":
             self.lost[trial_id] = self.lost.get(trial_id, 0) + 1
         elif kind == "failed":
@@ -151,7 +154,7 @@ class SearchState:
         if promoted is not None:
             return "promote", {"trial_id": promoted, "guaranteed": False}
         index = len(self.configs) - len(self.confirms)
-        if index < self.plan.num_samples:
+        if index < self.plan.num_samples and not self.closed:
             return "trial", {"trial_id": f"{index:05d}", "config": self.plan.draw(index, self)}
         unfinished = [trial_id for trial_id in unfinished if trial_id not in self.confirms]
         slowest = min((self.tokens_seen(trial_id) for trial_id in unfinished), default=math.inf)
@@ -177,6 +180,23 @@ class SearchState:
         if len(wanted) < 2:  # nothing to choose between
             return []
         return [trial_id for trial_id in wanted if trial_id not in self.confirms.values()]
+
+    def tokens_to_finish(self, slots: int) -> int:
+        """Tokens that the busiest of `slots` slots would still train if no more trials were drawn: an upper estimate.
+
+        Trials on their last stretch end; finalists go from the highest rung to the end; the reference and the confirmations
+        train in full.
+        """
+        budget = self.plan.budget_tokens
+        top = max((rung.mark for rung in self.scheduler.rungs), default=0)
+        drawn = [trial_id for trial_id in self.status if trial_id not in self.confirms]
+        left = [budget - self.tokens_seen(t) for t in drawn if self.status[t] == INTERRUPTED and self.tokens_seen(t) >= top]
+        done = sum(self.status[trial_id] == COMPLETED for trial_id in drawn) + len(left)
+        left += [budget - top] * max(0, self.finalists - done)
+        if self.status.get(DEFAULT_TRIAL) != COMPLETED:
+            left.append(budget - self.tokens_seen(DEFAULT_TRIAL) if DEFAULT_TRIAL in self.status else budget)
+        again = [budget] * (self.plan.confirm + 1 - len(self.confirms) if self.plan.confirm else 0)
+        return sum(max(math.ceil(sum(part) / slots), max(part, default=0)) for part in (left, again))
 
     # What is known
 

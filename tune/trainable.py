@@ -18,7 +18,7 @@ from myllm.training.train_utils import load_state, save_state
 from tune.storage import STATE_FILE
 
 CHECKPOINT_SHARE = 0.05  # of the time that checkpoints may take, rungs and the last one apart
-CHECKPOINT_MIN_SECONDS = 1.0
+CHECKPOINT_MIN_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
