@@ -3,13 +3,14 @@
 import json
 import math
 
+import numpy as np
 import pytest
 
 from myllm.config import PRESETS
 from myllm.errors import InputError
 from tune.journal import FILE_NAME, Journal, read_journal
 from tune.options import SearchConfig
-from tune.results import best_trial, search_seconds, standings, tables, valid_name
+from tune.results import best_trial, probability_best, search_seconds, standings, tables, valid_name
 from tune.schedulers import CONTINUE, STOP, Fifo
 from tune.settings import settle_resources
 from tune.spaces import SPACES, get_space, sample
@@ -112,8 +113,27 @@ def test_the_best_is_named_among_those_that_ran_on_two_seeds():
     assert table.index.tolist() == ["00002", "00000", "00001"]  # of equal means the earlier first
     assert table["val_loss"].tolist() == pytest.approx([2.6, 3.0, 3.0])
     assert table["spread"].tolist() == pytest.approx([0.2, 0.0, 2.0])
+    assert table["probability_best"].sum() == pytest.approx(1) and table["probability_best"].idxmax() == "00002"
     assert best_trial(trials)["trial_id"] == "00002" and trials["seed"].tolist() == [7, 8, 7, 8, 7, 8]
     assert best_trial(trials[trials["confirms"] == ""])["trial_id"] == "00001"
+
+
+def test_the_probability_of_the_best_has_its_closed_forms():
+    assert probability_best([[1.0], [2.0]]) == pytest.approx([math.nan, math.nan], nan_ok=True)
+    assert probability_best([[1.0, 2.0], [2.0, 1.0]]) == pytest.approx([0.5, 0.5], abs=0.02)
+    # Two with two seeds each: the difference is Student t with 2 degrees, whose distribution has a closed form.
+    first, second = [1.0, 1.2], [1.3, 1.7]
+    variance = (0.02 + 0.08) / 2
+    t = 0.4 / math.sqrt(variance * (1 / 2 + 1 / 2))
+    expected = 0.5 + t / (2 * math.sqrt(2 + t * t))
+    assert probability_best([first, second]) == pytest.approx([expected, 1 - expected], abs=0.02)
+    # Many seeds: the normal distribution, its variance all but known.
+    rng = np.random.default_rng(1)
+    many = [(rng.standard_normal(400) + shift).tolist() for shift in (0.0, 0.1)]
+    difference = np.mean(many[1]) - np.mean(many[0])
+    expected = 0.5 * (1 + math.erf(difference / math.sqrt(2 / 400) / math.sqrt(2)))
+    assert probability_best(many)[0] == pytest.approx(expected, abs=0.02)
+    assert sum(probability_best([[3.0, 1.0], [2.0, 1.5], [9.0, 8.0], [1.0]])) == pytest.approx(1)
 
 
 def test_seconds_count_every_session_and_no_pause():

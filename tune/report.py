@@ -47,6 +47,23 @@ def _losses(standing: pd.Series) -> str:
     return text
 
 
+def _gain(table: pd.DataFrame) -> str:
+    """What the best is worth over the default, and how far to trust that."""
+    best, default = table.iloc[0], table.loc[DEFAULT_TRIAL]
+    if table.index[0] == DEFAULT_TRIAL:
+        return "none: no trial was better than the default"
+    text = f"{default['val_loss'] - best['val_loss']:.4f} nats/token over the default"
+    rivals = (table["seeds"] == best["seeds"]).sum()
+    if best["seeds"] == 1 or rivals < 2:
+        return text + ", on one seed: flattered by selection"
+    return text + f"; the best of the {rivals} on {best['seeds']} seeds with probability {best['probability_best']:.2f}"
+
+
+def disk_use(folder: Path) -> int:
+    """Bytes of all files below `folder`."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
 def summary(run_dir: Path) -> str:
     """The best-config summary: what was searched, what was found beside the default, what it took, what comes next."""
     search, trials, _ = load(run_dir)
@@ -54,7 +71,8 @@ def summary(run_dir: Path) -> str:
     names = searched_columns(trials)
     drawn = trials[trials["confirms"] == ""]
     counts = drawn["status"].value_counts()
-    seconds = search_seconds(read_journal(run_dir))
+    events = read_journal(run_dir)
+    lost = sum(event["event"] == "lost" for event in events)
     lines = [
         "",
         f"Search {config['name']}: space {config['space']}, preset {config['preset']}, scheduler {config['scheduler']}, "
@@ -64,8 +82,9 @@ def summary(run_dir: Path) -> str:
         + ", ".join(
             f"{counts.get(status, 0)} {status}" for status in STATUSES if counts.get(status, 0) or status != "interrupted"
         ),
-        f"  took      {seconds:,.0f} s, {trials['tokens_seen'].sum() / 1e6:,.1f}M tokens "
-        f"({search['train']['budget_tokens'] / 1e6:,.1f}M a full training)",
+        f"  took      {search_seconds(events):,.0f} s, {trials['tokens_seen'].sum() / 1e6:,.1f}M tokens "
+        f"({search['train']['budget_tokens'] / 1e6:,.1f}M a full training), {disk_use(run_dir) / 1e6:,.1f} MB of disk"
+        + (f", checkpoints in {config['storage_path']}" if "://" in (config.get("storage_path") or "") else ""),
     ]
     best, table = best_trial(trials), standings(trials)
     if best is None:
@@ -75,10 +94,13 @@ def summary(run_dir: Path) -> str:
         lines.append(f"            {_losses(table.iloc[0])}")
     if DEFAULT_TRIAL in table.index:
         default = trials[trials["trial_id"] == DEFAULT_TRIAL].iloc[0]
-        gain = table.loc[DEFAULT_TRIAL, "val_loss"] - table.iloc[0]["val_loss"]
         lines.append(f"  default   trial {DEFAULT_TRIAL}: {_settings(default, names)}")
         lines.append(f"            {_losses(table.loc[DEFAULT_TRIAL])}")
-        lines.append(f"  gain      {gain:.4f} nats/token over the default, flattered by selection")
+        lines.append(f"  gain      {_gain(table)}")
+    if lost:
+        lines.append(
+            f"  lost      {lost} times a trial's process or machine; it went on from its last checkpoint (error-*.txt)"
+        )
     for _, trial in trials[trials["status"] == FAILED].iterrows():
         lines.append(f"  failed    trial {trial['trial_id']}: {trial['reason']} (error-{trial['trial_id']}.txt)")
     lines += ["  next", f"    read again      python tune/report.py {shown}"]

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from tune.state import COMPLETED, SearchState
@@ -81,7 +82,8 @@ def search_seconds(events: list[dict[str, Any]]) -> float:
 def standings(trials: pd.DataFrame) -> pd.DataFrame:
     """The configurations that reached the full budget, best first; indexed by the drawn trial's id.
 
-    Columns: val_loss and val_bpb, means over seeds; spread, the largest minus the smallest val_loss; seeds, how many.
+    Columns: val_loss and val_bpb, means over seeds; spread, the largest minus the smallest val_loss; seeds, how many;
+    probability_best, among the configurations with as many seeds as the first, NaN where seeds do not tell.
     Configurations with more seeds come before those with fewer: one seed says little (equal means: the earlier first).
     """
     done = trials[trials["status"] == COMPLETED]
@@ -92,9 +94,31 @@ def standings(trials: pd.DataFrame) -> pd.DataFrame:
             "val_bpb": groups["val_bpb"].mean(),
             "spread": groups["val_loss"].max() - groups["val_loss"].min(),
             "seeds": groups.size(),
+            "probability_best": math.nan,
         }
-    )
-    return table.sort_values(["seeds", "val_loss"], ascending=[False, True], kind="stable")
+    ).sort_values(["seeds", "val_loss"], ascending=[False, True], kind="stable")
+    leaders = table.index[table["seeds"] == table["seeds"].max()]
+    losses = [groups.get_group(trial_id)["val_loss"].tolist() for trial_id in leaders]
+    table.loc[leaders, "probability_best"] = probability_best(losses)
+    return table
+
+
+def probability_best(losses: list[list[float]], draws: int = 20_000) -> list[float]:
+    """How probable it is that each configuration has the lowest expected loss, given its `losses` on some seeds.
+
+    Taken for normal noise with one variance for all, unknown, and nothing known before (Gelman et al., Bayesian Data
+    Analysis, section 3.2: the variance is scaled inverse chi-squared, the means are normal around the sample means). The
+    answer is a share of `draws`, always the same ones. NaN where no configuration has two seeds.
+    """
+    freedom = sum(len(of_one) - 1 for of_one in losses)
+    if freedom == 0:
+        return [math.nan] * len(losses)
+    means = np.array([np.mean(of_one) for of_one in losses])
+    squares = sum(float(np.sum((np.array(of_one) - mean) ** 2)) for of_one, mean in zip(losses, means, strict=True))
+    rng = np.random.default_rng(0)
+    sigma = np.sqrt(squares / rng.chisquare(freedom, (draws, 1)))
+    drawn = means + sigma / np.sqrt([len(of_one) for of_one in losses]) * rng.standard_normal((draws, len(losses)))
+    return np.bincount(drawn.argmin(axis=1), minlength=len(losses)) / draws
 
 
 def best_trial(trials: pd.DataFrame) -> pd.Series | None:
@@ -106,8 +130,11 @@ def best_trial(trials: pd.DataFrame) -> pd.Series | None:
 def write_atomically(path: Path, text: str) -> None:
     """Replaces `path` by `text`, whole or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(text)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_results(run_dir: Path, state: SearchState, search: dict[str, Any]) -> None:

@@ -244,12 +244,12 @@ class Session(SearchAlgorithm):
 
     @contextlib.contextmanager
     def disk_errors(self) -> Iterator[None]:
-        """Within it, an OSError ends the search with one line: what can't be journalled must not be acted on."""
+        """Within it, an OSError is a RunError and ends the search: what can't be journalled must not be acted on."""
         try:
             yield
         except OSError as error:
             self.fatal = f"{'the disk is full' if is_disk_full(error) else error}: {self.run_dir} can't be written"
-            raise
+            raise RunError(self.fatal) from None
 
 
 class JournalledScheduler(FIFOScheduler):
@@ -327,9 +327,9 @@ def run_search(run_dir: Path, search: dict[str, Any], resources: Resources) -> b
     the disk is full.
     """
     state = open_state(run_dir, search)
-    write_search(run_dir, search)
     session = Session(run_dir, search, state, resources.slots)
     with session.disk_errors():
+        write_search(run_dir, search)
         session.watch_time()
     if not state.is_over():
         interrupts = Interrupts(f"python tune/search.py --resume {os.path.relpath(run_dir)}")
@@ -352,8 +352,9 @@ def run_search(run_dir: Path, search: dict[str, Any], resources: Resources) -> b
                 state.record("session_end", session=session.number)
             for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
                 signal.signal(number, handler)
-    session.tidy()
-    write_results(run_dir, state, search)
+    with session.disk_errors():
+        session.tidy()
+        write_results(run_dir, state, search)
     return state.is_over() and INTERRUPTED not in state.status.values()
 
 

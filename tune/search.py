@@ -25,6 +25,7 @@ from myllm.errors import InputError, Parser, RunError, run_command
 from tune.options import SearchConfig
 from tune.report import summary, write_report
 from tune.runner import cluster_resources, run_search
+from tune.samplers import warm_start_trials
 from tune.settings import RUNS_DIR, available_cpus, check_comparable, prepare_search, read_search, settle_resources
 
 RESUME_FLAGS = (
@@ -122,6 +123,7 @@ def start(given: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
     if run_dir.exists():
         raise InputError(f"--name {name}: {run_dir} exists; go on with --resume {run_dir}, or choose another name")
     search = prepare_search(dataclasses.replace(config, name=name), RUNS_DIR / ".cache")
+    search["warm_start"] = warm_start_trials(search)
     return run_dir, search
 
 
@@ -176,7 +178,7 @@ def main() -> int:
     try:
         finished = run_search(run_dir, search, resources)
         write_report(run_dir)
-    except RunError as error:
+    except (RunError, OSError) as error:
         raise RunError(
             f"{error}; nothing is lost: python tune/search.py --resume {shown} goes on when that is mended"
         ) from None

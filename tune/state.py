@@ -41,6 +41,8 @@ class Plan:
     """the metric that rungs compare, in nats per token"""
     max_failures: int = 3
     """times that a trial is started again after it was lost"""
+    reference: str | None = DEFAULT_TRIAL
+    """the trial that always ends and is confirmed, so that the gain shows"""
 
 
 class SearchState:
@@ -113,8 +115,8 @@ class SearchState:
             decision = STOP
         elif trial_id not in self.confirms:
             decision = self.scheduler.decision(trial_id, result["tokens_seen"], loss)
-            if decision == STOP and trial_id == DEFAULT_TRIAL:
-                decision = CONTINUE  # the reference configuration always ends, so that the gain shows
+            if decision == STOP and trial_id == self.plan.reference:
+                decision = CONTINUE
         self.record("report", trial_id=trial_id, decision=decision, **{name: result[name] for name in REPORTED})
         return decision
 
@@ -161,8 +163,8 @@ class SearchState:
         promoted = self.scheduler.final_turn(self.finalists, slowest)
         if promoted is not None:
             return "promote", {"trial_id": promoted, "guaranteed": False}
-        if self.status.get(DEFAULT_TRIAL) == STOPPED:
-            return "promote", {"trial_id": DEFAULT_TRIAL, "guaranteed": True}
+        if self.status.get(self.plan.reference) == STOPPED:
+            return "promote", {"trial_id": self.plan.reference, "guaranteed": True}
         if unfinished:
             return None
         for original in self._to_confirm():
@@ -175,8 +177,8 @@ class SearchState:
         """The best completed trials and the reference, without those that have their confirmation already."""
         completed = [t for t, status in self.status.items() if status == COMPLETED and t not in self.confirms]
         wanted = sorted(completed, key=self.last_loss)[: self.plan.confirm]
-        if wanted and DEFAULT_TRIAL in completed and DEFAULT_TRIAL not in wanted:
-            wanted.append(DEFAULT_TRIAL)
+        if wanted and self.plan.reference in completed and self.plan.reference not in wanted:
+            wanted.append(self.plan.reference)
         if len(wanted) < 2:  # nothing to choose between
             return []
         return [trial_id for trial_id in wanted if trial_id not in self.confirms.values()]
@@ -193,9 +195,10 @@ class SearchState:
         left = [budget - self.tokens_seen(t) for t in drawn if self.status[t] == INTERRUPTED and self.tokens_seen(t) >= top]
         done = sum(self.status[trial_id] == COMPLETED for trial_id in drawn) + len(left)
         left += [budget - top] * max(0, self.finalists - done)
-        if self.status.get(DEFAULT_TRIAL) != COMPLETED:
-            left.append(budget - self.tokens_seen(DEFAULT_TRIAL) if DEFAULT_TRIAL in self.status else budget)
-        again = [budget] * (self.plan.confirm + 1 - len(self.confirms) if self.plan.confirm else 0)
+        reference = self.plan.reference
+        if reference and self.status.get(reference) != COMPLETED:
+            left.append(budget - self.tokens_seen(reference) if reference in self.status else budget)
+        again = [budget] * (self.plan.confirm + bool(reference) - len(self.confirms) if self.plan.confirm else 0)
         return sum(max(math.ceil(sum(part) / slots), max(part, default=0)) for part in (left, again))
 
     # What is known
@@ -231,7 +234,7 @@ class SearchState:
         if status in (DIVERGED, FAILED) or not steps:
             return set()
         if status == STOPPED:
-            gone = trial_id != DEFAULT_TRIAL and self.scheduler.out_of_reach(
+            gone = trial_id != self.plan.reference and self.scheduler.out_of_reach(
                 trial_id, 2 * self.plan.num_samples, self.finalists
             )
             return set() if gone else {steps[-1]}

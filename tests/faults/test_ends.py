@@ -1,0 +1,108 @@
+"""How a search ends: signals, a second one on the same folder, two side by side, another user's folder, growth."""
+
+import contextlib
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from conftest import run_command_line
+from harness import Search, assert_same
+
+pytestmark = pytest.mark.slow
+LOOPBACK = ("0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000")  # as /proc/net writes them
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_one_signal_ends_in_order_and_two_at_once(number, byte_files, tmp_path):
+    options = dict(num_samples=4, confirm=2, rungs="0.25:2")
+    whole, broken = (Search(tmp_path / name, byte_files, **options) for name in ("whole", "broken"))
+    whole.finish()
+    process = broken.start()
+    assert broken.wait_for_events(process, 10)
+    process.send_signal(number)
+    start = time.monotonic()
+    process.communicate(timeout=60)
+    once = time.monotonic() - start
+    assert process.returncode == 130 and once < 15 and broken.no_process_left()
+    assert (broken.folder / "trials.csv").exists()
+
+    process = broken.start()
+    assert broken.wait_for_events(process, len(broken.events()) + 5)
+    process.send_signal(number)
+    time.sleep(0.05)
+    process.send_signal(number)
+    start = time.monotonic()
+    errors = process.communicate(timeout=60)[1]
+    twice = time.monotonic() - start
+    assert process.returncode == 130 and twice < 3 and broken.no_process_left()
+    assert "left at once; go on with" in errors
+    broken.finish()
+    print(f"ended {once:.1f} s after one signal, {twice:.1f} s after two")
+    assert_same(whole, broken)
+
+
+def test_the_second_search_on_a_folder_is_refused_and_two_folders_do_not_disturb_each_other(byte_files, tmp_path):
+    options = dict(num_samples=3, confirm=2, rungs="0.25:2")
+    alone, first, second = (Search(tmp_path / name, byte_files, **options) for name in ("alone", "first", "second"))
+    alone.finish()
+    processes = [first.start(), second.start()]
+    assert first.wait_for_events(processes[0], 1)
+    errors = first.start().communicate(timeout=60)[1]
+    assert "another search is running in this folder" in errors and errors.count("\n") == 1
+    for process in processes:
+        errors = process.communicate(timeout=240)[1]
+        assert process.returncode == 0, errors
+    assert_same(alone, first)
+    assert_same(alone, second)
+    assert first.no_process_left() and second.no_process_left()
+
+
+def test_a_finished_search_grows_in_the_same_rungs(byte_files, tmp_path):
+    search = Search(tmp_path / "run", byte_files, num_samples=4, confirm=2, rungs="0.125:2")
+    search.finish()
+    before, history = search.tables()
+    grow = ["tune/search.py", "--resume", search.folder, "--num_samples", "8"]
+    done = run_command_line(*grow)
+    assert done.returncode == 2 and "shape of preset nano" in done.stderr  # the harness made the model smaller
+    search.change(num_samples=8)
+    search.finish()
+    after, longer = search.tables()
+    drawn = after[after["confirms"].isna()]
+    assert len(drawn) == 8
+    assert len(history.merge(longer, how="inner")) == len(history)  # nothing of before has changed
+    assert set(before["trial_id"]) <= set(after["trial_id"])
+    arrived = longer[longer["tokens_seen"] == 32768]["trial_id"].isin(drawn["trial_id"]).sum()
+    assert arrived == 8
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to another user")
+def test_a_folder_of_another_user_is_refused_unless_trusted(byte_files, tmp_path):
+    search = Search(tmp_path / "run", byte_files, num_samples=2)
+    os.chown(search.folder, 12345, 12345)
+    refused = run_command_line("tune/search.py", "--resume", search.folder)
+    assert refused.returncode == 2 and "belongs to another user (id 12345)" in refused.stderr
+    trusted = run_command_line("tune/search.py", "--resume", search.folder, "--trust")
+    assert "shape of preset nano" in trusted.stderr  # the next check
+
+
+def test_rays_ports_are_on_loopback_only(byte_files, tmp_path):
+    search = Search(tmp_path / "run", byte_files, num_samples=2, confirm=0)
+    process = search.start()
+    assert search.wait_for_events(process, 6)
+    sockets = set()
+    for pid in search.processes():
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                sockets.add(os.readlink(link))
+    open_to_all = []
+    for name in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]:
+            _, local, _, state, *_, inode = line.split()[:10]
+            address = local.split(":")[0]
+            if state == "0A" and f"socket:[{inode}]" in sockets and address not in LOOPBACK:
+                open_to_all.append(local)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert not open_to_all, open_to_all

@@ -1,0 +1,60 @@
+"""SIGKILL to drivers and workers at any moment: the search ends as if nothing had happened, in every number but times.
+
+FAULT_KILLS sets how many kills of each kind the long tests make.
+"""
+
+import os
+import random
+import time
+
+import pytest
+from harness import Search, assert_same, kill_drivers, kill_workers
+
+KILLS = int(os.environ.get("FAULT_KILLS", "4"))
+
+
+def test_one_kill_of_each_kind(byte_files, tmp_path):
+    options = dict(num_samples=3, confirm=2, rungs="0.125:2")
+    whole, broken = (Search(tmp_path / name, byte_files, **options) for name in ("whole", "broken"))
+    whole.finish()
+    assert kill_drivers(broken, 1, seed=1, most_events=15) == 1
+    process = broken.start()
+    assert broken.wait_for_events(process, len(broken.events()) + 8)
+    while not broken.kill_worker(random.Random(0)):
+        assert process.poll() is None
+    errors = process.communicate(timeout=120)[1]
+    assert process.returncode == 0, errors
+    assert_same(whole, broken)
+    lost = [event for event in broken.events() if event["event"] == "lost"]
+    assert len(lost) == 1 and (broken.folder / f"error-{lost[0]['trial_id']}.txt").read_text().strip()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(("scheduler", "slots"), [("asha", 1), ("fifo", 2)])
+def test_many_kills_over_a_search_of_sixteen(scheduler, slots, byte_files, tmp_path):
+    options = dict(num_samples=16, scheduler=scheduler, max_failures=1000)
+    whole, broken = (Search(tmp_path / name, byte_files, slots, **options) for name in ("whole", "broken"))
+    whole.finish()
+    events = len(whole.events())
+    drivers = kill_drivers(broken, KILLS, seed=7, most_events=events // (2 * KILLS))
+    process = broken.start()
+    workers = kill_workers(broken, process, KILLS, seed=8, least=0.2, most=2.0)
+    errors = process.communicate(timeout=600)[1]
+    assert process.returncode == 0, errors
+    print(f"{scheduler}, {slots} slots: {drivers} driver kills, {workers} worker kills, {events} events undisturbed")
+    assert drivers == KILLS and workers >= KILLS // 2
+    assert_same(whole, broken)
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_again_and_again_fails_with_its_reason(byte_files, tmp_path):
+    search = Search(tmp_path / "run", byte_files, num_samples=1, max_failures=1)
+    process, rng = search.start(), random.Random(0)
+    while process.poll() is None:
+        search.kill_worker(rng)
+        time.sleep(0.2)
+    process.communicate()
+    trials, _ = search.tables()
+    assert trials["status"].tolist() == ["failed"] and "died" in trials["reason"][0]
+    assert [event["event"] for event in search.events() if event["event"] in ("lost", "failed")] == ["lost", "failed"]
