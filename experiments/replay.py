@@ -19,15 +19,15 @@ import json
 import math
 import random
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from myllm.errors import InputError, Parser, run_command
-from tune.options import SearchConfig
-from tune.schedulers import CONTINUE, SCHEDULERS, Ladder, format_ladder
+from tune.options import CONFIRM_WORTH, CONFIRMED, SearchConfig
+from tune.schedulers import CONTINUE, FEW_TRIALS, SCHEDULERS, Ladder, format_ladder
 from tune.state import COMPLETED, REPORTED, Plan, SearchState
 
 TRAININGS = (1, 2, 3, 4, 6, 8, 12, 16)
@@ -166,7 +166,7 @@ def regrets(
         one = None
         for trainings in TRAININGS:
             until = trainings * curves.budget
-            again = 0 if confirm is None else confirm
+            again = (CONFIRMED if trainings * slots >= CONFIRM_WORTH else 0) if confirm is None else confirm
             if again or one is None:
                 replay = Replay(curves, scheduler, ladder, again, slots, random.Random(f"{seed} {order}"))
                 replay.run(until if again else TRAININGS[-1] * curves.budget, plans_its_end=bool(again))
@@ -199,7 +199,7 @@ def noise(curves: Curves, best: int = 20) -> float:
 
 
 def main() -> None:
-    defaults = SearchConfig()
+    defaults = SearchConfig(num_samples=FEW_TRIALS)  # curves are many, and searches of that length have as many trials
     parser = Parser(prog="replay.py", description=__doc__.splitlines()[0])
     parser.add_argument("--history", required=True, type=Path, help="CSV file of full-length curves")
     parser.add_argument("--slots", type=int, default=2, help="trials at once")
@@ -217,7 +217,7 @@ def main() -> None:
         if getattr(args, name) < 1:
             raise InputError(f"--{name} is {getattr(args, name)}; it must be a whole number, 1 or more")
     names = ("scheduler", "rungs", "rung_metric", "reduction_factor", "grace_period", "confirm")
-    config = SearchConfig(**{name: getattr(args, name) for name in names})
+    config = replace(defaults, **{name: getattr(args, name) for name in names})
     curves = read_curves(args.history, config.rung_metric)
     found: dict[str, Any] = {
         "regret": regrets(curves, config.scheduler, config.ladder, config.confirm, args.slots, args.orders, args.seed)

@@ -11,11 +11,13 @@ import pandas as pd
 import pytest
 from conftest import ROOT, run_command_line
 
+from myllm.config import PRESETS
 from tune.options import SearchConfig
 from tune.report import summary
 from tune.runner import run_search
-from tune.search import read_experiment
+from tune.search import list_spaces, read_experiment
 from tune.settings import Resources, prepare_search
+from tune.spaces import SPACES
 
 RUNS = ROOT / "experiments" / "runs"
 TIMES = ["train_seconds", "tok_per_sec", "checkpoint"]
@@ -217,3 +219,12 @@ def test_every_shipped_experiment_parses(path, monkeypatch):
     monkeypatch.setenv("TINYSHAKESPEARE", "/data")
     monkeypatch.setenv("OPENWEBTEXT", "/data")
     SearchConfig(**read_experiment(str(path), {}))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_list_spaces_shows_every_range_and_the_reference(preset):
+    text = list_spaces(preset)
+    for name, space in SPACES.items():
+        assert f"{name}: training loop {space.version}" in text
+        for parameter, distribution in space.ranges(PRESETS[preset]).items():
+            assert f"{parameter:16} {distribution}; reference " in text

@@ -6,9 +6,12 @@ from myllm.config import get_preset
 from myllm.data import EMBEDDED
 from myllm.errors import InputError
 from tune.results import valid_name
-from tune.schedulers import DEFAULT_LADDER, SCHEDULERS, Ladder, geometric_ladder, parse_ladder
+from tune.schedulers import SCHEDULERS, Ladder, default_ladder, geometric_ladder, parse_ladder
 from tune.spaces import get_space
 from tune.storage import Storage
+
+CONFIRMED = 3  # trials by default; by replays (experiments/LOG.md)
+CONFIRM_WORTH = 12  # full trainings that a search of limited time must have room for before it pays to confirm
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,8 @@ class SearchConfig:
     scheduler: str = "asha"
     """asha pauses trials at rungs and promotes the best; asha-stop stops all but the best; fifo trains all to the end"""
     rungs: str | None = None
-    """where trials are compared: share of the budget:one in how many goes on, ... (unset: the ladder of the scheduler)"""
+    """where trials are compared: share of the budget:one in how many goes on, ...
+    (unset: for asha 0.1875:8, from 32 trials on 0.03125:2,0.125:8; for asha-stop 0.0625:4,0.25:4)"""
     grace_period: float | None = None
     """short way to rungs: the first, as a share of the budget; the next are reduction_factor times as far"""
     reduction_factor: int | None = None
@@ -121,13 +125,13 @@ class SearchConfig:
         if self.rungs is not None:
             return parse_ladder(self.rungs)
         if self.scheduler == "asha" and self.grace_period is None and self.reduction_factor is None:
-            return DEFAULT_LADDER
+            return default_ladder(self.num_samples)
         return geometric_ladder(self.grace_period or 1 / 16, self.reduction_factor or 4)
 
     @property
     def confirmations(self) -> int:
-        """--confirm, or its default: a short search ends before it has four good trials to choose from."""
-        return self.confirm if self.confirm is not None else 3 if self.num_samples >= 8 else 0
+        """--confirm, or its default: a short search ends before it has good trials to choose from."""
+        return self.confirm if self.confirm is not None else CONFIRMED if self.num_samples >= 8 else 0
 
 
 def check_storage(path: str) -> None:

@@ -98,8 +98,7 @@ def standings(trials: pd.DataFrame) -> pd.DataFrame:
         }
     ).sort_values(["seeds", "val_loss"], ascending=[False, True], kind="stable")
     leaders = table.index[table["seeds"] == table["seeds"].max()]
-    losses = [groups.get_group(trial_id)["val_loss"].tolist() for trial_id in leaders]
-    table.loc[leaders, "probability_best"] = probability_best(losses)
+    table.loc[leaders, "probability_best"] = probability_best(groups["val_loss"].agg(list)[leaders].tolist())
     return table
 
 

@@ -25,6 +25,7 @@ from typing import Any
 import ray
 import ray.exceptions
 from ray import tune
+from ray._private import ray_constants
 from ray.train._internal.session import _TrainingResult
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
@@ -32,6 +33,7 @@ from ray.tune.search import SearchAlgorithm
 
 from myllm.errors import InputError, RunError
 from tune.journal import Journal, read_journal
+from tune.options import CONFIRM_WORTH
 from tune.progress import Progress
 from tune.results import search_seconds, write_results
 from tune.samplers import sampler
@@ -155,12 +157,17 @@ class Session(SearchAlgorithm):
         reports = [event for event in self.state.events if event["event"] == "report"]
         used = search_seconds(self.state.events) + (time.time() - self.state.events[-1]["time"] if self.started else 0)
         if budget is not None and len(reports) >= MEASURED_REPORTS:
-            speed = statistics.median(report["tok_per_sec"] for report in reports)  # of a slot
-            over = used + OVERHEAD * self.state.tokens_to_finish(self.slots) / speed > budget
+            speed = statistics.median(report["tok_per_sec"] for report in reports) / OVERHEAD  # of a slot
+            trainings = budget * speed * self.slots / self.state.plan.budget_tokens
+            if self.search["config"]["confirm"] is None and self.state.confirm and trainings < CONFIRM_WORTH:
+                self.state.record("confirm", trials=0)
+            over = used + self.state.tokens_to_finish(self.slots) / speed > budget
         if over and not self.state.closed:
             self.state.record("close")
         elif self.state.closed and not over and not self.started:
             self.state.record("reopen")
+        if self.search["config"]["confirm"] not in (None, self.state.confirm):
+            self.state.record("confirm", trials=self.search["config"]["confirm"])  # asked for on --resume
 
     def segment(self, trial_id: str) -> Segment:
         """The next stretch of `trial_id`."""
@@ -370,11 +377,13 @@ def _run_trials(session: Session, resources: Resources, interrupts: Interrupts) 
         address=config["address"] or "local", log_to_driver=False, logging_level=logging.CRITICAL
     )
     if config["address"] is None:
+        # Ray listens on every network, also where it is given 127.0.0.1, unless it is told that clusters are not wanted.
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # for Ray's other processes
+        ray_constants.ENABLE_RAY_CLUSTER = False  # for this one, which has read the variable already
         options |= dict(
             num_cpus=resources.slots * resources.cpus_per_trial,
             num_gpus=math.ceil(resources.slots * resources.gpus_per_trial),
             include_dashboard=config["dashboard"],
-            _node_ip_address="127.0.0.1",
         )
     ray.init(**options)
     interrupts.install()

@@ -13,7 +13,17 @@ CONTINUE, PAUSE, STOP = "continue", "pause", "stop"
 Ladder = tuple[tuple[float, int], ...]
 """(share of the budget, one in how many goes on), ascending"""
 
-DEFAULT_LADDER: Ladder = ((1 / 32, 2), (1 / 8, 8))  # by replays of full curves: experiments/LOG.md
+FEW_TRIALS = 32
+LADDER_OF_FEW: Ladder = ((3 / 16, 8),)
+LADDER_OF_MANY: Ladder = ((1 / 32, 2), (1 / 8, 8))
+
+
+def default_ladder(num_samples: int) -> Ladder:
+    """asha's ladder for a search of that many trials, by replays of full curves (experiments/LOG.md).
+
+    Early rungs are cheap and often wrong, warm-up not yet over: they pay where there are many trials to choose from.
+    """
+    return LADDER_OF_FEW if num_samples < FEW_TRIALS else LADDER_OF_MANY
 
 
 def parse_ladder(text: str) -> Ladder:

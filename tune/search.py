@@ -20,13 +20,23 @@ from typing import Any
 
 import torch
 
+from myllm.config import get_preset
 from myllm.data import EMBEDDED
 from myllm.errors import InputError, Parser, RunError, run_command
 from tune.options import SearchConfig
 from tune.report import summary, write_report
 from tune.runner import cluster_resources, run_search
 from tune.samplers import warm_start_trials
-from tune.settings import RUNS_DIR, available_cpus, check_comparable, prepare_search, read_search, settle_resources
+from tune.settings import (
+    RUNS_DIR,
+    available_cpus,
+    check_comparable,
+    prepare_search,
+    ranges_of,
+    read_search,
+    settle_resources,
+)
+from tune.spaces import SPACES, sample
 
 RESUME_FLAGS = (
     *(
@@ -77,6 +87,7 @@ def parse_args() -> argparse.Namespace:
         parser.add_argument(f"--{field.name}", help=(helps[field.name] + default).replace("%", "%%"), **how)
     parser.add_argument("--experiment", metavar="FILE.toml", help="file with any of these settings; flags beside it win")
     parser.add_argument("--resume", metavar="DIR", help=f"go on with a run; beside it only {', '.join(RESUME_FLAGS)}")
+    parser.add_argument("--list_spaces", action="store_true", help="show what each space searches for --preset, and end")
     parser.add_argument("--trust", action="store_true", help="resume a run folder that belongs to another user")
 
     return parser.parse_args()
@@ -152,8 +163,24 @@ def resume(given: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
     return run_dir, search
 
 
+def list_spaces(preset_name: str) -> str:
+    """What each space searches, with its ranges for a preset."""
+    lines = [f"for preset {preset_name}; the reference is trial 0"]
+    preset = get_preset(preset_name)
+    for name, space in SPACES.items():
+        reference = sample(space, preset, 0, 0)
+        lines.append(f"{name}: training loop {space.version}")
+        for parameter, text in ranges_of(name, preset).items():
+            value = reference[parameter]
+            lines.append(f"  {parameter:16} {text}; reference {value if isinstance(value, str) else f'{value:.4g}'}")
+    return "\n".join(lines)
+
+
 def main() -> int:
     given = vars(parse_args())
+    if given.pop("list_spaces", False):
+        print(list_spaces(given.get("preset", SearchConfig.preset)))
+        return 0
     resumed = "resume" in given
     if not resumed and given.pop("trust", False):
         raise InputError("--trust belongs to --resume")

@@ -59,6 +59,7 @@ class SearchState:
         self.reasons: dict[str, str] = {}  # why a trial failed
         self.status: dict[str, str] = {}
         self.closed = False  # no more trials are drawn
+        self.confirm = plan.confirm
         self.running: set[str] = set()
         """trials that hold a slot at this moment; the only thing here that is not in the events"""
         for event in events:
@@ -97,6 +98,8 @@ class SearchState:
                 self.checkpoints[trial_id].pop(step, None)
         elif kind in ("close", "reopen"):
             self.closed = kind == "close"
+        elif kind == "confirm":
+            self.confirm = event["trials"]
         elif kind == "lost":
             self.lost[trial_id] = self.lost.get(trial_id, 0) + 1
         elif kind == "failed":
@@ -176,7 +179,7 @@ class SearchState:
     def _to_confirm(self) -> list[str]:
         """The best completed trials and the reference, without those that have their confirmation already."""
         completed = [t for t, status in self.status.items() if status == COMPLETED and t not in self.confirms]
-        wanted = sorted(completed, key=self.last_loss)[: self.plan.confirm]
+        wanted = sorted(completed, key=self.last_loss)[: self.confirm]
         if wanted and self.plan.reference in completed and self.plan.reference not in wanted:
             wanted.append(self.plan.reference)
         if len(wanted) < 2:  # nothing to choose between
@@ -198,7 +201,7 @@ class SearchState:
         reference = self.plan.reference
         if reference and self.status.get(reference) != COMPLETED:
             left.append(budget - self.tokens_seen(reference) if reference in self.status else budget)
-        again = [budget] * (self.plan.confirm + bool(reference) - len(self.confirms) if self.plan.confirm else 0)
+        again = [budget] * (self.confirm + bool(reference) - len(self.confirms) if self.confirm else 0)
         return sum(max(math.ceil(sum(part) / slots), max(part, default=0)) for part in (left, again))
 
     # What is known
@@ -206,7 +209,7 @@ class SearchState:
     @property
     def finalists(self) -> int:
         """Trials that go on at every rung in the end, however few came to it."""
-        return max(1, self.plan.confirm)
+        return max(1, self.confirm)
 
     def last_report(self, trial_id: str) -> Event | None:
         """The trial's report with the most tokens."""
