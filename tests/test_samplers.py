@@ -275,6 +275,8 @@ def test_nothing_drifts_when_the_earlier_runs_vanish_or_the_search_grows(two_run
     search = json.loads(json.dumps(search, allow_nan=False))
     assert searched(search).configs == whole.configs
     search["config"]["num_samples"] = 160
+    tried = [sampler(search)(index, whole) for index in range(1, 6)]
+    assert tried[:4] == drawn(whole)[1:5] and tried[4] != config_at(0.6)  # a quarter of 160 would take that one too
     grown = sampler(search)(16, whole)
     assert (grown == sample(get_space("v1"), NANO, 1, 16)) == (searcher == "random")
 
@@ -305,9 +307,12 @@ def test_tpe_learns_from_earlier_runs_at_once_and_counts_a_repeated_configuratio
         (dict(config={"preset": "micro"}), "its preset is micro, not nano"),
         (dict(data={"tokenizer": "gpt2"}), "its tokenizer is gpt2, not byte"),
         (dict(train={"budget_tokens": 9}), "its budget_tokens is 9, not 3200"),
-        (dict(data={"fingerprint": {"train": {"tokens": 8}, "val": {"tokens": 5}}}), "its training data differs"),
-        (dict(data={"fingerprint": {"train": {"tokens": 7}, "val": {"tokens": 6}}}), "its validation data differs"),
-        (dict(ranges={"learning_rate": "1 to 3"}), "its ranges differs"),
+        (
+            dict(data={"fingerprint": {"train": {"tokens": 8}, "val": {"tokens": 5}}}),
+            "its training data is not that of this search",
+        ),
+        (dict(data={"fingerprint": {"train": {"tokens": 7}, "val": {"tokens": 6}}}), "its validation data is not that of"),
+        (dict(ranges={"learning_rate": "1 to 3"}), "its set of ranges is not that of"),
     ],
 )
 def test_only_a_run_of_the_same_kind_can_seed_a_search(tmp_path, changes, words):

@@ -1,5 +1,6 @@
 """The pure parts of a search: spaces, schedulers, journal, tables, resources. No Ray."""
 
+import itertools
 import json
 import math
 
@@ -43,6 +44,15 @@ def test_draws_are_a_pure_function_and_the_first_is_the_reference():
         "warmup_ratio": reference.warmup_ratio,
         "clip_norm": reference.clip_norm,
     }
+
+
+def test_draws_leave_no_holes():
+    preset = PRESETS["nano"]
+    for seed in range(30):
+        drawn = [sample(get_space("v2"), preset, seed, index) for index in range(1, 16)]
+        assert {config["batch_size"] for config in drawn} == {4, 8, 16, 32, 64}
+        rates = sorted(math.log10(config["learning_rate"] / preset.learning_rate) for config in drawn)
+        assert max(b - a for a, b in itertools.pairwise([-1.0, *rates, 1.0])) < 0.35  # of two decades
 
 
 def test_an_unknown_hyper_parameter_is_an_error():

@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 import ray.exceptions
 from ray import tune
@@ -39,7 +40,7 @@ from tune.results import search_seconds, write_results
 from tune.samplers import sampler
 from tune.schedulers import CONTINUE, SCHEDULERS, parse_ladder
 from tune.settings import Resources, task_of, write_search
-from tune.state import INTERRUPTED, Plan, SearchState
+from tune.state import Plan, SearchState
 from tune.storage import Storage
 from tune.trainable import run_trial
 
@@ -66,6 +67,7 @@ MAY_PASS = (
 )
 """errors that a trial may not have again: lost processes, machines and files; all others are in the code or the settings"""
 MEASURED_REPORTS = 8  # after which the speed is known well enough to plan by; the first ones are slow
+STARTING_SECONDS = 10.0  # before a session's first event and after its last
 OVERHEAD = 1.25  # seconds a trial takes for each second it trains: evaluations, checkpoints, starts
 TABLES_SECONDS = 10.0  # between rewrites of trials.csv and history.csv while a search runs
 
@@ -155,9 +157,11 @@ class Session(SearchAlgorithm):
         """Closes the search when what is left of --time_budget is needed to finish it; opens it again for more time."""
         budget, over = self.search["config"]["time_budget"], False
         reports = [event for event in self.state.events if event["event"] == "report"]
-        used = search_seconds(self.state.events) + (time.time() - self.state.events[-1]["time"] if self.started else 0)
         if budget is not None and len(reports) >= MEASURED_REPORTS:
-            speed = statistics.median(report["tok_per_sec"] for report in reports) / OVERHEAD  # of a slot
+            used = STARTING_SECONDS + search_seconds(self.state.events)
+            if self.started:
+                used += time.time() - self.state.events[-1]["time"]
+            speed = statistics.median(report["tok_per_sec"] for report in reports) / OVERHEAD  # tokens a second, of a slot
             trainings = budget * speed * self.slots / self.state.plan.budget_tokens
             if self.search["config"]["confirm"] is None and self.state.confirm and trainings < CONFIRM_WORTH:
                 self.state.record("confirm", trials=0)
@@ -300,18 +304,34 @@ class Interrupts:
 
     def __init__(self, resume_command: str):
         self.resume_command, self.count = resume_command, 0
+        self.ending = False
+        """set when the search ends anyway"""
+
+    def __enter__(self) -> "Interrupts":
+        self.before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        self.install()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
 
     def install(self) -> None:
         """Makes both signals ours; called again after Ray has put its own handler there."""
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in self.before:
             signal.signal(number, self.handle)
 
     def handle(self, number: int, frame: Any) -> None:
         self.count += 1
         if self.count > 1:
             print(f"\nleft at once; go on with: {self.resume_command}", file=sys.stderr, flush=True)
-            os._exit(130)  # Ray's processes die with this one
+            for process in psutil.Process().children(recursive=True):  # Ray's agents would linger for a minute
+                with contextlib.suppress(psutil.Error):
+                    process.kill()
+            os._exit(130)
         print("\nstopping; once more leaves at once", file=sys.stderr, flush=True)
+        if self.ending:
+            return
         end_loop = signal.getsignal(signal.SIGUSR1)  # Ray's own way to end its loop, while that runs
         if not callable(end_loop):
             raise KeyboardInterrupt
@@ -338,14 +358,13 @@ def run_search(run_dir: Path, search: dict[str, Any], resources: Resources) -> b
     with session.disk_errors():
         write_search(run_dir, search)
         session.watch_time()
-    if not state.is_over():
-        interrupts = Interrupts(f"python tune/search.py --resume {os.path.relpath(run_dir)}")
+    with Interrupts(f"python tune/search.py --resume {os.path.relpath(run_dir)}") as interrupts:
         try:
-            with session.disk_errors():
-                session.tidy()
-                state.record("session", session=session.number, slots=resources.slots)
-            interrupts.install()
-            _run_trials(session, resources, interrupts)
+            if not state.is_over():
+                with session.disk_errors():
+                    session.tidy()
+                    state.record("session", session=session.number, slots=resources.slots)
+                _run_trials(session, resources, interrupts)
         except KeyboardInterrupt:
             pass  # before Ray's loop began
         except Exception as error:
@@ -354,15 +373,15 @@ def run_search(run_dir: Path, search: dict[str, Any], resources: Resources) -> b
                 raise
             raise RunError(session.fatal or f"the disk is full: {run_dir}") from None
         finally:
+            interrupts.ending = True
             ray.shutdown()
-            with contextlib.suppress(OSError):  # a full disk: the last event before it counts
-                state.record("session_end", session=session.number)
-            for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
-                signal.signal(number, handler)
-    with session.disk_errors():
-        session.tidy()
-        write_results(run_dir, state, search)
-    return state.is_over() and INTERRUPTED not in state.status.values()
+            if session.started:
+                with contextlib.suppress(OSError):  # a full disk: the last event before it counts
+                    state.record("session_end", session=session.number)
+        with session.disk_errors():
+            session.tidy()
+            write_results(run_dir, state, search)
+    return state.is_over()
 
 
 def _run_trials(session: Session, resources: Resources, interrupts: Interrupts) -> None:

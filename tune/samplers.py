@@ -27,7 +27,7 @@ COMPARED = {
     "budget_tokens": ("train", "budget_tokens"),
     "training data": ("data", "fingerprint", "train"),
     "validation data": ("data", "fingerprint", "val"),
-    "ranges": ("ranges",),
+    "set of ranges": ("ranges",),
 }
 """what an earlier run must share with a search that starts from it: its name, and where search.json has it"""
 
@@ -181,7 +181,7 @@ def _read_run(folder: Path, search: dict[str, Any], names: Sequence[str]) -> tup
     for what, path in COMPARED.items():
         theirs, ours = _at(earlier, path), _at(search, path)
         if theirs != ours:
-            how = "differs from" if isinstance(ours, dict) else f"is {theirs}, not {ours} as in"
+            how = "is not that of" if isinstance(ours, dict) else f"is {theirs}, not {ours} as in"
             raise InputError(f"--warm_start {folder}: its {what} {how} this search; choose the same, or leave that run out")
     try:
         trials, _ = read_tables(folder)

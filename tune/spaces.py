@@ -21,8 +21,9 @@ class LogUniform:
     low: float
     high: float
 
-    def sample(self, rng: np.random.Generator) -> float:
-        return float(math.exp(rng.uniform(math.log(self.low), math.log(self.high))))
+    def at(self, place: float) -> float:
+        """The value at `place` of the range, 0 <= place < 1."""
+        return self.low * (self.high / self.low) ** place
 
     def __str__(self) -> str:
         return f"{self.low:.3g} to {self.high:.3g} (log)"
@@ -34,8 +35,9 @@ class Choice:
 
     values: tuple
 
-    def sample(self, rng: np.random.Generator) -> Any:
-        return self.values[int(rng.integers(len(self.values)))]
+    def at(self, place: float) -> Any:
+        """The value at `place` of the list, 0 <= place < 1."""
+        return self.values[int(place * len(self.values))]
 
     def __str__(self) -> str:
         return ", ".join(map(str, self.values))
@@ -85,12 +87,18 @@ def get_space(name: str) -> Space:
 def sample(space: Space, preset: Preset, seed: int, index: int) -> dict[str, Any]:
     """The flat configuration of trial `index`: a pure function of its arguments, so that no draw is lost or repeated.
 
-    Trial 0 is the preset's reference configuration.
+    Trial 0 is the preset's reference configuration. The others are spread evenly over the space, where independent draws
+    would leave holes (Bousquet et al., arXiv 1706.03200): the additive recurrence of the generalized golden ratio (Roberts
+    2018, "The unreasonable effectiveness of quasirandom sequences"), shifted at random by `seed`.
     """
     ranges = space.ranges(preset)
     if index == 0:
         config = preset.training()
         half_life = config.tokens_per_step * math.log(0.5) / math.log(config.beta2)
         return {name: half_life if name == "beta2_half_life" else getattr(config, name) for name in ranges}
-    rng = np.random.default_rng([seed, index])
-    return {name: distribution.sample(rng) for name, distribution in ranges.items()}
+    ratio = 2.0
+    for _ in range(64):  # to the root of ratio ** (dimensions + 1) == ratio + 1
+        ratio = (1 + ratio) ** (1 / (len(ranges) + 1))
+    steps = ratio ** -np.arange(1.0, len(ranges) + 1)
+    places = (np.random.default_rng(seed).random(len(ranges)) + index * steps) % 1
+    return {name: values.at(float(place)) for (name, values), place in zip(ranges.items(), places, strict=True)}

@@ -29,6 +29,8 @@ class Search:
         config = SearchConfig(train_file=train, val_file=val, budget_tokens=262144, name=self.folder.name, **options)
         search = prepare_search(config, self.folder.parent / "cache")
         search["model"] |= {"n_layer": 1, "n_head": 2, "n_embd": 16}
+        search["train"] |= {"max_len": 32, "stride": 32, "budget_tokens": search["train"]["budget_tokens"] // 4}
+        search["report_tokens"] //= 4
         write_search(self.folder, search)
 
     def change(self, **config):

@@ -9,7 +9,7 @@ import time
 import pytest
 from harness import MARKER, Search, assert_same
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 CLUSTER = """
 import sys, time

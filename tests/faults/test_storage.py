@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from harness import Search, assert_same
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 
 def checkpoints(search):
