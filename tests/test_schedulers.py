@@ -277,3 +277,31 @@ def test_checkpoints_worth_their_room():
     state.record("checkpoint", trial_id=second, step=1, path="x")
     state.decide(second, report(second, MARK, math.nan, diverged=True))
     assert state.kept_checkpoints(second) == set()
+
+
+def test_what_is_left_when_no_more_trials_are_drawn_by_hand():
+    state = new_state(((1 / 8, 4),), num_samples=100, confirm=2)
+    # Two finalists from the rung at 400 to 3200, the reference in full, and three confirmations in full.
+    assert state.tokens_to_finish(1) == 2 * 2800 + 3200 + 3 * 3200
+    assert state.tokens_to_finish(2) == (2 * 2800 + 3200) // 2 + 3 * 3200 // 2
+    assert state.tokens_to_finish(8) == 3200 + 3200
+    reference = state.next_trial()
+    state.decide(reference, report(reference, 400, 1.0))
+    state.record("promote", trial_id=reference, guaranteed=True)
+    state.decide(reference, report(reference, 1200, 1.0))  # on its last stretch: it is one of the two
+    assert state.tokens_to_finish(1) == 2000 + 2800 + 3 * 3200
+
+
+def test_a_closed_search_draws_no_more_and_ends_with_its_finalists():
+    state = new_state(((1 / 8, 4),), num_samples=100, confirm=2)
+    simulate(state, curve_from(3), 2, 3, cut=30)
+    drawn = sum("-seed" not in trial_id for trial_id in state.status)
+    state.record("close")
+    for trial_id in list(state.running):
+        state.running.discard(trial_id)
+    simulate(state, curve_from(3), 2, 3)
+    completed = [t for t, status in state.status.items() if status == COMPLETED]
+    assert sum("-seed" not in trial_id for trial_id in state.status) == drawn < 100
+    assert "00000" in completed and len(state.confirms) >= 2 and state.is_over()
+    state.record("reopen")
+    assert not state.is_over()

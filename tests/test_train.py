@@ -5,7 +5,7 @@ import torch
 from conftest import TINY
 
 from myllm.config import GPTConfig, TrainConfig
-from myllm.errors import InputError
+from myllm.errors import InputError, RunError
 from myllm.training.train import learning_rate_at, mean_loss, train
 from myllm.training.train_utils import generate, load_state, plot_losses, save_state
 
@@ -116,7 +116,7 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_result(make_run, mon
     assert run.micro_batch_size == 2 and run.config.batch_size == 8
     run = make_run()
     limit_memory(run, 0, monkeypatch)
-    with pytest.raises(MemoryError, match="micro_batch_size 1"):
+    with pytest.raises(RunError, match="micro_batch_size 1"):
         list(train(run))
 
 

@@ -26,6 +26,7 @@ from tune.trainable import Task
 
 RUNS_DIR = Path(__file__).resolve().parent.parent / "experiments" / "runs"
 EMA_RATIO = 0.1  # horizon of the averaged weights of --rung_metric val_loss_ema
+PACKAGES = ("torch", "ray", "tiktoken", "numpy", "pandas", "optuna")  # whose versions search.json keeps
 NUM_REPORTS = 32  # token marks a full training
 MIN_EVAL_TOKENS, MAX_EVAL_TOKENS, EVAL_SHARE = 4096, 2**20, 1 / 256  # of train and val each; the share is of the budget
 
@@ -119,7 +120,7 @@ def prepare_search(config: SearchConfig, cache_dir: Path) -> dict[str, Any]:
         "prepared": {split: str(tokens.path.resolve()) for split, tokens in files.items()},
         "created": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "python": sys.version.split()[0],
-        "packages": {name: importlib.metadata.version(name) for name in ("torch", "ray", "tiktoken", "numpy", "pandas")},
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
         "git_commit": git_commit(),
         "hardware": {
             "machine": platform.machine(),

@@ -195,11 +195,12 @@ class SearchState:
         budget = self.plan.budget_tokens
         top = max((rung.mark for rung in self.scheduler.rungs), default=0)
         drawn = [trial_id for trial_id in self.status if trial_id not in self.confirms]
-        left = [budget - self.tokens_seen(t) for t in drawn if self.status[t] == INTERRUPTED and self.tokens_seen(t) >= top]
-        done = sum(self.status[trial_id] == COMPLETED for trial_id in drawn) + len(left)
+        last = [t for t in drawn if self.status[t] == INTERRUPTED and self.tokens_seen(t) >= top]
+        left = [budget - self.tokens_seen(trial_id) for trial_id in last]
+        done = sum(self.status[trial_id] == COMPLETED for trial_id in drawn) + len(last)
         left += [budget - top] * max(0, self.finalists - done)
         reference = self.plan.reference
-        if reference and self.status.get(reference) != COMPLETED:
+        if reference and reference not in last and self.status.get(reference) != COMPLETED:
             left.append(budget - self.tokens_seen(reference) if reference in self.status else budget)
         again = [budget] * (self.confirm + bool(reference) - len(self.confirms) if self.confirm else 0)
         return sum(max(math.ceil(sum(part) / slots), max(part, default=0)) for part in (left, again))

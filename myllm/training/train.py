@@ -12,7 +12,7 @@ import torch
 
 from myllm.config import GPTConfig, TrainConfig
 from myllm.data import BatchStream, Windows
-from myllm.errors import InputError
+from myllm.errors import InputError, RunError
 from myllm.model import GPT
 
 T = TypeVar("T")
@@ -175,7 +175,7 @@ class Run:
     def backward(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Sets the gradient of the batch's mean loss, micro-batch by micro-batch; returns that loss, nats per token.
 
-        `inputs` and `targets` are (batch_size, max_len). Raises MemoryError where not even one window fits.
+        `inputs` and `targets` are (batch_size, max_len). Raises RunError where not even one window fits.
         """
         before = self.random_state() if self.model.config.dropout else None
 
@@ -198,7 +198,7 @@ class Run:
     def within_memory(self, attempt: Callable[[], T]) -> T:
         """attempt(), again with half the micro-batch each time the device runs out of memory.
 
-        Gradients add up to the same batch, so only the order of floating-point sums changes. Raises MemoryError where a
+        Gradients add up to the same batch, so only the order of floating-point sums changes. Raises RunError where a
         micro-batch of one window does not fit.
         """
         while True:
@@ -207,7 +207,7 @@ class Run:
             except torch.OutOfMemoryError:  # left before the next attempt: the error holds the failed one's tensors
                 pass
             if self.micro_batch_size == 1:
-                raise MemoryError("out of memory with micro_batch_size 1: the model does not fit; use a smaller one")
+                raise RunError("out of memory with micro_batch_size 1: the model does not fit; use a smaller one")
             self.micro_batch_size = (self.micro_batch_size + 1) // 2
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
