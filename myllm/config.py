@@ -232,7 +232,7 @@ class Preset:
 # (config/train_shakespeare_char.py); gpt2 and larger follow table 2.1 of the GPT-3 paper (arXiv 2005.14165) for rates,
 # 0.5M tokens a batch (1M for xl), and 20 tokens a parameter (arXiv 2203.15556).
 PRESETS: dict[str, Preset] = {
-    "nano": Preset(2, 2, 64, 128, learning_rate=3e-3, batch_size=16, budget_tokens=1_048_576, beta2=0.99),
+    "nano": Preset(2, 2, 64, 128, learning_rate=3e-3, batch_size=16, budget_tokens=786_432, beta2=0.99),
     "micro": Preset(4, 4, 128, 128, learning_rate=2e-3, batch_size=16, budget_tokens=16_777_216, beta2=0.99),
     "mini": Preset(6, 6, 384, 256, learning_rate=1e-3, batch_size=64, budget_tokens=83_886_080, dropout=0.2, beta2=0.99),
     "gpt2": Preset(12, 12, 768, 1024, 6e-4, 512, 2_483_027_968, micro_batch_size=16),

@@ -56,7 +56,7 @@ def _gain(table: pd.DataFrame) -> str:
     rivals = (table["seeds"] == best["seeds"]).sum()
     if best["seeds"] == 1 or rivals < 2:
         return text + ", on one seed: flattered by selection"
-    return text + f"; the best of the {rivals} on {best['seeds']} seeds with probability {best['probability_best']:.2f}"
+    return text + f"; the best of the {rivals} on {best['seeds']:.0f} seeds with probability {best['probability_best']:.2f}"
 
 
 def disk_use(folder: Path) -> int:
