@@ -96,8 +96,14 @@ def test_interrupted_and_resumed_equals_never_stopped(small, run_name):
         state = next((whole / "ray").rglob("state.pt"))
         assert "model_config" in __import__("torch").load(state, weights_only=True)
 
-        refused = run_command_line("tune/search.py", "--resume", broken, "--seed", "3")
-        assert refused.returncode == 2 and "--seed" in refused.stderr
+        for flag, other in (("--preset", "micro"), ("--budget_tokens", "524288"), ("--rung_metric", "val_loss_ema")):
+            refused = run_command_line("tune/search.py", "--resume", broken, flag, other)
+            assert refused.returncode == 2 and f"{flag} can't change on --resume, it is " in refused.stderr
+        search = json.loads((broken / "search.json").read_text())
+        search["data"]["fingerprint"]["val"]["sha256_sampled"] = "of another file"
+        (broken / "search.json").write_text(json.dumps(search))
+        refused = run_command_line("tune/search.py", "--resume", broken)
+        assert refused.returncode == 2 and "val.bin has changed since the search began" in refused.stderr
         again = run_command_line(*small)
         assert again.returncode == 2 and "exists; go on with --resume" in again.stderr
     finally:

@@ -151,6 +151,19 @@ def test_a_run_that_turns_non_finite_ends_as_diverged(make_run, version):
     assert not math.isfinite(reports[-1].val_loss)
 
 
+def test_a_spike_that_recovers_is_no_divergence(make_run):
+    run = make_run()
+    backward, calls = run.backward, []
+
+    def spiking(*batch):
+        calls.append(batch)
+        return backward(*batch) * (1e30 if len(calls) in (5, 10) else 1)
+
+    run.backward = spiking
+    reports = list(train(run))
+    assert not any(r.diverged for r in reports) and reports[-1].step == run.total_steps == len(calls)
+
+
 def test_a_state_of_another_shape_or_place_is_refused(make_run):
     state = make_run().state_dict()
     with pytest.raises(InputError, match="n_embd 16, this one 32"):
