@@ -17,7 +17,8 @@ from myllm.config import GPTConfig, from_dict
 from myllm.data import Windows, prepare
 from myllm.tokenizer import get_tokenizer
 from myllm.training.train import Run, train
-from tune.results import DEFAULT_TRIAL, read_tables
+from tune.results import read_tables
+from tune.state import DEFAULT_TRIAL
 from tune.trainable import trial_config
 
 
