@@ -1,0 +1,60 @@
+"""The scripts under experiments/: that they load, and that a replay computes what it says."""
+
+import importlib.util
+import json
+
+import pandas as pd
+import pytest
+from conftest import ROOT, run_command_line
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "experiments" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "experiments").glob("*.py")), ids=lambda p: p.stem)
+def test_every_script_loads(path):
+    if path.stem == "step_time":
+        pytest.importorskip("transformers")
+    assert callable(load(path.stem).main)
+
+
+def write_curves(path, seeds):
+    """Four configurations of constant loss 1, 2, 3, 4 at 4 marks, and 0.5 more on every other seed; the last diverges."""
+    rows = [
+        (str(config), seed, mark, float(config + 0.5 * (seed % 2)) if config < 4 or mark == 10 else float("nan"))
+        for config in range(1, 5)
+        for seed in range(seeds)
+        for mark in (10, 20, 30, 40)
+    ]
+    pd.DataFrame(rows, columns=["trial_id", "seed", "tokens_seen", "val_loss"]).to_csv(path, index=False)
+    return path
+
+
+def test_a_replay_of_known_curves(tmp_path):
+    replay = load("replay")
+    curves = replay.read_curves(write_curves(tmp_path / "h.csv", 2), "val_loss")
+    assert curves.budget == 40 and curves.mean_final("1") == 1.25 and curves.mean_final("4") == 3.5  # diverged: the worst
+    found = replay.regrets(curves, "fifo", (), 0, slots=1, orders=200)
+    # After four trainings all are known: the pick is 1, on the seed that did not pick it 1 or 1.5; the mean regret is 0.
+    assert found[4] == pytest.approx(0, abs=0.05) and found[1] is None  # in some orders the first one diverges
+    assert found[2] > found[3] > found[4]
+    halving = replay.regrets(curves, "asha", ((0.25, 4),), 0, slots=1, orders=100)
+    assert halving[2] == pytest.approx(0, abs=0.05)  # four quarters and the rest of one: 1.75 trainings
+    assert halving[1] is None
+    assert replay.noise(curves) == pytest.approx((6 * 0.25**2 / 4) ** 0.5)
+    assert replay.rank_correlations(curves, [20])[20][0] > 0.9
+
+
+def test_the_replay_command(tmp_path):
+    history = write_curves(tmp_path / "h.csv", 1)
+    done = run_command_line("experiments/replay.py", "--history", history, "--orders", 5, "--json", tmp_path / "r.json")
+    assert done.returncode == 0 and "one seed a configuration" in done.stderr, done.stderr
+    found = json.loads((tmp_path / "r.json").read_text())
+    assert found["regret"]["1"] is None and found["regret"]["16"] == 0
+    (tmp_path / "bad.csv").write_text("a,b\n1,2\n")
+    done = run_command_line("experiments/replay.py", "--history", tmp_path / "bad.csv")
+    assert done.returncode == 2 and "it lacks" in done.stderr and done.stderr.count("\n") == 1
