@@ -19,7 +19,7 @@ class SearchConfig:
     """What the user asked for."""
 
     space: str = "v2"
-    """search space: v1 (learning rate, batch size), v2 (also warm-up, clip norm), v3 (also decay, beta2, schedule, floor)"""
+    """search space: v1 (learning rate, batch size), v2 (and warm-up, clip norm), v3 (and decay, beta2, schedule, floor)"""
     preset: str = "nano"
     """model shape and reference settings"""
     train_file: str = EMBEDDED
