@@ -10,8 +10,8 @@ training takes the same time whatever its batch size. No configuration is the re
 
 Printed: the regret after so many full trainings' worth of time a slot, the mean over orders of (final loss of the pick,
 mean over the seeds that were not used to pick it) minus the lowest mean final loss of all configurations; how well each
-rung's loss ranks the configurations; and the noise between seeds. Where confirmations cost time, each length of a search is
-replayed by itself, since a search plans for its end.
+rung's loss ranks the configurations; and the noise between seeds. Each length is a search of its own, which knows its end
+as one with --time_budget does: asha promotes late, and confirmations have their time.
 """
 
 import heapq
@@ -27,7 +27,7 @@ import pandas as pd
 
 from myllm.errors import InputError, Parser, run_command
 from tune.options import CONFIRM_WORTH, CONFIRMED, SearchConfig
-from tune.schedulers import CONTINUE, FEW_TRIALS, SCHEDULERS, Ladder, format_ladder
+from tune.schedulers import CONTINUE, SCHEDULERS, Asha, Ladder, format_ladder
 from tune.state import COMPLETED, REPORTED, Plan, SearchState
 
 TRAININGS = (1, 2, 3, 4, 6, 8, 12, 16)
@@ -90,9 +90,11 @@ class Replay:
         self.order = rng.sample(sorted(curves.seeds), len(curves.seeds))
         self.seeds = {name: rng.sample(curves.seeds[name], len(curves.seeds[name])) for name in self.order}
         plan = Plan(len(self.order), curves.budget, draw=lambda index, state: {}, confirm=confirm, reference=None)
-        rungs = SCHEDULERS[scheduler](ladder, curves.budget, curves.marks[0])
+        late = {"late": True} if scheduler == "asha" else {}
+        rungs = SCHEDULERS[scheduler](ladder, curves.budget, curves.marks[0], **late)
         self.state = SearchState(plan, rungs, lambda event, **values: {"event": event} | values)
         self.stops = [rung.mark for rung in rungs.rungs] + [curves.budget]
+        self.state.record("session", slots=slots)
         self.completed: list[tuple[float, str]] = []
         """(time, trial) of the trials that reached the full budget"""
 
@@ -102,9 +104,10 @@ class Replay:
         name = self.order[int(confirms or trial_id)]
         return name, self.seeds[name][1 if confirms and len(self.seeds[name]) > 1 else 0]
 
-    def run(self, until: float, plans_its_end: bool) -> None:
-        """Plays the search to time `until`; with `plans_its_end` it closes as one with that time budget does."""
+    def run(self, until: float) -> None:
+        """Plays the search to time `until`, its time budget. Where it neither promotes nor confirms, nothing is planned."""
         clock, heap = 0.0, []
+        plans_its_end = bool(self.state.confirm) or isinstance(self.state.scheduler, Asha)
 
         def advance(trial_id: str, now: float) -> None:
             seen = self.state.tokens_seen(trial_id)
@@ -113,7 +116,7 @@ class Replay:
 
         while clock <= until:
             while len(heap) < self.slots:
-                if plans_its_end and not self.state.closed and clock + self.state.tokens_to_finish(self.slots) > until:
+                if plans_its_end and not self.state.closed and clock + self.state.tokens_to_finish() > until:
                     self.state.record("close")
                 trial_id = self.state.next_trial()
                 if trial_id is None:
@@ -163,16 +166,11 @@ def regrets(
     lowest = min(curves.mean_final(name) for name in curves.seeds)
     totals: dict[int, list[float | None]] = {trainings: [] for trainings in TRAININGS}
     for order in range(orders):
-        one = None
         for trainings in TRAININGS:
             until = trainings * curves.budget
             again = (CONFIRMED if trainings * slots >= CONFIRM_WORTH else 0) if confirm is None else confirm
-            if again or one is None:
-                replay = Replay(curves, scheduler, ladder, again, slots, random.Random(f"{seed} {order}"))
-                replay.run(until if again else TRAININGS[-1] * curves.budget, plans_its_end=bool(again))
-                one = one if again else replay
-            else:
-                replay = one
+            replay = Replay(curves, scheduler, ladder, again, slots, random.Random(f"{seed} {order}"))
+            replay.run(until)
             loss = replay.pick(until)
             totals[trainings].append(None if loss is None else loss - lowest)
     return {t: None if None in found else sum(found) / orders for t, found in totals.items()}
@@ -199,7 +197,7 @@ def noise(curves: Curves, best: int = 20) -> float:
 
 
 def main() -> None:
-    defaults = SearchConfig(num_samples=FEW_TRIALS)  # curves are many, and searches of that length have as many trials
+    defaults = SearchConfig(time_budget=1.0)  # the defaults of a search that knows its end
     parser = Parser(prog="replay.py", description=__doc__.splitlines()[0])
     parser.add_argument("--history", required=True, type=Path, help="CSV file of full-length curves")
     parser.add_argument("--slots", type=int, default=2, help="trials at once")

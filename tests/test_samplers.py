@@ -27,12 +27,11 @@ NANO = PRESETS["nano"]
 
 def search_of(searcher="optuna", space="v1", preset="nano", seed=1, num_samples=40, warm_start=(), **changes):
     """What a sampler reads of a search.json."""
-    config = dict(
-        space=space, preset=preset, seed=seed, searcher=searcher, num_samples=num_samples, warm_start=list(warm_start)
-    )
+    config = dict(space=space, preset=preset, seed=seed, searcher=searcher, warm_start=list(warm_start))
     data = {"tokenizer": "byte", "fingerprint": {"train": {"tokens": 7}, "val": {"tokens": 5}}}
     return {
         "config": config,
+        "num_samples": num_samples,
         "data": data,
         "train": {"budget_tokens": BUDGET},
         "ranges": {"learning_rate": "1 to 2"},
@@ -55,7 +54,7 @@ def loss_of(config, tokens, preset="nano"):
 def searched(search, slots=1, cut=None, events=(), **changes):
     """The search on that surface, with asha."""
     config = search["config"]
-    changes = dict(num_samples=config["num_samples"], seed=config["seed"], draw=sampler(search)) | changes
+    changes = dict(num_samples=search["num_samples"], seed=config["seed"], draw=sampler(search)) | changes
     state = new_state(LADDER, events=events, **changes)
     return simulate(
         state, lambda t, tokens: loss_of(state.configs[t], tokens, config["preset"]), slots, config["seed"], cut
@@ -274,7 +273,7 @@ def test_nothing_drifts_when_the_earlier_runs_vanish_or_the_search_grows(two_run
         shutil.rmtree(folder)
     search = json.loads(json.dumps(search, allow_nan=False))
     assert searched(search).configs == whole.configs
-    search["config"]["num_samples"] = 160
+    search["num_samples"] = 160
     tried = [sampler(search)(index, whole) for index in range(1, 6)]
     assert tried[:4] == drawn(whole)[1:5] and tried[4] != config_at(0.6)  # a quarter of 160 would take that one too
     grown = sampler(search)(16, whole)

@@ -89,15 +89,31 @@ def test_the_end_lets_at_least_so_many_go_on_but_waits_for_those_below():
     for trial_id, loss in (("a", 3.0), ("b", 2.0), ("c", 1.0)):
         feed(scheduler, trial_id, 200, loss)
     assert scheduler.turn() is None
-    assert scheduler.final_turn(2, slowest=100) is None  # one is on its way to the first rung
-    assert scheduler.final_turn(2, slowest=math.inf) == "c"
+    assert scheduler.final_turn(1, slowest=100) is None  # one is on its way to the first rung
+    assert scheduler.final_turn(1, slowest=math.inf) == "c"
     scheduler.promote("c")
-    assert scheduler.final_turn(2, slowest=200) == "b"
+    assert scheduler.final_turn(1, slowest=200) == "b"  # one at the last rung, two at the first
     scheduler.promote("b")
     assert feed(scheduler, "c", 800, 1.0) == PAUSE
-    assert scheduler.final_turn(2, slowest=300) is None  # b has not come to the second rung yet
+    assert scheduler.final_turn(1, slowest=300) is None  # b has not come to the second rung yet
     assert feed(scheduler, "b", 800, 0.5) == PAUSE
-    assert scheduler.final_turn(2, slowest=math.inf) == "b"
+    assert scheduler.final_turn(1, slowest=math.inf) == "b"
+    scheduler.promote("b")
+    assert scheduler.final_turn(1, slowest=math.inf) is None
+
+
+def test_late_promotion_by_hand():
+    scheduler = Asha(((1 / 16, 2), (1 / 4, 2)), BUDGET, MARK, late=True)
+    for trial_id, loss in zip("abcdefgh", (8.0, 3.0, 6.0, 5.0, 1.0, 7.0, 2.0, 4.0), strict=True):
+        assert feed(scheduler, trial_id, 200, loss) == PAUSE  # b would have gone on at once
+        assert scheduler.turn() is None
+    went = []
+    while (trial_id := scheduler.final_turn(1, math.inf)) is not None:
+        scheduler.promote(trial_id)
+        went.append(trial_id)
+    assert went == ["e", "g", "b", "h"]  # four of eight, the best of all
+    assert [feed(scheduler, t, 800, loss) for t, loss in zip("egbh", (2.0, 4.0, 1.0, 3.0), strict=True)] == [PAUSE] * 4
+    assert scheduler.goes_on(1, 0, 1) == 2 and scheduler.final_turn(1, math.inf) == "b"
 
 
 def test_a_withdrawn_trial_takes_nobodys_place():
@@ -105,16 +121,17 @@ def test_a_withdrawn_trial_takes_nobodys_place():
     feed(scheduler, "a", 200, 1.0), feed(scheduler, "b", 200, 2.0)
     scheduler.withdraw("a")
     assert scheduler.turn() == "b" and feed(scheduler, "a", 800, 9.0) == CONTINUE
-    assert Asha(LADDER, BUDGET, MARK).out_of_reach("x", 100, 1)
+    scheduler.promote("b")
+    assert scheduler.goes_on(0, 0, 2) == 0  # b went on, a does not count
+    assert Asha(LADDER, BUDGET, MARK).out_of_reach("x", 1)
 
 
-def test_out_of_reach_means_never_promoted_however_good_the_rest():
-    scheduler = Asha(((1 / 16, 2), (1 / 4, 2)), BUDGET, MARK)
-    for index in range(4):
-        feed(scheduler, str(index), 200, float(index))  # 0 and 1 may still go on of four, 2 and 3 of eight
-    waiting = [t for t in "0123" if t not in scheduler.rungs[0].promoted]
-    assert [t for t in waiting if scheduler.out_of_reach(t, 4, 1)] == ["2", "3"]
-    assert not any(scheduler.out_of_reach(t, 8, 1) for t in waiting)
+def test_out_of_reach_means_not_promoted_when_twice_as_many_have_come():
+    scheduler = Asha(((1 / 16, 4), (1 / 4, 4)), BUDGET, MARK)
+    for index in range(8):
+        feed(scheduler, str(index), 200, float(index))  # two of eight have gone on, four of sixteen would
+    assert [t for t in "234567" if scheduler.out_of_reach(t, 1)] == ["4", "5", "6", "7"]
+    assert [t for t in "234567" if scheduler.out_of_reach(t, 3)] == ["6", "7"]  # six at least
 
 
 LOSSES = st.floats(0, 9, allow_nan=False).map(lambda x: round(x, 1))  # rounded: ties happen
@@ -165,6 +182,9 @@ def new_state(ladder, name="asha", events=(), **changes):
 def test_never_more_than_one_in_k_goes_on_and_nobody_before_a_better_one_that_waits(ladder, slots, seed, samples, bad):
     state = new_state(ladder, num_samples=samples)
     promote = state.scheduler.promote
+    least = {
+        rung.mark: 2**above for above, rung in enumerate(reversed(state.scheduler.rungs))
+    }  # at the end of a small search
 
     def checked(trial_id):
         rung = state.scheduler._paused_at[trial_id]
@@ -172,14 +192,14 @@ def test_never_more_than_one_in_k_goes_on_and_nobody_before_a_better_one_that_wa
         assert rung.losses[trial_id] == min(waiting.values())
         promote(trial_id)
         if len(rung.promoted) > len(rung.losses) // rung.one_in:
-            assert len(rung.promoted) <= 1  # the end of a small search: one goes on at least
+            assert len(rung.promoted) <= least[rung.mark]
 
     state.scheduler.promote = checked
     simulate(state, curve_from(seed, bad), slots, seed)
     assert state.is_over() and INTERRUPTED not in state.status.values()
     assert state.status["00000"] == COMPLETED or bad
     for rung in state.scheduler.rungs:
-        assert len(rung.promoted) <= max(1, len(rung.losses) // rung.one_in)
+        assert len(rung.promoted) <= max(least[rung.mark], len(rung.losses) // rung.one_in)
         assert all(math.isfinite(loss) for loss in rung.losses.values())
 
 
@@ -281,15 +301,22 @@ def test_checkpoints_worth_their_room():
 
 def test_what_is_left_when_no_more_trials_are_drawn_by_hand():
     state = new_state(((1 / 8, 4),), num_samples=100, confirm=2)
-    # Two finalists from the rung at 400 to 3200, the reference in full, and three confirmations in full.
-    assert state.tokens_to_finish(1) == 2 * 2800 + 3200 + 3 * 3200
-    assert state.tokens_to_finish(2) == (2 * 2800 + 3200) // 2 + 3 * 3200 // 2
-    assert state.tokens_to_finish(8) == 3200 + 3200
     reference = state.next_trial()
+    # Two trials to the rung at 400; two finalists from there to 3200, maybe the reference; three confirmations in full.
+    assert state.tokens_to_finish() == 2 * 400 + 2 * 2800 + 3200 + 3 * 3200
     state.decide(reference, report(reference, 400, 1.0))
+    second = state.next_trial()
+    state.decide(second, report(second, 300, 1.0))
+    # The rest of the second to the rung and a third trial; two finalists and the reference; three confirmations.
+    assert state.tokens_to_finish() == 100 + 400 + 3 * 2800 + 3 * 3200
+    state.record("session", session=0, slots=2)
+    assert state.tokens_to_finish() == 400 + 2 * 2800 + 2 * 3200
+    state.record("session", session=0, slots=8)
+    assert state.tokens_to_finish() == 400 + 2800 + 3200
     state.record("promote", trial_id=reference, guaranteed=True)
-    state.decide(reference, report(reference, 1200, 1.0))  # on its last stretch: it is one of the two
-    assert state.tokens_to_finish(1) == 2000 + 2800 + 3 * 3200
+    state.decide(reference, report(reference, 1200, 1.0))  # on its last stretch
+    state.record("session", session=0, slots=1)
+    assert state.tokens_to_finish() == 100 + 400 + 2000 + 2 * 2800 + 3 * 3200
 
 
 def test_a_closed_search_draws_no_more_and_ends_with_its_finalists():

@@ -8,8 +8,10 @@ from myllm.errors import InputError
 from tune.results import valid_name
 from tune.schedulers import SCHEDULERS, Ladder, default_ladder, geometric_ladder, parse_ladder
 from tune.spaces import get_space
+from tune.state import UNLIMITED_TRIALS
 from tune.storage import Storage
 
+DEFAULT_TRIALS = 16
 CONFIRMED = 3  # trials by default; by replays (experiments/LOG.md)
 CONFIRM_WORTH = 12  # full trainings that a search of limited time must have room for before it pays to confirm
 
@@ -28,12 +30,13 @@ class SearchConfig:
     """validation data, likewise"""
     tokenizer: str | None = None
     """byte, a tiktoken encoding, or a .tiktoken file (unset: what the data says; gpt2 for a bare .bin, else byte)"""
-    num_samples: int = 16
-    """trials in total, the preset's reference configuration included"""
+    num_samples: int | None = None
+    """trials in total, the preset's reference configuration included (unset: 16; with --time_budget as many as it lets)"""
     budget_tokens: int | None = None
     """tokens of one full training, rounded down so that all batch sizes share the report marks (unset: the preset's)"""
     time_budget: float | None = None
-    """seconds, all sessions together: no more trials are drawn when the rest is needed to finish (unset: no limit)"""
+    """seconds, all sessions together: trials are drawn until the rest is needed to finish the best of them, and asha
+    promotes none before that (unset: no limit)"""
     name: str | None = None
     """folder under experiments/runs (unset: preset-space-date-time)"""
     seed: int = 0
@@ -85,10 +88,9 @@ class SearchConfig:
             if getattr(self, field) not in values:
                 raise InputError(f"--{field} {getattr(self, field)!r} is unknown; known are {', '.join(values)}")
 
-        whole("num_samples", 1)
         whole("seed", 0, 2**31 - 1)
         whole("max_failures", 0)
-        for field in ("budget_tokens", "cpus_per_trial", "max_concurrent"):
+        for field in ("num_samples", "budget_tokens", "cpus_per_trial", "max_concurrent"):
             whole(field, 1, optional=True)
         whole("confirm", 0, optional=True)
         whole("reduction_factor", 2, optional=True)
@@ -125,13 +127,18 @@ class SearchConfig:
         if self.rungs is not None:
             return parse_ladder(self.rungs)
         if self.scheduler == "asha" and self.grace_period is None and self.reduction_factor is None:
-            return default_ladder(self.num_samples)
+            return default_ladder(self.trials)
         return geometric_ladder(self.grace_period or 1 / 16, self.reduction_factor or 4)
+
+    @property
+    def trials(self) -> int:
+        """--num_samples, or its default."""
+        return self.num_samples or (DEFAULT_TRIALS if self.time_budget is None else UNLIMITED_TRIALS)
 
     @property
     def confirmations(self) -> int:
         """--confirm, or its default: a short search ends before it has good trials to choose from."""
-        return self.confirm if self.confirm is not None else CONFIRMED if self.num_samples >= 8 else 0
+        return self.confirm if self.confirm is not None else CONFIRMED if self.trials >= 8 else 0
 
 
 def check_storage(path: str) -> None:

@@ -3,7 +3,7 @@
 import sys
 import time
 
-from tune.state import COMPLETED, INTERRUPTED, SearchState
+from tune.state import COMPLETED, INTERRUPTED, UNLIMITED_TRIALS, SearchState
 
 LIVE_SECONDS, LOG_SECONDS = 0.5, 15.0  # between lines on a terminal, and in a log file
 
@@ -33,11 +33,12 @@ class Progress:
     def line(self) -> str:
         """Time, trials by state, and the best loss of those at the full budget."""
         statuses = list(self.state.status.values())
-        total = self.state.plan.num_samples + len(self.state.confirms)
+        planned = self.state.plan.num_samples
+        total = f"/{planned + len(self.state.confirms)}" if planned < UNLIMITED_TRIALS else ""
         ended = len(statuses) - statuses.count(INTERRUPTED)
         counts = ", ".join(f"{statuses.count(s)} {s}" for s in dict.fromkeys(statuses) if s != INTERRUPTED)
         tokens = sum(self.state.tokens_seen(trial_id) for trial_id in self.state.status)
-        text = f"{time.monotonic() - self.start:5.0f} s  {ended}/{total} trials ended" + (f" ({counts})" if counts else "")
+        text = f"{time.monotonic() - self.start:5.0f} s  {ended}{total} trials ended" + (f" ({counts})" if counts else "")
         text += f", {len(self.state.running)} running, {tokens / 1e6:,.1f}M tokens"
         done = [(self.state.last_loss(t), t) for t, status in self.state.status.items() if status == COMPLETED]
         if done:

@@ -15,7 +15,7 @@ import pandas as pd
 from myllm.errors import InputError, Parser, run_command
 from tune.journal import read_journal
 from tune.results import RESULT_COLUMNS, best_trial, read_tables, search_seconds, standings
-from tune.state import COMPLETED, DEFAULT_TRIAL, FAILED, STATUSES
+from tune.state import COMPLETED, DEFAULT_TRIAL, FAILED, STATUSES, UNLIMITED_TRIALS
 
 
 def load(run_dir: Path) -> tuple[dict, pd.DataFrame, pd.DataFrame]:
@@ -67,7 +67,7 @@ def disk_use(folder: Path) -> int:
 def summary(run_dir: Path) -> str:
     """The best-config summary: what was searched, what was found beside the default, what it took, what comes next."""
     search, trials, _ = load(run_dir)
-    config, shown = search["config"], os.path.relpath(run_dir)
+    config, planned, shown = search["config"], search["num_samples"], os.path.relpath(run_dir)
     names = searched_columns(trials)
     drawn = trials[trials["confirms"] == ""]
     counts = drawn["status"].value_counts()
@@ -78,7 +78,7 @@ def summary(run_dir: Path) -> str:
         f"Search {config['name']}: space {config['space']}, preset {config['preset']}, scheduler {config['scheduler']}, "
         f"seed {config['seed']}, {search['data']['train_file']} data, tokenizer {search['data']['tokenizer']}",
         f"  searched  {'; '.join(f'{name} {text}' for name, text in search['ranges'].items())}",
-        f"  trials    {len(drawn)} of {config['num_samples']}: "
+        f"  trials    {len(drawn)}{f' of {planned}' if planned < UNLIMITED_TRIALS else ''}: "
         + ", ".join(
             f"{counts.get(status, 0)} {status}" for status in STATUSES if counts.get(status, 0) or status != "interrupted"
         ),
@@ -104,7 +104,8 @@ def summary(run_dir: Path) -> str:
     for _, trial in trials[trials["status"] == FAILED].iterrows():
         lines.append(f"  failed    trial {trial['trial_id']}: {trial['reason']} (error-{trial['trial_id']}.txt)")
     lines += ["  next", f"    read again      python tune/report.py {shown}"]
-    lines.append(f"    go on           python tune/search.py --resume {shown} --num_samples {2 * config['num_samples']}")
+    more = f"num_samples {2 * planned}" if planned < UNLIMITED_TRIALS else f"time_budget {2 * config['time_budget']:g}"
+    lines.append(f"    go on           python tune/search.py --resume {shown} --{more}")
     if best is not None:
         lines.append(
             f"    train the best  python myllm/training/trainer.py --config {shown}/best_config.json --save_model final.pth"

@@ -165,7 +165,7 @@ def warm_start_trials(search: dict[str, Any]) -> list[dict[str, Any]]:
     found: dict[tuple, dict[str, Any]] = {}
     for trial in (*filter(None, in_turn), *(trial for _, others in runs for trial in others)):
         if _key(trial["config"]) not in (reference, *found):
-            tried = trial["status"] == COMPLETED and len(found) < max(1, config["num_samples"] // WARM_SHARE)
+            tried = trial["status"] == COMPLETED and len(found) < max(1, search["num_samples"] // WARM_SHARE)
             found[_key(trial["config"])] = trial | {"tried": tried}
     return list(found.values())
 

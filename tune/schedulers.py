@@ -101,11 +101,16 @@ class Fifo:
         return None
 
     def final_turn(self, at_least: int, slowest: float) -> str | None:
-        """The same once no new trial will come: at every rung now at least `at_least` trials go on.
+        """The same once no new trial will come: now at least `at_least` trials go on at the last rung, twice as many at the
+        one before, and so on.
 
         A rung is not judged before the running trial with the fewest tokens, `slowest` of them, is past it.
         """
         return None
+
+    def goes_on(self, level: int, arriving: int, at_least: int) -> int:
+        """How many more trials would go on from rung `level` in the end if `arriving` more came to it and then no more."""
+        return arriving
 
     def promote(self, trial_id: str) -> None:
         """Remembers that a paused trial goes on."""
@@ -113,8 +118,8 @@ class Fifo:
     def withdraw(self, trial_id: str) -> None:
         """Takes a paused trial out of the competition: it goes on whatever happens, and takes nobody's place."""
 
-    def out_of_reach(self, trial_id: str, num_samples: int, at_least: int) -> bool:
-        """Whether a paused trial could not be promoted even if the search ended with `num_samples` trials."""
+    def out_of_reach(self, trial_id: str, at_least: int) -> bool:
+        """Whether a paused trial would not be promoted even if twice the trials came to its rung, all of them worse."""
         return True
 
 
@@ -145,10 +150,14 @@ class Asha(Fifo):
     came to a rung were promoted from it, it is the turn of the best one that waits there; higher rungs come first, of equal
     losses the earlier. So never more than 1 in `one_in` goes on, and nobody before somebody better who waits. Diverged
     trials are not recorded and count for nothing.
+
+    With `late` nobody goes on before the search knows that no new trial will come: then final_turn sees all who could, as
+    in successive halving (Jamieson and Talwalkar, arXiv 1502.07943), and new trials have kept the slots busy meanwhile.
     """
 
-    def __init__(self, ladder: Ladder, budget_tokens: int, report_tokens: int):
+    def __init__(self, ladder: Ladder, budget_tokens: int, report_tokens: int, late: bool = False):
         super().__init__(ladder, budget_tokens, report_tokens)
+        self._late = late
         self._paused_at: dict[str, Rung] = {}
         self._withdrawn: set[str] = set()
 
@@ -172,20 +181,28 @@ class Asha(Fifo):
             rung.promoted.add(trial_id)
 
     def turn(self) -> str | None:
-        for rung in reversed(self.rungs):
+        for rung in reversed(self.rungs if not self._late else []):
             if len(rung.promoted) < len(rung.losses) // rung.one_in:
                 return rung.best_waiting()
         return None
 
     def final_turn(self, at_least: int, slowest: float) -> str | None:
-        for rung in self.rungs:
+        for level, rung in enumerate(self.rungs):
             if slowest < rung.mark:
                 return None
-            if len(rung.promoted) < max(at_least, len(rung.losses) // rung.one_in):
-                waiting = rung.best_waiting()
-                if waiting is not None:
-                    return waiting
+            if self.goes_on(level, 0, at_least):
+                return rung.best_waiting()
         return None
+
+    def goes_on(self, level: int, arriving: int, at_least: int) -> int:
+        rung = self.rungs[level]
+        there = len(rung.losses) + arriving
+        places = max(self._least(level, at_least), there // rung.one_in)
+        return max(0, min(places, there - len(rung.withdrawn)) - len(rung.promoted))
+
+    def _least(self, level: int, at_least: int) -> int:
+        """How many go on at least from rung `level` in the end, when `at_least` do from the last."""
+        return at_least * 2 ** (len(self.rungs) - 1 - level)
 
     def promote(self, trial_id: str) -> None:
         self._paused_at.pop(trial_id).promoted.add(trial_id)
@@ -194,12 +211,12 @@ class Asha(Fifo):
         self._withdrawn.add(trial_id)
         self._paused_at.pop(trial_id).withdrawn.add(trial_id)
 
-    def out_of_reach(self, trial_id: str, num_samples: int, at_least: int) -> bool:
-        for rung in self.rungs:
-            num_samples = max(at_least, num_samples // rung.one_in)
-            if rung is self._paused_at.get(trial_id):
-                return rung.rank(trial_id) >= num_samples
-        return True
+    def out_of_reach(self, trial_id: str, at_least: int) -> bool:
+        rung = self._paused_at.get(trial_id)
+        if rung is None:
+            return True
+        places = max(self._least(self.rungs.index(rung), at_least), 2 * len(rung.losses) // rung.one_in)
+        return rung.rank(trial_id) >= places
 
 
 SCHEDULERS = {"asha": Asha, "asha-stop": AshaStop, "fifo": Fifo}

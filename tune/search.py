@@ -37,6 +37,7 @@ from tune.settings import (
     settle_resources,
 )
 from tune.spaces import SPACES, sample
+from tune.state import UNLIMITED_TRIALS
 
 RESUME_FLAGS = (
     *(
@@ -153,12 +154,12 @@ def resume(given: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
                 f"--{flag} can't change on --resume, it is {before.get(flag)}: "
                 "earlier trials could not be compared with later ones"
             )
-    if given.get("num_samples", before["num_samples"]) < before["num_samples"]:
-        raise InputError(
-            f"--num_samples is {given['num_samples']}, the total; the run already asked for {before['num_samples']}"
-        )
+    asked = before["num_samples"] or (search["num_samples"] if before["time_budget"] is None else 0)
+    if given.get("num_samples", asked) < asked:
+        raise InputError(f"--num_samples is {given['num_samples']}, the total; the run already asked for {asked}")
     search["config"] = before | {flag: value for flag, value in given.items() if flag in RESUME_FLAGS}
-    search["confirm"] = SearchConfig(**search["config"]).confirmations
+    config = SearchConfig(**search["config"])
+    search["num_samples"], search["confirm"] = config.trials, config.confirmations
     check_comparable(search, RUNS_DIR / ".cache")
     return run_dir, search
 
@@ -197,8 +198,9 @@ def main() -> int:
     shown = os.path.relpath(run_dir)
     data = "the embedded corpus" if config.train_file == EMBEDDED else config.train_file
     train = search["train"]
+    trials = f"{config.trials} trials" if config.trials < UNLIMITED_TRIALS else f"{config.time_budget:g} s of trials"
     print(
-        f"{config.num_samples} trials of space {config.space}, preset {config.preset}, on {data}: "
+        f"{trials} of space {config.space}, preset {config.preset}, on {data}: "
         f"{train['budget_tokens']:,} tokens a full training, {resources.slots} at once, in {shown}",
         flush=True,
     )

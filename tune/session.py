@@ -50,7 +50,7 @@ def open_state(run_dir: Path, search: dict[str, Any]) -> SearchState:
     budget_tokens, report_tokens = search["train"]["budget_tokens"], search["report_tokens"]
     ladder = parse_ladder(search["rungs"]) if search["rungs"] else ()
     plan = Plan(
-        num_samples=config["num_samples"],
+        num_samples=search["num_samples"],
         budget_tokens=budget_tokens,
         draw=sampler(search),
         confirm=search["confirm"],
@@ -58,7 +58,8 @@ def open_state(run_dir: Path, search: dict[str, Any]) -> SearchState:
         rung_metric=config["rung_metric"],
         max_failures=config["max_failures"],
     )
-    scheduler = SCHEDULERS[config["scheduler"]](ladder, budget_tokens, report_tokens)
+    late = {"late": True} if config["scheduler"] == "asha" and config["time_budget"] is not None else {}
+    scheduler = SCHEDULERS[config["scheduler"]](ladder, budget_tokens, report_tokens, **late)
     journal = Journal(run_dir)
     return SearchState(plan, scheduler, journal.append, read_journal(run_dir))
 
@@ -145,7 +146,7 @@ class Session(SearchAlgorithm):
             trainings = budget * speed * self.slots / self.state.plan.budget_tokens
             if self.search["config"]["confirm"] is None and self.state.confirm and trainings < CONFIRM_WORTH:
                 self.state.record("confirm", trials=0)
-            over = used + self.state.tokens_to_finish(self.slots) / speed > budget
+            over = used + self.state.tokens_to_finish() / speed > budget
         if over and not self.state.closed:
             self.state.record("close")
         elif self.state.closed and not over and not self.started:

@@ -106,6 +106,7 @@ def prepare_search(config: SearchConfig, cache_dir: Path) -> dict[str, Any]:
         "model": dataclasses.asdict(model),
         "train": dataclasses.asdict(train),
         "rungs": format_ladder(config.ladder),
+        "num_samples": config.trials,
         "confirm": config.confirmations,
         "num_reports": NUM_REPORTS,
         "report_tokens": report_tokens,

@@ -3,6 +3,7 @@
 A live search appends each event to its journal first; a resumed one reads them back; a replay makes them up.
 """
 
+import heapq
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ COMPLETED, STOPPED, DIVERGED, FAILED, INTERRUPTED = "completed", "stopped", "div
 STATUSES = (COMPLETED, STOPPED, DIVERGED, FAILED, INTERRUPTED)
 DEFAULT_TRIAL = "00000"
 """the preset's reference configuration, always the first"""
+UNLIMITED_TRIALS = 100_000  # as many as the digits of a trial's id hold
 CONFIRM_SEED_STEP = 1_000_003  # from the search's seed to that of its confirmations
 REPORTED = (
     *("step", "tokens_seen", "train_loss", "val_loss", "val_loss_ema", "val_bpb", "learning_rate", "grad_norm"),
@@ -21,6 +23,14 @@ REPORTED = (
 )
 """what a report event keeps of a trial's metrics"""
 Event = dict[str, Any]
+
+
+def makespan(lengths: list[int], slots: int) -> int:
+    """When `slots` slots are done with stretches of these lengths, the shortest first: those that have begun."""
+    busy = [0] * slots
+    for length in sorted(lengths):
+        heapq.heappush(busy, heapq.heappop(busy) + length)
+    return max(busy)
 
 
 @dataclass(frozen=True)
@@ -60,6 +70,7 @@ class SearchState:
         self.status: dict[str, str] = {}
         self.closed = False  # no more trials are drawn
         self.confirm = plan.confirm
+        self.slots = 1  # trials at once, in this session
         self.running: set[str] = set()
         """trials that hold a slot at this moment; the only thing here that is not in the events"""
         for event in events:
@@ -98,6 +109,8 @@ class SearchState:
                 self.checkpoints[trial_id].pop(step, None)
         elif kind in ("close", "reopen"):
             self.closed = kind == "close"
+        elif kind == "session":
+            self.slots = event["slots"]
         elif kind == "confirm":
             self.confirm = event["trials"]
         elif kind == "lost":
@@ -186,31 +199,35 @@ class SearchState:
             return []
         return [trial_id for trial_id in wanted if trial_id not in self.confirms.values()]
 
-    def tokens_to_finish(self, slots: int) -> int:
-        """Tokens that the busiest of `slots` slots would still train if no more trials were drawn: an upper estimate.
+    def tokens_to_finish(self) -> int:
+        """Tokens that the busiest slot would still train if one more trial were drawn and then no more: an upper estimate.
 
-        Trials on their last stretch end; finalists go from the highest rung to the end; the reference and the confirmations
-        train in full.
+        All trials come to the next rung, then those whose turn it is go on to the one after, and so on to the end; there
+        the reference joins them. Then the confirmations train in full.
         """
-        budget = self.plan.budget_tokens
-        top = max((rung.mark for rung in self.scheduler.rungs), default=0)
+        budget, rungs, reference = self.plan.budget_tokens, self.scheduler.rungs, self.plan.reference
         drawn = [trial_id for trial_id in self.status if trial_id not in self.confirms]
-        last = [t for t in drawn if self.status[t] == INTERRUPTED and self.tokens_seen(t) >= top]
-        left = [budget - self.tokens_seen(trial_id) for trial_id in last]
-        done = sum(self.status[trial_id] == COMPLETED for trial_id in drawn) + len(last)
-        left += [budget - top] * max(0, self.finalists - done)
-        reference = self.plan.reference
-        if reference and reference not in last and self.status.get(reference) != COMPLETED:
-            left.append(budget - self.tokens_seen(reference) if reference in self.status else budget)
-        again = [budget] * (self.confirm + bool(reference) - len(self.confirms) if self.confirm else 0)
-        return sum(max(math.ceil(sum(part) / slots), max(part, default=0)) for part in (left, again))
+        running = [self.tokens_seen(trial_id) for trial_id in drawn if self.status[trial_id] == INTERRUPTED]
+        total, new = 0, 1
+        for level, end in enumerate([*(rung.mark for rung in rungs), budget]):
+            start = rungs[level - 1].mark if level else 0
+            stretches = [end - seen for seen in running if start <= seen < end] + [end - start] * new
+            if level < len(rungs):
+                new = self.scheduler.goes_on(level, len(stretches), self.finalists)
+            elif reference and self.status.get(reference, INTERRUPTED) in (INTERRUPTED, STOPPED):
+                seen = self.tokens_seen(reference) if reference in drawn else 0
+                if seen < start or self.status[reference] == STOPPED:
+                    stretches.append(budget - seen)
+            total += makespan(stretches, self.slots)
+        again = self.confirm + bool(reference) - len(self.confirms) if self.confirm else 0
+        return total + makespan([budget] * again, self.slots)
 
     # What is known
 
     @property
     def finalists(self) -> int:
-        """Trials that go on at every rung in the end, however few came to it."""
-        return max(1, self.confirm)
+        """Trials that go on at the last rung in the end, however few came to it: enough to leave no slot idle."""
+        return max(1, self.confirm, self.slots - bool(self.plan.reference))
 
     def last_report(self, trial_id: str) -> Event | None:
         """The trial's report with the most tokens."""
@@ -231,16 +248,14 @@ class SearchState:
         """The optimizer steps of the checkpoints worth their room.
 
         Of a trial that runs the last two (the older in case the newer is damaged) and the best; of a completed one the last
-        and the best; of one that waits at a rung the last, while it would be promoted if the search had twice the trials;
-        of others none.
+        and the best; of one that waits at a rung the last, while it would be promoted if twice the trials came there;
+        of others none. A trial promoted without any begins anew.
         """
         steps, status = sorted(self.checkpoints[trial_id]), self.status[trial_id]
         if status in (DIVERGED, FAILED) or not steps:
             return set()
         if status == STOPPED:
-            gone = trial_id != self.plan.reference and self.scheduler.out_of_reach(
-                trial_id, 2 * self.plan.num_samples, self.finalists
-            )
+            gone = trial_id != self.plan.reference and self.scheduler.out_of_reach(trial_id, 2 * self.finalists)
             return set() if gone else {steps[-1]}
         reports = self.reports[trial_id]
         best = min(steps, key=lambda step: reports[step]["val_loss"] if step in reports else math.inf)
