@@ -14,6 +14,7 @@ from myllm.training.train import Run
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
+os.environ["OMP_NUM_THREADS"] = "1"  # of commands that tests start: on a busy machine two threads wait for each other
 if "TIKTOKEN_CACHE_DIR" not in os.environ and (SHARED / "tiktoken_cache").is_dir():
     os.environ["TIKTOKEN_CACHE_DIR"] = str(SHARED / "tiktoken_cache")
 

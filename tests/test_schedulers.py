@@ -310,13 +310,13 @@ def test_what_is_left_when_no_more_trials_are_drawn_by_hand():
     # The rest of the second to the rung and a third trial; two finalists and the reference; three confirmations.
     assert state.tokens_to_finish() == 100 + 400 + 3 * 2800 + 3 * 3200
     state.record("session", session=0, slots=2)
-    assert state.tokens_to_finish() == 400 + 2 * 2800 + 2 * 3200
+    assert state.tokens_to_finish() == 100 + 2 * 2800 + 2 * 3200  # the reference follows the second, then a finalist
     state.record("session", session=0, slots=8)
     assert state.tokens_to_finish() == 400 + 2800 + 3200
     state.record("promote", trial_id=reference, guaranteed=True)
-    state.decide(reference, report(reference, 1200, 1.0))  # on its last stretch
+    state.decide(reference, report(reference, 1200, 1.0))  # on its last stretch, as one of the two
     state.record("session", session=0, slots=1)
-    assert state.tokens_to_finish() == 100 + 400 + 2000 + 2 * 2800 + 3 * 3200
+    assert state.tokens_to_finish() == 100 + 400 + 2000 + 2800 + 3 * 3200
 
 
 def test_a_closed_search_draws_no_more_and_ends_with_its_finalists():

@@ -15,7 +15,7 @@ Ladder = tuple[tuple[float, int], ...]
 
 FEW_TRIALS = 32
 LADDER_OF_FEW: Ladder = ((3 / 16, 8),)
-LADDER_OF_MANY: Ladder = ((1 / 32, 2), (1 / 8, 8))
+LADDER_OF_MANY: Ladder = ((1 / 32, 2), (1 / 16, 4), (1 / 4, 8))
 
 
 def default_ladder(num_samples: int) -> Ladder:
@@ -73,8 +73,7 @@ class Rung:
 
     def rank(self, trial_id: str) -> int:
         """How many trials come before `trial_id`."""
-        order = sorted(self.losses, key=self.losses.__getitem__)
-        return order.index(trial_id)
+        return sorted(self.losses, key=self.losses.__getitem__).index(trial_id)
 
 
 class Fifo:
@@ -116,7 +115,7 @@ class Fifo:
         """Remembers that a paused trial goes on."""
 
     def withdraw(self, trial_id: str) -> None:
-        """Takes a paused trial out of the competition: it goes on whatever happens, and takes nobody's place."""
+        """Takes a paused trial out of the competition: it goes on whatever happens, and counts at this rung alone."""
 
     def out_of_reach(self, trial_id: str, at_least: int) -> bool:
         """Whether a paused trial would not be promoted even if twice the trials came to its rung, all of them worse."""
@@ -198,7 +197,8 @@ class Asha(Fifo):
         rung = self.rungs[level]
         there = len(rung.losses) + arriving
         places = max(self._least(level, at_least), there // rung.one_in)
-        return max(0, min(places, there - len(rung.withdrawn)) - len(rung.promoted))
+        gone = len(rung.promoted) + sum(rung.rank(trial_id) < places for trial_id in rung.withdrawn)
+        return max(0, min(places, there - len(rung.withdrawn)) - gone)
 
     def _least(self, level: int, at_least: int) -> int:
         """How many go on at least from rung `level` in the end, when `at_least` do from the last."""

@@ -41,7 +41,7 @@ MAY_PASS = (
 """errors that a trial may not have again: lost processes, machines and files; all others are in the code or the settings"""
 MEASURED_REPORTS = 8  # after which the speed is known well enough to plan by; the first ones are slow
 STARTING_SECONDS = 10.0  # before a session's first event and after its last
-OVERHEAD = 1.25  # seconds a trial takes for each second it trains: evaluations, checkpoints, starts
+OVERHEAD = 1.2  # seconds a trial takes for each second it trains: evaluations, checkpoints, starts
 
 
 def open_state(run_dir: Path, search: dict[str, Any]) -> SearchState:
@@ -142,7 +142,8 @@ class Session(SearchAlgorithm):
             used = STARTING_SECONDS + search_seconds(self.state.events)
             if self.started:
                 used += time.time() - self.state.events[-1]["time"]
-            speed = statistics.median(report["tok_per_sec"] for report in reports) / OVERHEAD  # tokens a second, of a slot
+            slow = statistics.quantiles((report["tok_per_sec"] for report in reports), n=4)[0]  # small batches often win
+            speed = slow / OVERHEAD  # tokens a second, of a slot
             trainings = budget * speed * self.slots / self.state.plan.budget_tokens
             if self.search["config"]["confirm"] is None and self.state.confirm and trainings < CONFIRM_WORTH:
                 self.state.record("confirm", trials=0)

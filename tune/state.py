@@ -3,6 +3,7 @@
 A live search appends each event to its journal first; a resumed one reads them back; a replay makes them up.
 """
 
+import bisect
 import heapq
 import math
 from collections.abc import Callable, Iterable
@@ -23,14 +24,6 @@ REPORTED = (
 )
 """what a report event keeps of a trial's metrics"""
 Event = dict[str, Any]
-
-
-def makespan(lengths: list[int], slots: int) -> int:
-    """When `slots` slots are done with stretches of these lengths, the shortest first: those that have begun."""
-    busy = [0] * slots
-    for length in sorted(lengths):
-        heapq.heappush(busy, heapq.heappop(busy) + length)
-    return max(busy)
 
 
 @dataclass(frozen=True)
@@ -174,13 +167,13 @@ class SearchState:
         index = len(self.configs) - len(self.confirms)
         if index < self.plan.num_samples and not self.closed:
             return "trial", {"trial_id": f"{index:05d}", "config": self.plan.draw(index, self)}
+        if self.status.get(self.plan.reference) == STOPPED:
+            return "promote", {"trial_id": self.plan.reference, "guaranteed": True}
         unfinished = [trial_id for trial_id in unfinished if trial_id not in self.confirms]
         slowest = min((self.tokens_seen(trial_id) for trial_id in unfinished), default=math.inf)
         promoted = self.scheduler.final_turn(self.finalists, slowest)
         if promoted is not None:
             return "promote", {"trial_id": promoted, "guaranteed": False}
-        if self.status.get(self.plan.reference) == STOPPED:
-            return "promote", {"trial_id": self.plan.reference, "guaranteed": True}
         if unfinished:
             return None
         for original in self._to_confirm():
@@ -202,32 +195,41 @@ class SearchState:
     def tokens_to_finish(self) -> int:
         """Tokens that the busiest slot would still train if one more trial were drawn and then no more: an upper estimate.
 
-        All trials come to the next rung, then those whose turn it is go on to the one after, and so on to the end; there
-        the reference joins them. Then the confirmations train in full.
+        What runs comes to the next rung, and the reference goes on to its end. Rung after rung, when all are there, those
+        whose turn it is go on to the next, and from the last to the end. Then the confirmations train in full.
         """
         budget, rungs, reference = self.plan.budget_tokens, self.scheduler.rungs, self.plan.reference
         drawn = [trial_id for trial_id in self.status if trial_id not in self.confirms]
-        running = [self.tokens_seen(trial_id) for trial_id in drawn if self.status[trial_id] == INTERRUPTED]
-        total, new = 0, 1
-        for level, end in enumerate([*(rung.mark for rung in rungs), budget]):
-            start = rungs[level - 1].mark if level else 0
-            stretches = [end - seen for seen in running if start <= seen < end] + [end - start] * new
-            if level < len(rungs):
-                new = self.scheduler.goes_on(level, len(stretches), self.finalists)
-            elif reference and self.status.get(reference, INTERRUPTED) in (INTERRUPTED, STOPPED):
-                seen = self.tokens_seen(reference) if reference in drawn else 0
-                if seen < start or self.status[reference] == STOPPED:
-                    stretches.append(budget - seen)
-            total += makespan(stretches, self.slots)
+        running = sorted(self.tokens_seen(trial_id) for trial_id in drawn if self.status[trial_id] == INTERRUPTED)
+        marks = [0, *(rung.mark for rung in rungs), budget]
+        levels = [bisect.bisect_right(marks, seen) for seen in running]  # each runs to marks[level]
+        free = [0] * self.slots
+
+        def occupy(tokens: int, start: int = 0) -> int:
+            end = max(start, heapq.heappop(free)) + tokens
+            heapq.heappush(free, end)
+            return end
+
+        ends = [occupy(marks[level] - seen) for seen, level in zip(running, levels, strict=True)]
+        all_there, arriving = max(occupy(marks[1]), *ends, 0), 1
+        if reference and rungs and self.status.get(reference, INTERRUPTED) in (INTERRUPTED, STOPPED):
+            seen = self.tokens_seen(reference) if reference in drawn else 0
+            if seen < marks[-2] or self.status[reference] == STOPPED:
+                occupy(budget - seen)
+        for level in range(len(rungs)):
+            arriving = self.scheduler.goes_on(level, levels.count(level + 1) + arriving, self.finalists)
+            ends = [occupy(marks[level + 2] - marks[level + 1], all_there) for _ in range(arriving)]
+            all_there = max([all_there, *ends])
         again = self.confirm + bool(reference) - len(self.confirms) if self.confirm else 0
-        return total + makespan([budget] * again, self.slots)
+        trained = max(free)
+        return max([trained, *(occupy(budget, trained) for _ in range(again))])
 
     # What is known
 
     @property
     def finalists(self) -> int:
         """Trials that go on at the last rung in the end, however few came to it: enough to leave no slot idle."""
-        return max(1, self.confirm, self.slots - bool(self.plan.reference))
+        return max(self.confirm, self.slots)
 
     def last_report(self, trial_id: str) -> Event | None:
         """The trial's report with the most tokens."""

@@ -25,10 +25,9 @@ cluster.shutdown()
 """
 
 
-def test_a_node_dies_and_the_search_ends_complete(byte_files, tmp_path):
+def test_a_node_dies_and_the_search_ends_complete(byte_files, undisturbed, tmp_path):
     options = dict(num_samples=4, scheduler="fifo", confirm=0)
-    whole = Search(tmp_path / "whole", byte_files, slots=2, **options)
-    whole.finish()
+    whole = undisturbed(2, **options)
     cluster = subprocess.Popen(
         [sys.executable, "-c", CLUSTER],
         stdin=subprocess.PIPE,
@@ -55,10 +54,9 @@ def test_a_node_dies_and_the_search_ends_complete(byte_files, tmp_path):
         cluster.wait(timeout=60)
 
 
-def test_checkpoints_on_another_filesystem_survive_a_kill(byte_files, tmp_path):
+def test_checkpoints_on_another_filesystem_survive_a_kill(byte_files, undisturbed, tmp_path):
     options = dict(num_samples=2, confirm=0, rungs="0.25:2")
-    whole = Search(tmp_path / "whole", byte_files, **options)
-    whole.finish()
+    whole = undisturbed(**options)
     uri = f"file://{tmp_path}/far"
     broken = Search(tmp_path / "broken", byte_files, storage_path=uri, **options)
     process = broken.start()

@@ -11,14 +11,13 @@ from conftest import run_command_line
 from harness import Search, assert_same
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+OPTIONS = dict(num_samples=3, confirm=2, rungs="0.25:2")
 LOOPBACK = ("0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000")  # as /proc/net writes them
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_one_signal_ends_in_order_and_two_at_once(number, byte_files, tmp_path):
-    options = dict(num_samples=4, confirm=2, rungs="0.25:2")
-    whole, broken = (Search(tmp_path / name, byte_files, **options) for name in ("whole", "broken"))
-    whole.finish()
+def test_one_signal_ends_in_order_and_two_at_once(number, byte_files, undisturbed, tmp_path):
+    whole, broken = undisturbed(**OPTIONS), Search(tmp_path / "broken", byte_files, **OPTIONS)
     process = broken.start()
     assert broken.wait_for_events(process, 10)
     process.send_signal(number)
@@ -43,10 +42,13 @@ def test_one_signal_ends_in_order_and_two_at_once(number, byte_files, tmp_path):
     assert_same(whole, broken)
 
 
-def test_the_second_search_on_a_folder_is_refused_and_two_folders_do_not_disturb_each_other(byte_files, tmp_path):
-    options = dict(num_samples=3, confirm=2, rungs="0.25:2")
-    alone, first, second = (Search(tmp_path / name, byte_files, **options) for name in ("alone", "first", "second"))
-    alone.finish()
+def test_the_second_search_on_a_folder_is_refused_and_two_folders_do_not_disturb_each_other(
+    byte_files, undisturbed, tmp_path
+):
+    alone, first, second = (
+        undisturbed(**OPTIONS),
+        *(Search(tmp_path / n, byte_files, **OPTIONS) for n in ("first", "second")),
+    )
     processes = [first.start(), second.start()]
     assert first.wait_for_events(processes[0], 1)
     errors = first.start().communicate(timeout=60)[1]

@@ -13,10 +13,9 @@ from harness import Search, assert_same, kill_drivers, kill_workers
 KILLS = int(os.environ.get("FAULT_KILLS", "4"))
 
 
-def test_one_kill_of_each_kind(byte_files, tmp_path):
-    options = dict(num_samples=3, confirm=2, rungs="0.125:2")
-    whole, broken = (Search(tmp_path / name, byte_files, **options) for name in ("whole", "broken"))
-    whole.finish()
+def test_one_kill_of_each_kind(byte_files, undisturbed, tmp_path):
+    options = dict(num_samples=2, confirm=2, rungs="0.125:2")
+    whole, broken = undisturbed(**options), Search(tmp_path / "broken", byte_files, **options)
     assert kill_drivers(broken, 1, seed=1, most_events=15) == 1
     process = broken.start()
     assert broken.wait_for_events(process, len(broken.events()) + 8)
@@ -32,10 +31,9 @@ def test_one_kill_of_each_kind(byte_files, tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(("scheduler", "slots"), [("asha", 1), ("fifo", 2)])
-def test_many_kills_over_a_search_of_sixteen(scheduler, slots, byte_files, tmp_path):
+def test_many_kills_over_a_search_of_sixteen(scheduler, slots, byte_files, undisturbed, tmp_path):
     options = dict(num_samples=16, scheduler=scheduler, max_failures=1000)
-    whole, broken = (Search(tmp_path / name, byte_files, slots, **options) for name in ("whole", "broken"))
-    whole.finish()
+    whole, broken = undisturbed(slots, **options), Search(tmp_path / "broken", byte_files, slots, **options)
     events = len(whole.events())
     drivers = kill_drivers(broken, KILLS, seed=7, most_events=events // (2 * KILLS))
     process = broken.start()

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from harness import Search, assert_same
 
+ONE = dict(num_samples=1, scheduler="fifo", confirm=0)
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 
@@ -16,10 +17,8 @@ def checkpoints(search):
     return sorted(search.folder.glob("ray/session_*/*/checkpoint_*/state.pt"))
 
 
-def test_a_damaged_newest_checkpoint_is_skipped_for_the_one_before(byte_files, tmp_path):
-    options = dict(num_samples=1, scheduler="fifo", confirm=0)
-    whole, broken = (Search(tmp_path / name, byte_files, **options) for name in ("whole", "broken"))
-    whole.finish()
+def test_a_damaged_newest_checkpoint_is_skipped_for_the_one_before(byte_files, undisturbed, tmp_path):
+    whole, broken = undisturbed(**ONE), Search(tmp_path / "broken", byte_files, **ONE)
     process = broken.start()
     while process.poll() is None and sum(e["event"] == "checkpoint" for e in broken.events()) < 1:
         pass
@@ -41,10 +40,8 @@ def test_a_damaged_newest_checkpoint_is_skipped_for_the_one_before(byte_files, t
     assert_same(whole, broken)
 
 
-def test_all_checkpoints_damaged_means_from_the_beginning(byte_files, tmp_path):
-    options = dict(num_samples=1, scheduler="fifo", confirm=0)
-    whole, broken = (Search(tmp_path / name, byte_files, **options) for name in ("whole", "broken"))
-    whole.finish()
+def test_all_checkpoints_damaged_means_from_the_beginning(byte_files, undisturbed, tmp_path):
+    whole, broken = undisturbed(**ONE), Search(tmp_path / "broken", byte_files, **ONE)
     process = broken.start()
     while process.poll() is None and not any(e["event"] == "checkpoint" for e in broken.events()):
         pass
@@ -79,11 +76,9 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", folder], check=True)
 
 
-def test_a_full_disk_is_one_line_and_the_search_goes_on_when_there_is_room(byte_files, tmp_path, small_disk):
-    options = dict(num_samples=4, confirm=2, rungs="0.25:2", keep_checkpoints="all")
-    whole = Search(tmp_path / "whole", byte_files, **options)
-    whole.finish()
-    broken = Search(small_disk / "broken", byte_files, **options)
+def test_a_full_disk_is_one_line_and_the_search_goes_on_when_there_is_room(byte_files, undisturbed, small_disk):
+    options = dict(num_samples=3, confirm=2, rungs="0.25:2", keep_checkpoints="all")
+    whole, broken = undisturbed(**options), Search(small_disk / "broken", byte_files, **options)
     errors = broken.finish(code=1)
     lines = [line for line in errors.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and "the disk is full" in lines[0] and "Traceback" not in errors, errors
@@ -95,16 +90,12 @@ def test_a_full_disk_is_one_line_and_the_search_goes_on_when_there_is_room(byte_
     assert_same(whole, broken)
 
 
-def test_out_of_memory_ends_with_the_same_losses_or_a_clear_reason(byte_files, tmp_path):
-    options = dict(num_samples=2, scheduler="fifo", confirm=0)
-    whole, halved = (
-        Search(tmp_path / name, byte_files, fault=fault, **options)
-        for name, fault in (("whole", None), ("halved", "oom:3"))
-    )
-    whole.finish(), halved.finish()
+def test_out_of_memory_ends_with_the_same_losses_or_a_clear_reason(byte_files, undisturbed, tmp_path):
+    whole, halved = undisturbed(**ONE), Search(tmp_path / "halved", byte_files, fault="oom:3", **ONE)
+    halved.finish()
     (_, expected), (_, found) = whole.tables(), halved.tables()
     pd.testing.assert_frame_equal(expected, found, check_exact=False, atol=2e-3, rtol=1e-3)
-    hopeless = Search(tmp_path / "hopeless", byte_files, fault="oom:0", **options)
+    hopeless = Search(tmp_path / "hopeless", byte_files, fault="oom:0", **ONE)
     hopeless.finish()
     trials, _ = hopeless.tables()
     assert set(trials["status"]) == {"failed"} and "micro_batch_size 1" in trials["reason"][0]
