@@ -11,10 +11,12 @@ training takes the same time whatever its batch size. No configuration is the re
 Printed: the regret after so many full trainings' worth of time a slot, the mean over orders of (final loss of the pick,
 mean over the seeds that were not used to pick it) minus the lowest mean final loss of all configurations; how well each
 rung's loss ranks the configurations; and the noise between seeds. Each length is a search of its own, which knows its end
-as one with --time_budget does: asha promotes late, and confirmations have their time.
+as one with --time_budget does: asha promotes late, and confirmations have their time. Beside it i-Epoch, which stops all
+at one share and finishes the best few, with the share and the number that hindsight would choose.
 """
 
 import heapq
+import itertools
 import json
 import math
 import random
@@ -30,8 +32,10 @@ from tune.options import CONFIRM_WORTH, CONFIRMED, SearchConfig
 from tune.schedulers import CONTINUE, SCHEDULERS, Asha, Ladder, format_ladder
 from tune.state import COMPLETED, REPORTED, Plan, SearchState
 
-TRAININGS = (1, 2, 3, 4, 6, 8, 12, 16)
+TRAININGS = (1, 2, 3, 4, 6, 8, 9, 12, 16)
 """full trainings' worth of time a slot at which the pick is judged"""
+I_EPOCH_SHARES = (1 / 32, 1 / 16, 3 / 32, 1 / 8, 3 / 16, 1 / 4)
+I_EPOCH_FINALISTS = (1, 2, 3, 4, 6, 8)
 
 
 @dataclass(frozen=True)
@@ -176,6 +180,36 @@ def regrets(
     return {t: None if None in found else sum(found) / orders for t, found in totals.items()}
 
 
+def i_epoch(curves: Curves, slots: int = 2, orders: int = 300, seed: int = 0) -> dict[int, float | None]:
+    """{trainings: mean regret} of i-Epoch: stop all at a small share, finish the best few (Egele et al., arXiv 2404.04111).
+
+    Share and number are those that did best for each length, seen in hindsight, so no method could know them. The orders
+    are those of regrets().
+    """
+    lowest = min(curves.mean_final(name) for name in curves.seeds)
+    played = [Replay(curves, "fifo", (), 0, slots, random.Random(f"{seed} {order}")) for order in range(orders)]
+    best: dict[int, float | None] = {}
+    for trainings in TRAININGS:
+        found = []
+        for share, finalists in itertools.product(I_EPOCH_SHARES, I_EPOCH_FINALISTS):
+            mark = next(mark for mark in curves.marks if mark >= share * curves.budget * (1 - 1e-9))
+            left = trainings * curves.budget - math.ceil(finalists / slots) * (curves.budget - mark)
+            looked_at = slots * int(left // mark)
+            if looked_at < finalists:
+                continue
+            total = 0.0
+            for replay in played:
+                seen = {name: replay.seeds[name][0] for name in replay.order[:looked_at]}
+                early = {name: curves.losses[name, s].get(mark, math.nan) for name, s in seen.items()}
+                ranked = sorted((name for name in seen if math.isfinite(early[name])), key=early.__getitem__)
+                pick = min(ranked[:finalists] or [replay.order[0]], key=lambda name: curves.finals[name, seen[name]])
+                unseen = [curves.finals[pick, s] for s in replay.seeds[pick][1:]] or [curves.finals[pick, seen[pick]]]
+                total += sum(unseen) / len(unseen)
+            found.append(total / orders - lowest)
+        best[trainings] = min(found, default=None)
+    return best
+
+
 def rank_correlations(curves: Curves, marks: list[int]) -> dict[int, tuple[float, float]]:
     """mark -> Spearman correlation of the metric there (one seed) with the mean final loss: all, and the best quarter."""
     rows = [
@@ -220,6 +254,7 @@ def main() -> None:
     found: dict[str, Any] = {
         "regret": regrets(curves, config.scheduler, config.ladder, config.confirm, args.slots, args.orders, args.seed)
     }
+    found["i_epoch"] = i_epoch(curves, args.slots, args.orders, args.seed)
     rungs = SCHEDULERS[config.scheduler](config.ladder, curves.budget, curves.marks[0]).rungs
     found["rank_correlation"] = rank_correlations(curves, [rung.mark for rung in rungs])
     found["noise_between_seeds"] = noise(curves)
@@ -233,7 +268,8 @@ def main() -> None:
         f"{config.rung_metric}, {args.slots} slots, {args.orders} orders"
     )
     print("trainings a slot   " + "".join(f"{t:>8}" for t in found["regret"]))
-    print("regret, nats/token " + "".join(f"{'-' if r is None else f'{r:.4f}':>8}" for r in found["regret"].values()))
+    for title, values in (("regret, nats/token", found["regret"]), ("i-Epoch, hindsight", found["i_epoch"])):
+        print(f"{title} " + "".join(f"{'-' if r is None else f'{r:.4f}':>8}" for r in values.values()))
     for mark, (every, quarter) in found["rank_correlation"].items():
         print(f"rank correlation at {mark / curves.budget:.4g} of the budget: all {every:.2f}, best quarter {quarter:.2f}")
     print(f"noise between seeds, best 20: {found['noise_between_seeds']:.4f} nats/token")

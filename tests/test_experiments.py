@@ -49,6 +49,8 @@ def test_a_replay_of_known_curves(tmp_path):
     halving = replay.regrets(curves, "asha", ((0.25, 4),), 0, slots=1, orders=100)
     assert halving[2] == pytest.approx(0, abs=0.05)  # four quarters and the rest of one: 1.75 trainings
     assert halving[1] is None
+    ideal = replay.i_epoch(curves, slots=1, orders=100)
+    assert ideal[2] == pytest.approx(0, abs=0.05) and ideal[1] > ideal[2]  # all at a quarter, the best in full: 1.75
     assert replay.noise(curves) == pytest.approx((6 * 0.25**2 / 4) ** 0.5)
     assert replay.rank_correlations(curves, [20])[20][0] > 0.9
 
