@@ -59,6 +59,23 @@ def byte_files(tmp_path_factory) -> tuple[Path, Path]:
     return folder / "train.bin", folder / "val.bin"
 
 
+@pytest.fixture(scope="session")
+def undisturbed(byte_files, tmp_path_factory):
+    """undisturbed(slots, **options): the search with these options that nothing befell. Each is run once."""
+    from harness import Search  # beside the fault tests
+
+    searches = {}
+
+    def find(slots=1, **options):
+        key = slots, *sorted(options.items())
+        if key not in searches:
+            searches[key] = Search(tmp_path_factory.mktemp("undisturbed") / "run", byte_files, slots, **options)
+            searches[key].finish()
+        return searches[key]
+
+    return find
+
+
 TINY = GPTConfig(n_layer=1, n_head=2, n_embd=16, block_size=16, vocab_size=257)
 
 
