@@ -7,7 +7,7 @@
 Every method searches space v2 with the same model, budget, marks and validation windows, --slots trainings at once on a
 core and a torch thread each, for --seconds from the start of its first process, so that imports count:
 
-  ours    the public command, `python tune/search.py --time_budget SECONDS`.
+  ours    the public command, `python tune/search.py --time_budget SECONDS`; as ours-tpe with --searcher optuna.
   ray     Ray Tune as its documentation shows it: a Tuner around a plain function, random draws, ASHAScheduler on
           training_iteration (one a mark) with max_t 32 (the whole budget), grace_period 2 and its default factor of 4. Its
           pick is that of results.get_best_result(): the lowest last val_loss of all trials, stopped ones among them.
@@ -61,7 +61,8 @@ from tune.spaces import LogUniform, get_space, sample
 # What only one method or only the main process needs is imported where it is used: start-up is on the clock.
 
 ROOT = Path(__file__).resolve().parent.parent
-METHODS = ("ours", "ray", "optuna")
+PEERS = ("ray", "optuna")
+METHODS = ("ours", *PEERS, "ours-tpe")
 SHARES = (0.25, 0.5, 0.75, 1.0)  # of the wall time, when picks are compared
 FIRST_SEED, FIRST_RETRAIN_SEED = 100, 10_001  # of the searches, and of the trainings of their picks
 MARKS, GRACE_MARKS, REDUCTION_FACTOR = 32, 2, 4  # the peers' rungs: marks 2 and 8
@@ -84,11 +85,11 @@ def training(search: dict[str, Any], config: Config, **changes: Any) -> Iterator
 # The methods: what searches, and what tells its pick at some time (UNIX, seconds) from what it left in `folder`
 
 
-def our_command(job: dict[str, Any], folder: Path) -> list[str]:
+def our_command(job: dict[str, Any], folder: Path, searcher: str) -> list[str]:
     """The search as people run it."""
     options = {n: job["search"]["config"][n] for n in ("space", "preset")}
     options |= {n: job["search"]["data"][n] for n in ("train_file", "val_file", "tokenizer")}
-    options |= {"budget_tokens": job["search"]["train"]["budget_tokens"], "seed": job["seed"], "num_samples": 1000}
+    options |= {"budget_tokens": job["search"]["train"]["budget_tokens"], "seed": job["seed"], "searcher": searcher}
     options |= {"time_budget": job["seconds"], "max_concurrent": job["slots"], "storage_path": folder, "name": "search"}
     return [sys.executable, "tune/search.py", *(part for n, v in options.items() for part in (f"--{n}", str(v)))]
 
@@ -202,7 +203,7 @@ def optunas_pick(folder: Path, until: float, budget_tokens: int) -> Pick:
 
 
 WORKERS = {"ray": search_with_ray, "optuna": search_with_optuna}
-PICKS = {"ours": our_pick, "ray": rays_pick, "optuna": optunas_pick}
+PICKS = {"ours": our_pick, "ours-tpe": our_pick, "ray": rays_pick, "optuna": optunas_pick}
 
 
 def run_search(method: str, job: dict[str, Any], folder: Path) -> None:
@@ -216,8 +217,8 @@ def run_search(method: str, job: dict[str, Any], folder: Path) -> None:
         start = time.time()
         (folder / "job.json").write_text(json.dumps(job | {"until": start + job["seconds"]}))
         worker = [sys.executable, __file__, "--worker", method, str(folder), scratch]
-        commands = {"ours": [our_command(job, folder)], "ray": [[*worker, "0"]]}
-        commands["optuna"] = [[*worker, str(index)] for index in range(job["slots"])]
+        commands = {"ours": [our_command(job, folder, "random")], "ours-tpe": [our_command(job, folder, "optuna")]}
+        commands |= {"ray": [[*worker, "0"]], "optuna": [[*worker, str(index)] for index in range(job["slots"])]}
         end = start + job["seconds"] * (1 if method == "optuna" else 1.5)  # more shows how late they are; it does not count
         try:
             for command in commands[method]:
@@ -270,7 +271,7 @@ def show(table: Any, figure: Path | None) -> None:
     final, has_pick = at_end["val_loss"][list(METHODS)], at_end["has_pick"].astype(bool)
     print(f"\nscores at the end, nats per token\n{final.round(4).to_string()}")
     print("median      " + "".join(f"{loss:8.4f}" for loss in final.median()))
-    for peer in METHODS[1:]:
+    for peer in PEERS:
         gain = final[peer] - final["ours"]
         wins = f"{((gain > 0) & has_pick['ours']).sum()} of {len(gain)} seeds, equal in {(gain == 0).sum()}"
         print(f"ours is better than {peer} in {wins}; median gain {gain.median():.4f}")
@@ -343,7 +344,7 @@ def main() -> None:
     seeds = [FIRST_RETRAIN_SEED + i for i in range(args.retrain_seeds)]
     for turn in range(args.seeds):
         seed = FIRST_SEED + turn
-        for method in METHODS[turn % 3 :] + METHODS[: turn % 3]:
+        for method in METHODS[turn % len(METHODS) :] + METHODS[: turn % len(METHODS)]:
             where = folder / f"{method}-{seed}"
             if not (where / "done.json").exists():
                 run_search(method, job | {"seed": seed}, where)
