@@ -23,7 +23,8 @@ from myllm.tokenizer import encode, get_tokenizer, id_dtype
 EMBEDDED = "embedded"
 """Name of the corpus that every Python brings along: the source files of its standard library."""
 CACHE_DIR = Path(__file__).resolve().parent.parent / "experiments" / "runs" / ".cache"
-RESIDENT_BYTES = 2**26  # of a mapped file that may stay in this process's memory: 64 MiB
+SMALL_BYTES = 2**26  # a file up to this size may stay in this process's memory: 64 MiB
+PIECE = 16  # windows read before their pages are given back: Linux may map 2 MiB around each byte touched
 
 
 class TokenFile:
@@ -48,19 +49,22 @@ class TokenFile:
         if hasattr(self._map, "madvise"):
             self._map.madvise(mmap.MADV_RANDOM)  # no read-ahead: windows are far apart
         self.ids = np.frombuffer(self._map, dtype=self.dtype)
-        self._touched = 0
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def read(self, starts: np.ndarray, length: int) -> np.ndarray:
         """The `length` ids from each of `starts` (n,), as (n, length) int64. Keeps the mapped memory bounded."""
-        block = self.ids[starts[:, None] + np.arange(length)].astype(np.int64)
-        self._touched += len(starts) * (length * self.dtype.itemsize + mmap.PAGESIZE)
-        if self._touched > RESIDENT_BYTES and hasattr(self._map, "madvise"):
-            self._map.madvise(mmap.MADV_DONTNEED)  # gives the pages back; the file's own cache keeps them
-            self._touched = 0
+        block = np.empty((len(starts), length), np.int64)
+        for i in range(0, len(starts), PIECE):
+            block[i : i + PIECE] = self.ids[starts[i : i + PIECE, None] + np.arange(length)]
+            self._give_back()
         return block
+
+    def _give_back(self) -> None:
+        """Takes the file's pages out of this process's memory; the system's own cache keeps them."""
+        if len(self._map) > SMALL_BYTES and hasattr(self._map, "madvise"):
+            self._map.madvise(mmap.MADV_DONTNEED)
 
     def check_ids(self, vocab_size: int) -> None:
         """Raises InputError where an id is not below `vocab_size`. Reads the whole file once, in pieces."""
@@ -73,8 +77,7 @@ class TokenFile:
                     f"{self.path}: token id {self.ids[where]} at position {where} is beyond the vocabulary of {vocab_size};"
                     " was it written with another --tokenizer?"
                 )
-            if hasattr(self._map, "madvise"):
-                self._map.madvise(mmap.MADV_DONTNEED)
+            self._give_back()
 
     def fingerprint(self) -> dict:
         """Identifies the content: tokens, bytes, and the SHA-256 of up to 64 evenly spaced 64 KiB pieces."""
@@ -82,6 +85,7 @@ class TokenFile:
         size = len(self._map)
         for start in sorted({int(s) for s in np.linspace(0, max(0, size - 2**16), 64)}):
             digest.update(self._map[start : start + 2**16])
+            self._give_back()
         return {"tokens": len(self), "bytes": size, "sha256_sampled": digest.hexdigest()}
 
 
