@@ -121,8 +121,9 @@ def test_a_withdrawn_trial_takes_nobodys_place():
     feed(scheduler, "a", 200, 1.0), feed(scheduler, "b", 200, 2.0)
     scheduler.withdraw("a")
     assert scheduler.turn() == "b" and feed(scheduler, "a", 800, 9.0) == CONTINUE
+    assert scheduler.goes_on(0, 0, 1) == 0 and scheduler.goes_on(0, 0, 2) == 1  # a would have gone on: it is one of them
     scheduler.promote("b")
-    assert scheduler.goes_on(0, 0, 2) == 0  # b went on, a does not count
+    assert scheduler.goes_on(0, 0, 2) == 0
     assert Asha(LADDER, BUDGET, MARK).out_of_reach("x", 1)
 
 

@@ -197,8 +197,9 @@ class Asha(Fifo):
         rung = self.rungs[level]
         there = len(rung.losses) + arriving
         places = max(self._least(level, at_least), there // rung.one_in)
-        gone = len(rung.promoted) + sum(rung.rank(trial_id) < places for trial_id in rung.withdrawn)
-        return max(0, min(places, there - len(rung.withdrawn)) - gone)
+        taken = len(rung.promoted) + sum(rung.rank(trial_id) < places for trial_id in rung.withdrawn)
+        waiting = there - len(rung.promoted) - len(rung.withdrawn)
+        return max(0, min(places - taken, waiting))
 
     def _least(self, level: int, at_least: int) -> int:
         """How many go on at least from rung `level` in the end, when `at_least` do from the last."""
