@@ -12,10 +12,11 @@ import pytest
 from conftest import ROOT, run_command_line
 
 from myllm.config import PRESETS
+from myllm.errors import InputError
 from tune.options import SearchConfig
 from tune.report import summary
 from tune.runner import run_search
-from tune.search import list_spaces, read_experiment
+from tune.search import list_spaces, read_experiment, resume
 from tune.settings import Resources, prepare_search
 from tune.spaces import SPACES
 
@@ -35,7 +36,7 @@ def run_name(request):
 def small(byte_files, run_name):
     """Flags of a search that takes seconds: the least budget, on tiny files."""
     train, val = byte_files
-    flags = ["--train_file", train, "--val_file", val, "--budget_tokens", "262144", "--num_samples", "2", "--confirm", "2"]
+    flags = ["--train_file", train, "--val_file", val, "--budget_tokens", "262144", "--num_samples", "2", "--confirm", "0"]
     return ["tune/search.py", *map(str, flags), "--max_concurrent", "1", "--name", run_name]
 
 
@@ -78,11 +79,6 @@ def test_interrupted_and_resumed_equals_never_stopped(small, run_name):
         for expected, found in zip(tables(whole), tables(broken), strict=True):
             pd.testing.assert_frame_equal(expected, found, check_exact=True)
 
-        trials = pd.read_csv(whole / "trials.csv", dtype=str, keep_default_na=False)
-        again = trials[trials["confirms"] != ""]
-        assert "00000-seed" in set(again["trial_id"]) and set(again["seed"]) == {"1000003"}
-        assert set(again["status"]) == {"completed"} and "(mean of 2 seeds" in done.stdout
-
         report = run_command_line("tune/report.py", broken)
         assert "2 of 2" in report.stdout and report.returncode == 0
         marks = pd.read_csv(broken / "history.csv").groupby("trial_id")["tokens_seen"]
@@ -96,14 +92,14 @@ def test_interrupted_and_resumed_equals_never_stopped(small, run_name):
         state = next((whole / "ray").rglob("state.pt"))
         assert "model_config" in __import__("torch").load(state, weights_only=True)
 
-        for flag, other in (("--preset", "micro"), ("--budget_tokens", "524288"), ("--rung_metric", "val_loss_ema")):
-            refused = run_command_line("tune/search.py", "--resume", broken, flag, other)
-            assert refused.returncode == 2 and f"{flag} can't change on --resume, it is " in refused.stderr
+        for flag, other in (("preset", "micro"), ("budget_tokens", 524288), ("rung_metric", "val_loss_ema")):
+            with pytest.raises(InputError, match=f"--{flag} can't change on --resume, it is "):
+                resume({"resume": str(broken), flag: other})
         search = json.loads((broken / "search.json").read_text())
         search["data"]["fingerprint"]["val"]["sha256_sampled"] = "of another file"
         (broken / "search.json").write_text(json.dumps(search))
-        refused = run_command_line("tune/search.py", "--resume", broken)
-        assert refused.returncode == 2 and "val.bin has changed since the search began" in refused.stderr
+        with pytest.raises(InputError, match=r"val\.bin has changed since the search began"):
+            resume({"resume": str(broken)})
         again = run_command_line(*small)
         assert again.returncode == 2 and "exists; go on with --resume" in again.stderr
     finally:

@@ -36,6 +36,7 @@ class Search:
     def change(self, **config):
         search = json.loads((self.folder / "search.json").read_text())
         search["config"] |= config
+        search["num_samples"] = SearchConfig(**search["config"]).trials
         write_search(self.folder, search)
 
     def start(self):

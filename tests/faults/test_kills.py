@@ -24,6 +24,10 @@ def test_one_kill_of_each_kind(byte_files, undisturbed, tmp_path):
     errors = process.communicate(timeout=120)[1]
     assert process.returncode == 0, errors
     assert_same(whole, broken)
+    trials, _ = broken.tables()
+    again = trials[trials["confirms"].notna()]
+    assert set(again["trial_id"]) == {"00000-seed", "00001-seed"} and set(again["status"]) == {"completed"}
+    assert set(again["seed"]) == {1_000_003}
     lost = [event for event in broken.events() if event["event"] == "lost"]
     assert len(lost) == 1 and (broken.folder / f"error-{lost[0]['trial_id']}.txt").read_text().strip()
 
