@@ -75,8 +75,8 @@ def test_a_finished_search_grows_in_the_same_rungs(byte_files, tmp_path):
     assert len(drawn) == 8
     assert len(history.merge(longer, how="inner")) == len(history)  # nothing of before has changed
     assert set(before["trial_id"]) <= set(after["trial_id"])
-    arrived = longer[longer["tokens_seen"] == 32768]["trial_id"].isin(drawn["trial_id"]).sum()
-    assert arrived == 8
+    rung = longer["tokens_seen"].max() // 8
+    assert set(longer[longer["tokens_seen"] == rung]["trial_id"]) >= set(drawn["trial_id"])
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to another user")
