@@ -94,8 +94,7 @@ class Replay:
         self.order = rng.sample(sorted(curves.seeds), len(curves.seeds))
         self.seeds = {name: rng.sample(curves.seeds[name], len(curves.seeds[name])) for name in self.order}
         plan = Plan(len(self.order), curves.budget, draw=lambda index, state: {}, confirm=confirm, reference=None)
-        late = {"late": True} if scheduler == "asha" else {}
-        rungs = SCHEDULERS[scheduler](ladder, curves.budget, curves.marks[0], **late)
+        rungs = SCHEDULERS[scheduler](ladder, curves.budget, curves.marks[0], late=True)
         self.state = SearchState(plan, rungs, lambda event, **values: {"event": event} | values)
         self.stops = [rung.mark for rung in rungs.rungs] + [curves.budget]
         self.state.record("session", slots=slots)

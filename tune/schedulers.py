@@ -79,7 +79,7 @@ class Rung:
 class Fifo:
     """Every trial runs to the end of its budget. Also what the other schedulers share."""
 
-    def __init__(self, ladder: Ladder = (), budget_tokens: int = 1, report_tokens: int = 1):
+    def __init__(self, ladder: Ladder = (), budget_tokens: int = 1, report_tokens: int = 1, late: bool = False):
         marks: dict[int, int] = {}
         for share, one_in in ladder:  # a rung lies at the first report mark at or after its share
             mark = math.ceil(share * budget_tokens / report_tokens - 1e-9) * report_tokens
@@ -156,7 +156,7 @@ class Asha(Fifo):
 
     def __init__(self, ladder: Ladder, budget_tokens: int, report_tokens: int, late: bool = False):
         super().__init__(ladder, budget_tokens, report_tokens)
-        self._late = late
+        self._late = late  # only this one promotes, so the others have no use for it
         self._paused_at: dict[str, Rung] = {}
         self._withdrawn: set[str] = set()
 

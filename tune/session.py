@@ -58,8 +58,8 @@ def open_state(run_dir: Path, search: dict[str, Any]) -> SearchState:
         rung_metric=config["rung_metric"],
         max_failures=config["max_failures"],
     )
-    late = {"late": True} if config["scheduler"] == "asha" and config["time_budget"] is not None else {}
-    scheduler = SCHEDULERS[config["scheduler"]](ladder, budget_tokens, report_tokens, **late)
+    late = config["time_budget"] is not None
+    scheduler = SCHEDULERS[config["scheduler"]](ladder, budget_tokens, report_tokens, late)
     journal = Journal(run_dir)
     return SearchState(plan, scheduler, journal.append, read_journal(run_dir))
 

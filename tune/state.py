@@ -211,7 +211,7 @@ class SearchState:
             return end
 
         ends = [occupy(marks[level] - seen) for seen, level in zip(running, levels, strict=True)]
-        all_there, arriving = max(occupy(marks[1]), *ends, 0), 1
+        all_there, arriving = max([occupy(marks[1]), *ends]), 1
         if reference and rungs and self.status.get(reference, INTERRUPTED) in (INTERRUPTED, STOPPED):
             seen = self.tokens_seen(reference) if reference in drawn else 0
             if seen < marks[-2] or self.status[reference] == STOPPED:
