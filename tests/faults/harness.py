@@ -16,6 +16,8 @@ from tune.settings import prepare_search, write_search
 
 DRIVER = Path(__file__).parent / "driver.py"
 TIMES = ["train_seconds", "tok_per_sec"]
+SHORT = dict(num_samples=3, confirm=2, rungs="0.25:8")
+"""a search in which all trials wait at a rung before the best and the reference go on, and then again on a fresh seed"""
 MARKER = "MYLLM_FAULT_TEST"  # an environment variable that all processes of one search inherit
 
 
@@ -61,6 +63,14 @@ class Search:
         path = self.folder / "journal.jsonl"
         lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
         return [json.loads(line) for line in lines]
+
+    def wait_for(self, process, event, count=1):
+        """Waits until the journal has `count` events of that kind; False where the process ended before."""
+        while process.poll() is None:
+            if sum(e["event"] == event for e in self.events()) >= count:
+                return True
+            time.sleep(0.01)
+        return False
 
     def wait_for_events(self, process, count):
         """Waits until the journal has `count` lines; False where the process ended before."""

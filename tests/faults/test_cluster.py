@@ -4,10 +4,9 @@ import json
 import os
 import subprocess
 import sys
-import time
 
 import pytest
-from harness import MARKER, Search, assert_same
+from harness import MARKER, SHORT, Search, assert_same
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -40,8 +39,7 @@ def test_a_node_dies_and_the_search_ends_complete(byte_files, undisturbed, tmp_p
         address = next(line.strip() for line in cluster.stdout if ":" in line)
         broken = Search(tmp_path / "broken", byte_files, slots=2, address=address, **options)
         process = broken.start()
-        while process.poll() is None and sum(e["event"] == "report" for e in broken.events()) < 12:
-            time.sleep(0.05)
+        assert broken.wait_for(process, "report", 12)
         cluster.stdin.write("\n")
         cluster.stdin.flush()
         errors = process.communicate(timeout=150)[1]
@@ -55,13 +53,11 @@ def test_a_node_dies_and_the_search_ends_complete(byte_files, undisturbed, tmp_p
 
 
 def test_checkpoints_on_another_filesystem_survive_a_kill(byte_files, undisturbed, tmp_path):
-    options = dict(num_samples=2, confirm=0, rungs="0.25:2")
-    whole = undisturbed(**options)
+    whole = undisturbed(**SHORT)
     uri = f"file://{tmp_path}/far"
-    broken = Search(tmp_path / "broken", byte_files, storage_path=uri, **options)
+    broken = Search(tmp_path / "broken", byte_files, storage_path=uri, **SHORT)
     process = broken.start()
-    while process.poll() is None and not any(e["event"] == "checkpoint" for e in broken.events()):
-        time.sleep(0.05)
+    assert broken.wait_for(process, "checkpoint")
     broken.kill(process)
     broken.finish()
     assert_same(whole, broken)

@@ -8,19 +8,17 @@ from pathlib import Path
 
 import pytest
 from conftest import run_command_line
-from harness import Search, assert_same
+from harness import SHORT, Search, assert_same
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
-OPTIONS = dict(num_samples=3, confirm=2, rungs="0.25:2")
 LOOPBACK = ("0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000")  # as /proc/net writes them
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_one_signal_ends_in_order_and_two_at_once(number, byte_files, undisturbed, tmp_path):
-    whole, broken = undisturbed(**OPTIONS), Search(tmp_path / "broken", byte_files, **OPTIONS)
+def test_one_signal_ends_in_order_and_two_at_once(byte_files, undisturbed, tmp_path):
+    whole, broken = undisturbed(**SHORT), Search(tmp_path / "broken", byte_files, **SHORT)
     process = broken.start()
     assert broken.wait_for_events(process, 10)
-    process.send_signal(number)
+    process.send_signal(signal.SIGTERM)
     start = time.monotonic()
     process.communicate(timeout=60)
     once = time.monotonic() - start
@@ -29,9 +27,9 @@ def test_one_signal_ends_in_order_and_two_at_once(number, byte_files, undisturbe
 
     process = broken.start()
     assert broken.wait_for_events(process, len(broken.events()) + 5)
-    process.send_signal(number)
+    process.send_signal(signal.SIGINT)
     assert any("once more leaves at once" in line for line in process.stderr)
-    process.send_signal(number)
+    process.send_signal(signal.SIGINT)
     start = time.monotonic()
     errors = process.communicate(timeout=60)[1]
     twice = time.monotonic() - start
@@ -46,8 +44,8 @@ def test_the_second_search_on_a_folder_is_refused_and_two_folders_do_not_disturb
     byte_files, undisturbed, tmp_path
 ):
     alone, first, second = (
-        undisturbed(**OPTIONS),
-        *(Search(tmp_path / n, byte_files, **OPTIONS) for n in ("first", "second")),
+        undisturbed(**SHORT),
+        *(Search(tmp_path / n, byte_files, **SHORT) for n in ("first", "second")),
     )
     processes = [first.start(), second.start()]
     assert first.wait_for_events(processes[0], 1)
@@ -61,8 +59,8 @@ def test_the_second_search_on_a_folder_is_refused_and_two_folders_do_not_disturb
     assert first.no_process_left() and second.no_process_left()
 
 
-def test_a_finished_search_grows_in_the_same_rungs(byte_files, tmp_path):
-    search = Search(tmp_path / "run", byte_files, num_samples=4, confirm=2, rungs="0.125:2")
+def test_a_finished_search_grows_in_the_same_rungs_and_keeps_all_checkpoints_if_told_so(byte_files, tmp_path):
+    search = Search(tmp_path / "run", byte_files, num_samples=4, confirm=2, rungs="0.125:2", keep_checkpoints="all")
     search.finish()
     before, history = search.tables()
     grow = ["tune/search.py", "--resume", search.folder, "--num_samples", "8"]
@@ -77,6 +75,8 @@ def test_a_finished_search_grows_in_the_same_rungs(byte_files, tmp_path):
     assert set(before["trial_id"]) <= set(after["trial_id"])
     rung = longer["tokens_seen"].max() // 8
     assert set(longer[longer["tokens_seen"] == rung]["trial_id"]) >= set(drawn["trial_id"])
+    stored = [event["path"] for event in search.events() if event["event"] == "checkpoint"]
+    assert len(stored) >= 8 + 4 and all((search.folder / "ray" / path / "state.pt").exists() for path in stored)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to another user")

@@ -10,7 +10,7 @@ import time
 import pytest
 from harness import Search, assert_same, kill_drivers, kill_workers
 
-KILLS = int(os.environ.get("FAULT_KILLS", "4"))
+KILLS = int(os.environ.get("FAULT_KILLS", "3"))
 
 
 def test_one_kill_of_each_kind(byte_files, undisturbed, tmp_path):
