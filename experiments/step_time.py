@@ -3,18 +3,21 @@
     python experiments/step_time.py --preset micro --vocab_size 50257
 
 Both run forward, backward, clipping and AdamW in float32 on the same data. Prints the medians and the ratio of the
-paired steps. Needs `transformers` (requirements-dev.txt).
+paired steps, and how much longer a step of ours takes where averaged weights are kept (--rung_metric val_loss_ema).
+Needs `transformers` (requirements-dev.txt).
 """
 
 import argparse
 import statistics
 import time
+from types import SimpleNamespace
 
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from myllm.config import PRESETS
 from myllm.model import GPT
+from myllm.training.train import Run
 
 
 def main() -> None:
@@ -60,19 +63,32 @@ def main() -> None:
         optimizers[name].step()
         return time.perf_counter() - start
 
+    parameters = list(ours.parameters())
+    average = [parameter.detach().clone() for parameter in parameters]
+    averaging = SimpleNamespace(average=average, parameters=parameters, config=SimpleNamespace(ema_ratio=0.1), step=1000)
+
+    def average_weights() -> float:
+        start = time.perf_counter()
+        Run.update_average(averaging)
+        return time.perf_counter() - start
+
     for name in models:
         models[name].train()
         step(name)
         step(name)
-    times = {name: [] for name in models}
+    times, average_times = {name: [] for name in models}, []
     for _ in range(args.steps):
         for name in models:
             times[name].append(step(name))
+            if name == "ours":
+                average_times.append(average_weights())  # right after the step, as in training
     ratio = statistics.median(a / b for a, b in zip(times["ours"], times["theirs"], strict=True))
     for name, seconds in times.items():
         median = statistics.median(seconds)
         print(f"{name:>7}: {1000 * median:8.1f} ms a step, {ids.numel() / median:9.0f} tokens/s")
     print(f"ours / theirs: {ratio:.3f} (median of {args.steps} pairs)")
+    share = statistics.median(a / b for a, b in zip(average_times, times["ours"], strict=True))
+    print(f"averaged weights add {100 * share:.1f}% to a step of ours")
 
 
 if __name__ == "__main__":
