@@ -260,6 +260,18 @@ def test_a_search_of_a_few_ends_with_the_reference_and_the_best_on_a_fresh_seed(
     assert set(best) <= confirmed
 
 
+def test_a_trial_goes_on_only_after_it_has_left_its_slot():
+    state = state_of([], num_samples=2, scheduler=Asha(((1 / 4, 2),), BUDGET, MARK), budget_tokens=BUDGET)
+    state.record("session", slots=2)
+    assert [state.next_trial(), state.next_trial()] == ["00000", "00001"]
+    for trial_id, tokens, loss in (("00001", 800, 3.0), ("00000", BUDGET, 4.0)):
+        state.decide(trial_id, report(trial_id, tokens, loss))
+    state.running.discard("00000")
+    assert state.status["00001"] == STOPPED and state.next_trial() is None and not state.is_over()  # it stores its state
+    state.running.discard("00001")
+    assert state.next_trial() == "00001" and state.status["00001"] == INTERRUPTED
+
+
 def test_a_grown_search_lets_new_trials_compete_in_the_same_rungs():
     small = simulate(new_state(((1 / 8, 4),), num_samples=8), curve_from(2), 1, 2)
     grown = simulate(new_state(((1 / 8, 4),), events=small.events, num_samples=32), curve_from(2), 1, 2)

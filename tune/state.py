@@ -153,7 +153,7 @@ class SearchState:
 
     def is_over(self) -> bool:
         """Whether nothing is left to do."""
-        return INTERRUPTED not in self.status.values() and self._next_step() is None
+        return INTERRUPTED not in self.status.values() and not self.running and self._next_step() is None
 
     def _next_step(self) -> tuple[str, dict[str, Any]] | None:
         """(event to record first, or '', and its values), in the order of what matters more."""
@@ -163,17 +163,17 @@ class SearchState:
                 return "", {"trial_id": trial_id}
         promoted = self.scheduler.turn()
         if promoted is not None:
-            return "promote", {"trial_id": promoted, "guaranteed": False}
+            return self._promotion(promoted)
         index = len(self.configs) - len(self.confirms)
         if index < self.plan.num_samples and not self.closed:
             return "trial", {"trial_id": f"{index:05d}", "config": self.plan.draw(index, self)}
         if self.status.get(self.plan.reference) == STOPPED:
-            return "promote", {"trial_id": self.plan.reference, "guaranteed": True}
+            return self._promotion(self.plan.reference, guaranteed=True)
         unfinished = [trial_id for trial_id in unfinished if trial_id not in self.confirms]
         slowest = min((self.tokens_seen(trial_id) for trial_id in unfinished), default=math.inf)
         promoted = self.scheduler.final_turn(self.finalists, slowest)
         if promoted is not None:
-            return "promote", {"trial_id": promoted, "guaranteed": False}
+            return self._promotion(promoted)
         if unfinished:
             return None
         for original in self._to_confirm():
@@ -181,6 +181,10 @@ class SearchState:
             config = self.configs[original] | {"seed": seed}
             return "trial", {"trial_id": f"{original}-seed", "config": config, "confirms": original}
         return None
+
+    def _promotion(self, trial_id: str, guaranteed: bool = False) -> tuple[str, dict[str, Any]] | None:
+        """The step that lets a paused trial go on; None, a moment's wait, while it is still storing its state."""
+        return None if trial_id in self.running else ("promote", {"trial_id": trial_id, "guaranteed": guaranteed})
 
     def _to_confirm(self) -> list[str]:
         """The best completed trials and the reference, without those that have their confirmation already."""
