@@ -232,8 +232,8 @@ class SearchState:
 
     @property
     def finalists(self) -> int:
-        """Trials that go on at the last rung in the end, however few came to it: enough to leave no slot idle."""
-        return max(self.confirm, self.slots)
+        """Trials that go on at the last rung in the end, however few came to it: a number that leaves no slot idle."""
+        return math.ceil(max(self.confirm, 1) / self.slots) * self.slots
 
     def last_report(self, trial_id: str) -> Event | None:
         """The trial's report with the most tokens."""
