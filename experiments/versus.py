@@ -265,27 +265,27 @@ def retrain(search: dict[str, Any], configs: list[Config], seeds: list[int], slo
     return losses
 
 
-def show(table: Any, figure: Path | None) -> None:
+def show(table: Any, methods: list[str], figure: Path | None) -> None:
     """Prints the scores of each search seed at the end, who wins how often, and the scores over time; draws the last."""
     at_end = table[table["share"] == 1].pivot(index="search_seed", columns="method")
-    final, has_pick = at_end["val_loss"][list(METHODS)], at_end["has_pick"].astype(bool)
+    final, has_pick = at_end["val_loss"][methods], at_end["has_pick"].astype(bool)
     print(f"\nscores at the end, nats per token\n{final.round(4).to_string()}")
     print("median      " + "".join(f"{loss:8.4f}" for loss in final.median()))
-    for peer in PEERS:
+    for peer in (name for name in PEERS if {"ours", name} <= set(methods)):
         gain = final[peer] - final["ours"]
         wins = f"{((gain > 0) & has_pick['ours']).sum()} of {len(gain)} seeds, equal in {(gain == 0).sum()}"
         print(f"ours is better than {peer} in {wins}; median gain {gain.median():.4f}")
-    without = ", ".join(f"{method} {(~has_pick[method]).sum()}" for method in METHODS)
+    without = ", ".join(f"{method} {(~has_pick[method]).sum()}" for method in methods)
     print(f"searches that ended without a pick, scored with the reference, which wins nothing: {without}")
     over_time = table.groupby(["seconds", "method"])["val_loss"].agg(["median", "min", "max"])
-    print(f"\nscores over time\n{over_time.unstack().swaplevel(axis=1)[list(METHODS)].round(4).to_string()}")
+    print(f"\nscores over time\n{over_time.unstack().swaplevel(axis=1)[methods].round(4).to_string()}")
     if figure is None:
         return
     from matplotlib.figure import Figure
 
     picture = Figure(figsize=(6.4, 4), layout="constrained")
     axes = picture.subplots()
-    for method in METHODS:
+    for method in methods:
         losses = over_time.xs(method, level="method")
         (line,) = axes.plot(losses["median"], marker="o", label=method)
         axes.fill_between(losses.index, losses["min"], losses["max"], color=line.get_color(), alpha=0.15, linewidth=0)
@@ -297,6 +297,7 @@ def show(table: Any, figure: Path | None) -> None:
 def parse_args() -> argparse.Namespace:
     parser = Parser(prog="versus.py", description=__doc__.splitlines()[0])
     parser.add_argument("--name", required=True, help="of the study: experiments/runs/versus-NAME")
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS, help="those to compare")
     parser.add_argument("--preset", default="nano", help="model shape")
     parser.add_argument("--train_file", default=EMBEDDED, help="training data: .bin, UTF-8 text, or 'embedded'")
     parser.add_argument("--val_file", default=EMBEDDED, help="validation data, likewise")
@@ -344,7 +345,7 @@ def main() -> None:
     seeds = [FIRST_RETRAIN_SEED + i for i in range(args.retrain_seeds)]
     for turn in range(args.seeds):
         seed = FIRST_SEED + turn
-        for method in METHODS[turn % len(METHODS) :] + METHODS[: turn % len(METHODS)]:
+        for method in args.methods[turn % len(args.methods) :] + args.methods[: turn % len(args.methods)]:
             where = folder / f"{method}-{seed}"
             if not (where / "done.json").exists():
                 run_search(method, job | {"seed": seed}, where)
@@ -361,7 +362,7 @@ def main() -> None:
             row |= {"val_loss": sum(of_pick) / len(of_pick), "spread": max(of_pick) - min(of_pick)}
         table = pd.DataFrame(rows)
         table.assign(config=table["config"].map(json.dumps)).to_csv(folder / "results.csv", index=False)
-    show(table, args.figure)
+    show(table, args.methods, args.figure)
 
 
 if __name__ == "__main__":

@@ -332,6 +332,13 @@ def test_what_is_left_when_no_more_trials_are_drawn_by_hand():
     assert state.tokens_to_finish() == 100 + 400 + 2000 + 2800 + 3 * 3200
 
 
+def test_finalists_are_those_to_confirm_and_as_many_more_as_keep_every_slot_busy():
+    state = new_state(((1 / 8, 4),), num_samples=100, confirm=3)
+    for slots, finalists in ((1, 3), (2, 4), (3, 3), (8, 8)):
+        state.record("session", session=0, slots=slots)
+        assert state.finalists == finalists
+
+
 def test_a_closed_search_draws_no_more_and_ends_with_its_finalists():
     state = new_state(((1 / 8, 4),), num_samples=100, confirm=2)
     simulate(state, curve_from(3), 2, 3, cut=30)
