@@ -30,7 +30,7 @@ trainings (LOG.md), theirs are as in the ASHA paper. Ours tries the reference co
 fits into the time does not.
 
 experiments/runs/versus-NAME holds results.csv, one row a (method, seed, time), retrained.jsonl, one row a training, and a
-folder a search with its log. The command goes on where it was stopped, also with more --seeds or --retrain_seeds.
+folder a search with its log. The command goes on where it stopped, also with more --methods, --seeds or --retrain_seeds.
 """
 
 import argparse
@@ -310,6 +310,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--reference", action="store_true", help="the peers, too, try the reference configuration first")
     parser.add_argument("--figure", type=Path, metavar="FILE.png", help="draw the scores over time there")
     args = parser.parse_args()
+    args.methods = list(dict.fromkeys(args.methods))
     for name in ("slots", "seconds", "seeds", "retrain_seeds"):
         if not getattr(args, name) > 0:
             raise InputError(f"--{name} is {getattr(args, name)}; it must be above 0")
@@ -345,7 +346,8 @@ def main() -> None:
     seeds = [FIRST_RETRAIN_SEED + i for i in range(args.retrain_seeds)]
     for turn in range(args.seeds):
         seed = FIRST_SEED + turn
-        for method in args.methods[turn % len(args.methods) :] + args.methods[: turn % len(args.methods)]:
+        first = turn % len(args.methods)
+        for method in args.methods[first:] + args.methods[:first]:
             where = folder / f"{method}-{seed}"
             if not (where / "done.json").exists():
                 run_search(method, job | {"seed": seed}, where)
