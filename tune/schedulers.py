@@ -15,7 +15,7 @@ Ladder = tuple[tuple[float, int], ...]
 
 FEW_TRIALS = 32
 LADDER_OF_FEW: Ladder = ((3 / 16, 8),)
-LADDER_OF_MANY: Ladder = ((1 / 32, 2), (1 / 16, 4), (1 / 4, 8))
+LADDER_OF_MANY: Ladder = ((1 / 32, 2), (1 / 16, 3), (3 / 16, 8))
 
 
 def default_ladder(num_samples: int) -> Ladder:
