@@ -45,7 +45,7 @@ class SearchConfig:
     """asha pauses trials at rungs and promotes the best; asha-stop stops all but the best; fifo trains all to the end"""
     rungs: str | None = None
     """where trials are compared: share of the budget:one in how many goes on, ...
-    (unset: for asha 0.1875:8, from 32 trials on 0.03125:2,0.0625:3,0.1875:8; for asha-stop 0.0625:4,0.25:4)"""
+    (unset: for asha 0.1875:8, from 32 trials on 0.03125:2,0.0625:6,0.1875:3; for asha-stop 0.0625:4,0.25:4)"""
     grace_period: float | None = None
     """short way to rungs: the first, as a share of the budget; the next are reduction_factor times as far"""
     reduction_factor: int | None = None

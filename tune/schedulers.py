@@ -15,7 +15,7 @@ Ladder = tuple[tuple[float, int], ...]
 
 FEW_TRIALS = 32
 LADDER_OF_FEW: Ladder = ((3 / 16, 8),)
-LADDER_OF_MANY: Ladder = ((1 / 32, 2), (1 / 16, 3), (3 / 16, 8))
+LADDER_OF_MANY: Ladder = ((1 / 32, 2), (1 / 16, 6), (3 / 16, 3))
 
 
 def default_ladder(num_samples: int) -> Ladder:
@@ -100,8 +100,8 @@ class Fifo:
         return None
 
     def final_turn(self, at_least: int, slowest: float) -> str | None:
-        """The same once no new trial will come: now at least `at_least` trials go on at the last rung, twice as many at the
-        one before, and so on.
+        """The same once no new trial will come: now at least `at_least` trials go on at the last rung, thrice as many at
+        the one before, and so on.
 
         A rung is not judged before the running trial with the fewest tokens, `slowest` of them, is past it.
         """
@@ -203,7 +203,7 @@ class Asha(Fifo):
 
     def _least(self, level: int, at_least: int) -> int:
         """How many go on at least from rung `level` in the end, when `at_least` do from the last."""
-        return at_least * 2 ** (len(self.rungs) - 1 - level)
+        return at_least * 3 ** (len(self.rungs) - 1 - level)
 
     def promote(self, trial_id: str) -> None:
         self._paused_at.pop(trial_id).promoted.add(trial_id)
