@@ -20,7 +20,7 @@ from tune.schedulers import (
     geometric_ladder,
     parse_ladder,
 )
-from tune.state import COMPLETED, INTERRUPTED, REPORTED, STOPPED
+from tune.state import COMPLETED, DIVERGED, INTERRUPTED, REPORTED, STOPPED
 
 LADDER = ((1 / 16, 4), (1 / 4, 4))
 BUDGET, MARK = 3200, 100
@@ -257,11 +257,40 @@ def test_diverged_trials_stop_and_move_nobodys_cutoff():
 def test_a_search_of_a_few_ends_with_the_reference_and_the_best_on_a_fresh_seed():
     state = simulate(new_state(((1 / 32, 2), (1 / 8, 8)), num_samples=16, confirm=3), curve_from(5), 1, 5)
     done = [t for t, status in state.status.items() if status == COMPLETED]
-    confirmed = set(state.confirms.values())
+    confirmed = {of for trial_id, of in state.confirms.items() if state.status[trial_id] == COMPLETED}
     assert "00000" in done and "00000" in confirmed and 3 <= len(confirmed) <= 4
     assert all(state.configs[t] == {"seed": 7 + 1_000_003} for t in state.confirms)
     best = sorted((t for t in done if t not in state.confirms), key=state.last_loss)[:3]
     assert set(best) <= confirmed
+
+
+def test_a_second_look_at_the_best_before_anybody_goes_on_from_the_last_rung_in_the_end():
+    state = new_state(((1 / 8, 8),), num_samples=7, confirm=3)
+    losses = dict(zip("0123456", (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0), strict=True))
+    fresh = {"0": 1.0, "1": 8.0, "2": 3.5, "3": 3.0}  # 1 was lucky: a mean of 5.0
+    started = []
+    while (trial_id := state.next_trial()) is not None:
+        started.append(trial_id[4:])
+        loss = (fresh if trial_id in state.confirms else losses)[trial_id.removesuffix("-seed")[-1]]
+        seen, decision = state.tokens_seen(trial_id), CONTINUE
+        while decision == CONTINUE:
+            seen += MARK
+            decision = state.decide(trial_id, report(trial_id, seen, loss, step=seen))
+        state.record("checkpoint", trial_id=trial_id, step=seen, path=trial_id)
+        state.running.discard(trial_id)
+        if started[-1] == "1-seed":
+            assert seen == 400 and state.kept_checkpoints(trial_id) == {400} and not state.is_over()
+    assert started[:8] == [*"0123456", "0"]
+    # Two places beside the reference, and a slot: three are looked at. Then all three that completed are confirmed.
+    assert started[8:] == ["1-seed", "2-seed", "3-seed", "2", "3", "0-seed", "2-seed", "3-seed"]
+    assert state.is_over() and state.status["00001-seed"] == state.status["00001"] == STOPPED
+
+
+def test_a_second_look_that_diverges_keeps_its_configuration_from_going_on():
+    state = new_state(((1 / 8, 8),), num_samples=4, confirm=2)
+    simulate(state, lambda trial_id, tokens: math.nan if trial_id == "00001-seed" else float(trial_id[4]), 1, 0)
+    assert state.is_over() and state.status["00001-seed"] == DIVERGED
+    assert [state.status[f"0000{i}"] for i in range(4)] == [COMPLETED, STOPPED, COMPLETED, STOPPED]
 
 
 def test_a_trial_goes_on_only_after_it_has_left_its_slot():
@@ -319,21 +348,23 @@ def test_checkpoints_worth_their_room():
 def test_what_is_left_when_no_more_trials_are_drawn_by_hand():
     state = new_state(((1 / 8, 4),), num_samples=100, confirm=2)
     reference = state.next_trial()
-    # Two trials to the rung at 400; two finalists from there to 3200, maybe the reference; three confirmations in full.
-    assert state.tokens_to_finish() == 2 * 400 + 2 * 2800 + 3200 + 3 * 3200
+    # Two trials to the rung at 400, a second look at both; two finalists from there to 3200, maybe the reference;
+    # three confirmations.
+    assert state.tokens_to_finish() == 2 * 400 + 2 * 400 + 2 * 2800 + 3200 + 3 * 3200
     state.decide(reference, report(reference, 400, 1.0))
     second = state.next_trial()
     state.decide(second, report(second, 300, 1.0))
-    # The rest of the second to the rung and a third trial; two finalists and the reference; three confirmations.
-    assert state.tokens_to_finish() == 100 + 400 + 3 * 2800 + 3 * 3200
+    # The rest of the second to the rung and a third trial; a second look at all three; two finalists and the reference;
+    # the confirmations.
+    assert state.tokens_to_finish() == 100 + 400 + 3 * 400 + 3 * 2800 + 3 * 3200
     state.record("session", session=0, slots=2)
-    assert state.tokens_to_finish() == 100 + 2 * 2800 + 2 * 3200  # the reference follows the second, then a finalist
+    assert state.tokens_to_finish() == 100 + 2800 + 2800 + 2 * 3200  # one slot: the reference, a finalist, confirmations
     state.record("session", session=0, slots=8)
-    assert state.tokens_to_finish() == 400 + 2800 + 3200
+    assert state.tokens_to_finish() == 400 + 400 + 2800 + 3200
     state.record("promote", trial_id=reference, guaranteed=True)
     state.decide(reference, report(reference, 1200, 1.0))  # on its last stretch, as one of the two
     state.record("session", session=0, slots=1)
-    assert state.tokens_to_finish() == 100 + 400 + 2000 + 2800 + 3 * 3200
+    assert state.tokens_to_finish() == 100 + 400 + 2000 + 2 * 400 + 2800 + 3 * 3200
 
 
 def test_finalists_are_those_to_confirm_and_as_many_more_as_keep_every_slot_busy():

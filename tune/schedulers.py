@@ -63,13 +63,14 @@ class Rung:
     one_in: int
     """one in this many goes on"""
     losses: dict[str, float] = field(default_factory=dict)
+    """the mean over seeds of those that had a second look"""
     promoted: set[str] = field(default_factory=set)
     withdrawn: set[str] = field(default_factory=set)
 
-    def best_waiting(self) -> str | None:
-        """Of the trials that still wait the one with the lowest loss; of equals the earliest."""
+    def waiting(self) -> list[str]:
+        """The trials that still wait, the lowest loss first; of equals the earliest."""
         waiting = [trial_id for trial_id in self.losses if trial_id not in self.promoted | self.withdrawn]
-        return min(waiting, key=self.losses.__getitem__, default=None)
+        return sorted(waiting, key=self.losses.__getitem__)
 
     def rank(self, trial_id: str) -> int:
         """How many trials come before `trial_id`."""
@@ -106,6 +107,13 @@ class Fifo:
         A rung is not judged before the running trial with the fewest tokens, `slowest` of them, is past it.
         """
         return None
+
+    def contenders(self, at_least: int) -> tuple[list[str], int]:
+        """(those that wait at the last rung, the best first; how many of them final_turn would let go on)."""
+        return [], 0
+
+    def second_look(self, trial_id: str, loss: float) -> None:
+        """Remembers the loss of a waiting trial's configuration on another seed, at the last rung."""
 
     def goes_on(self, level: int, arriving: int, at_least: int) -> int:
         """How many more trials would go on from rung `level` in the end if `arriving` more came to it and then no more."""
@@ -182,7 +190,7 @@ class Asha(Fifo):
     def turn(self) -> str | None:
         for rung in reversed(self.rungs if not self._late else []):
             if len(rung.promoted) < len(rung.losses) // rung.one_in:
-                return rung.best_waiting()
+                return next(iter(rung.waiting()), None)
         return None
 
     def final_turn(self, at_least: int, slowest: float) -> str | None:
@@ -190,8 +198,15 @@ class Asha(Fifo):
             if slowest < rung.mark:
                 return None
             if self.goes_on(level, 0, at_least):
-                return rung.best_waiting()
+                return next(iter(rung.waiting()), None)
         return None
+
+    def contenders(self, at_least: int) -> tuple[list[str], int]:
+        return self.rungs[-1].waiting(), self.goes_on(len(self.rungs) - 1, 0, at_least)
+
+    def second_look(self, trial_id: str, loss: float) -> None:
+        rung = self.rungs[-1]
+        rung.losses[trial_id] = (rung.losses[trial_id] + loss) / 2
 
     def goes_on(self, level: int, arriving: int, at_least: int) -> int:
         rung = self.rungs[level]

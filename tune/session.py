@@ -40,7 +40,7 @@ MAY_PASS = (
 )
 """errors that a trial may not have again: lost processes, machines and files; all others are in the code or the settings"""
 MEASURED_REPORTS = 8  # after which the speed is known well enough to plan by; the first ones are slow
-STARTING_SECONDS = 10.0  # before a session's first event and after its last
+STARTING_SECONDS = 6.0  # two before a session's first event, four after its last
 OVERHEAD = 1.2  # seconds a trial takes for each second it trains: evaluations, checkpoints, starts
 
 

@@ -37,7 +37,8 @@ class Plan:
     draw: Callable[[int, "SearchState"], dict[str, Any]]
     """(index, the search so far) -> the hyper-parameters of trial `index`"""
     confirm: int = 0
-    """best configurations that run again on a fresh seed"""
+    """best configurations that run again on a fresh seed; where it is not 0, in the end the best at the last rung run up to
+    it on that seed before some go on, and the mean of both decides"""
     seed: int = 0
     """the search's seed; confirmations run on seed + CONFIRM_SEED_STEP"""
     rung_metric: str = "val_loss"
@@ -83,7 +84,8 @@ class SearchState:
                 self.confirms[trial_id] = event["confirms"]
         elif kind == "promote":
             self.status[trial_id] = INTERRUPTED
-            (self.scheduler.withdraw if event["guaranteed"] else self.scheduler.promote)(trial_id)
+            if trial_id not in self.confirms:
+                (self.scheduler.withdraw if event["guaranteed"] else self.scheduler.promote)(trial_id)
         elif kind == "report":
             self.reports[trial_id][event["step"]] = event
             if event["diverged"]:
@@ -92,9 +94,11 @@ class SearchState:
                 self.status[trial_id] = COMPLETED
             elif event["decision"] != CONTINUE:
                 self.status[trial_id] = STOPPED
+            loss = math.inf if event["diverged"] else event[self.plan.rung_metric]
             if trial_id not in self.confirms and not event["diverged"]:
-                loss = event[self.plan.rung_metric]
                 self.scheduler.record(trial_id, event["tokens_seen"], loss, event["decision"])
+            elif self._is_second_look(trial_id) and event["decision"] != CONTINUE:
+                self.scheduler.second_look(self.confirms[trial_id], loss)
         elif kind == "checkpoint":
             self.checkpoints[trial_id][event["step"]] = event["path"]
         elif kind == "pruned":
@@ -126,6 +130,8 @@ class SearchState:
             decision = self.scheduler.decision(trial_id, result["tokens_seen"], loss)
             if decision == STOP and trial_id == self.plan.reference:
                 decision = CONTINUE
+        elif self._is_second_look(trial_id) and result["tokens_seen"] == self.scheduler.rungs[-1].mark:
+            decision = PAUSE
         self.record("report", trial_id=trial_id, decision=decision, **{name: result[name] for name in REPORTED})
         return decision
 
@@ -173,39 +179,65 @@ class SearchState:
         slowest = min((self.tokens_seen(trial_id) for trial_id in unfinished), default=math.inf)
         promoted = self.scheduler.final_turn(self.finalists, slowest)
         if promoted is not None:
+            contenders, places = self.scheduler.contenders(self.finalists) if self.confirm else ([], 0)
+            if promoted in contenders and places < len(contenders):
+                looks = [self.status[trial_id] for trial_id in self.confirms if self.status[trial_id] != COMPLETED]
+                unseen = [trial_id for trial_id in contenders if trial_id not in self.confirms.values()]
+                if unseen and len(looks) < places + self.slots:
+                    return self._confirmation(unseen[0])
+                if INTERRUPTED in looks:
+                    return None
             return self._promotion(promoted)
         if unfinished:
             return None
         for original in self._to_confirm():
-            seed = (self.plan.seed + CONFIRM_SEED_STEP) % 2**31
-            config = self.configs[original] | {"seed": seed}
-            return "trial", {"trial_id": f"{original}-seed", "config": config, "confirms": original}
+            return self._confirmation(original)
         return None
+
+    def _confirmation(self, original: str) -> tuple[str, dict[str, Any]]:
+        """The step that starts a trial's configuration on a fresh seed, or lets that go on from the last rung."""
+        trial_id = f"{original}-seed"
+        if trial_id in self.confirms:
+            return "promote", {"trial_id": trial_id, "guaranteed": True}
+        config = self.configs[original] | {"seed": (self.plan.seed + CONFIRM_SEED_STEP) % 2**31}
+        return "trial", {"trial_id": trial_id, "config": config, "confirms": original}
+
+    def _is_second_look(self, trial_id: str) -> bool:
+        """Whether a trial repeats one that waits at the last rung: it goes there and no further, to help choose."""
+        return self.status.get(self.confirms.get(trial_id, "")) == STOPPED
 
     def _promotion(self, trial_id: str, guaranteed: bool = False) -> tuple[str, dict[str, Any]] | None:
         """The step that lets a paused trial go on; None, a moment's wait, while it is still storing its state."""
         return None if trial_id in self.running else ("promote", {"trial_id": trial_id, "guaranteed": guaranteed})
 
     def _to_confirm(self) -> list[str]:
-        """The best completed trials and the reference, without those that have their confirmation already."""
+        """The best completed trials and the reference, without those that have their confirmation already.
+
+        Those that begin it come before those that go on with a second look: the longest first keeps the slots busy.
+        """
         completed = [t for t, status in self.status.items() if status == COMPLETED and t not in self.confirms]
         wanted = sorted(completed, key=self.last_loss)[: self.confirm]
         if wanted and self.plan.reference in completed and self.plan.reference not in wanted:
             wanted.append(self.plan.reference)
         if len(wanted) < 2:  # nothing to choose between
             return []
-        return [trial_id for trial_id in wanted if trial_id not in self.confirms.values()]
+        again = {of: self.status[trial_id] for trial_id, of in self.confirms.items()}
+        wanted = [trial_id for trial_id in wanted if again.get(trial_id, STOPPED) == STOPPED]
+        return sorted(wanted, key=again.__contains__)
 
     def tokens_to_finish(self) -> int:
         """Tokens that the busiest slot would still train if one more trial were drawn and then no more: an upper estimate.
 
         What runs comes to the next rung, and the reference goes on to its end. Rung after rung, when all are there, those
-        whose turn it is go on to the next, and from the last to the end. Then the confirmations train in full.
+        whose turn it is go on to the next, and from the last, after second looks, to the end. Then the confirmations train
+        in full, as none of their second looks may help them.
         """
         budget, rungs, reference = self.plan.budget_tokens, self.scheduler.rungs, self.plan.reference
         drawn = [trial_id for trial_id in self.status if trial_id not in self.confirms]
         running = sorted(self.tokens_seen(trial_id) for trial_id in drawn if self.status[trial_id] == INTERRUPTED)
         marks = [0, *(rung.mark for rung in rungs), budget]
+        looked_at = sum(self.tokens_seen(trial_id) <= marks[-2] for trial_id in self.confirms) if rungs else 0
+        confirmed = len(self.confirms) - looked_at
         levels = [bisect.bisect_right(marks, seen) for seen in running]  # each runs to marks[level]
         free = [0] * self.slots
 
@@ -221,11 +253,15 @@ class SearchState:
             if seen < marks[-2] or self.status[reference] == STOPPED:
                 occupy(budget - seen)
         for level in range(len(rungs)):
-            arriving = self.scheduler.goes_on(level, levels.count(level + 1) + arriving, self.finalists)
+            there = levels.count(level + 1) + arriving
+            arriving = self.scheduler.goes_on(level, there, self.finalists)
+            if level == len(rungs) - 1 and self.confirm and arriving:
+                looks = max(0, min(arriving + self.slots, there + len(rungs[-1].losses)) - looked_at)
+                all_there = max([all_there, *(occupy(marks[-2], all_there) for _ in range(looks))])
             ends = [occupy(marks[level + 2] - marks[level + 1], all_there) for _ in range(arriving)]
             all_there = max([all_there, *ends])
-        again = self.confirm + bool(reference) - len(self.confirms) if self.confirm else 0
         trained = max(free)
+        again = self.confirm + bool(reference) - confirmed if self.confirm else 0
         return max([trained, *(occupy(budget, trained) for _ in range(again))])
 
     # What is known
@@ -261,7 +297,10 @@ class SearchState:
         if status in (DIVERGED, FAILED) or not steps:
             return set()
         if status == STOPPED:
-            gone = trial_id != self.plan.reference and self.scheduler.out_of_reach(trial_id, 2 * self.finalists)
+            if trial_id in self.confirms:
+                gone = not self.kept_checkpoints(self.confirms[trial_id])
+            else:
+                gone = trial_id != self.plan.reference and self.scheduler.out_of_reach(trial_id, 2 * self.finalists)
             return set() if gone else {steps[-1]}
         reports = self.reports[trial_id]
         best = min(steps, key=lambda step: reports[step]["val_loss"] if step in reports else math.inf)
