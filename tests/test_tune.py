@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import time
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from myllm.errors import InputError
 from tune.journal import FILE_NAME, Journal, read_journal
 from tune.options import SearchConfig
 from tune.results import best_trial, probability_best, search_seconds, standings, tables, valid_name
-from tune.schedulers import CONTINUE, STOP, Fifo
+from tune.schedulers import CONTINUE, LADDER_OF_MANY, STOP, Asha, Fifo
+from tune.session import Session
 from tune.settings import settle_resources
 from tune.spaces import SPACES, get_space, sample
 from tune.state import REPORTED, Plan, SearchState
@@ -175,3 +177,37 @@ def test_names_cannot_leave_the_runs_folder(name):
     assert not valid_name(name)
     with pytest.raises(InputError, match="--name"):
         SearchConfig(name=name)
+
+
+def test_a_slow_moment_at_the_start_closes_a_timed_search_only_until_it_is_over(tmp_path):
+    config = {"keep_checkpoints": "best", "time_budget": 100.0, "confirm": None, "storage_path": None}
+    plan = Plan(num_samples=1000, budget_tokens=32_000, draw=lambda index, state: {}, confirm=3)
+    scheduler = Asha(LADDER_OF_MANY, 32_000, 1000, late=True)
+    state = SearchState(plan, scheduler, lambda event, **values: {"event": event, "time": time.time()} | values)
+    session = Session(tmp_path, {"config": config}, state, 2)
+    state.record("session", session=0, slots=2)
+    session.started = 1
+
+    def trials(count, tok_per_sec):
+        for _ in range(count):
+            trial_id = state.next_trial()
+            state.decide(trial_id, report(trial_id, 1000, 3.0, tok_per_sec=tok_per_sec))
+            state.running.discard(trial_id)
+
+    trials(8, 500.0)  # twelve full trainings take 640 s of two slots
+    session.watch_time()
+    assert state.closed and state.confirm == 0
+    state.record("reopen")
+    trials(40, 10_000.0)  # by now a quarter is slow no more
+    state.record("close")
+    session.watch_time()
+    assert not state.closed and state.confirm == 0
+    session.watch_time()
+    assert not state.closed and state.confirm == 3
+    kinds = [event["event"] for event in state.events]
+    session.watch_time()
+    assert [event["event"] for event in state.events] == kinds  # settled
+    state.record("close")
+    state.record("trial", trial_id="00003-seed", config={}, confirms="00003")
+    session.watch_time()
+    assert state.closed  # too late for new ones: the finalists are being chosen
