@@ -194,7 +194,7 @@ def test_a_slow_moment_at_the_start_closes_a_timed_search_only_until_it_is_over(
             state.decide(trial_id, report(trial_id, 1000, 3.0, tok_per_sec=tok_per_sec))
             state.running.discard(trial_id)
 
-    trials(8, 500.0)  # twelve full trainings take 640 s of two slots
+    trials(8, 500.0)  # so 16 full trainings would take 614 s of two slots
     session.watch_time()
     assert state.closed and state.confirm == 0
     state.record("reopen")

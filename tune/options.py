@@ -13,7 +13,7 @@ from tune.storage import Storage
 
 DEFAULT_TRIALS = 16
 CONFIRMED = 3  # trials by default; by replays (experiments/LOG.md)
-CONFIRM_WORTH = 12  # full trainings that a search of limited time must have room for before it pays to confirm
+CONFIRM_WORTH = 16  # full trainings that a search of limited time must have room for before it pays to confirm
 
 
 @dataclass(frozen=True)
