@@ -54,7 +54,7 @@ class SearchConfig:
     """what rungs compare: val_loss, or val_loss_ema (of averaged weights, which can be ahead of the rate's decay)"""
     confirm: int | None = None
     """best configurations that, with the reference, run again on a fresh seed; the best at the last rung run up to it on
-    that seed before some go on (unset: 3 from 8 trials on, else 0)"""
+    that seed before some go on (unset: 3 from 8 trials on, with --time_budget if 16 full trainings fit, else 0)"""
     searcher: str = "random"
     """random, or optuna: TPE on the trials so far"""
     warm_start: tuple[str, ...] = ()

@@ -69,8 +69,8 @@ class Rung:
 
     def waiting(self) -> list[str]:
         """The trials that still wait, the lowest loss first; of equals the earliest."""
-        waiting = [trial_id for trial_id in self.losses if trial_id not in self.promoted | self.withdrawn]
-        return sorted(waiting, key=self.losses.__getitem__)
+        gone = self.promoted | self.withdrawn
+        return sorted((trial_id for trial_id in self.losses if trial_id not in gone), key=self.losses.__getitem__)
 
     def rank(self, trial_id: str) -> int:
         """How many trials come before `trial_id`."""
@@ -198,7 +198,7 @@ class Asha(Fifo):
             if slowest < rung.mark:
                 return None
             if self.goes_on(level, 0, at_least):
-                return next(iter(rung.waiting()), None)
+                return rung.waiting()[0]
         return None
 
     def contenders(self, at_least: int) -> tuple[list[str], int]:
