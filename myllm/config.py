@@ -96,7 +96,9 @@ class TrainConfig:
     eval_freq: int = 100
     """optimizer steps between reports"""
     eval_windows: int = 64
-    """windows of each of train and val that an evaluation reads; the same ones every time"""
+    """windows of val that an evaluation reads; the same ones every time"""
+    train_eval_windows: int | None = None
+    """windows of train that it reads, for train_loss; None: as many as of val"""
     dtype: str = "float32"
     """arithmetic of the forward pass: float32, or bfloat16 by autocast"""
     seed: int = 0
@@ -106,7 +108,7 @@ class TrainConfig:
         for name in ("batch_size", "max_len", "stride", "eval_freq", "eval_windows"):
             value = getattr(self, name)
             _require(_is_int(value) and value > 0, name, value, "a positive whole number")
-        for name in ("epochs", "budget_tokens", "micro_batch_size"):
+        for name in ("epochs", "budget_tokens", "micro_batch_size", "train_eval_windows"):
             value = getattr(self, name)
             _require(value is None or (_is_int(value) and value > 0), name, value, "a positive whole number")
         for name in ("learning_rate", "clip_norm", "beta2_half_life"):

@@ -367,6 +367,77 @@ def test_what_is_left_when_no_more_trials_are_drawn_by_hand():
     assert state.tokens_to_finish() == 100 + 400 + 2000 + 2 * 400 + 2800 + 3 * 3200
 
 
+def closed_at_the_last_rung(confirm):
+    """Eight trials wait at the only rung, of which two may go on, and no more are drawn; and the function that runs one."""
+    state = state_of((), BUDGET, Asha(((1 / 8, 8),), BUDGET, MARK, late=True), num_samples=8, confirm=confirm)
+    state.record("session", session=0, slots=2)
+
+    def run_next(tokens):
+        trial_id = state.next_trial()
+        state.decide(trial_id, report(trial_id, tokens, 1.0 + int(trial_id[:5]), step=tokens))
+        state.running.discard(trial_id)
+        return trial_id
+
+    for _ in range(8):
+        run_next(400)
+    state.record("close")
+    assert run_next(BUDGET) == "00000"  # the reference
+    return state, run_next
+
+
+def planned(state):
+    return [event["trials"] for event in state.events if event["event"] == "finalists"]
+
+
+def test_as_many_finish_as_there_is_time_for():
+    state, run_next = closed_at_the_last_rung(confirm=2)
+    # Beside the reference one more goes on. Two slots: a second look at it and at one more a slot, three; its 2800 to the
+    # end; two confirmations and the reference's in full, should those go on that nobody looked at.
+    assert state.tokens_to_finish(more=0) == 2 * 400 + 2800 + 2 * 3200
+    left = state.tokens_to_finish(more=1)
+    state.plan_the_end(left - 1)
+    assert planned(state) == []
+    state.plan_the_end(left)
+    assert planned(state) == [2]
+    state.plan_the_end(400)
+    assert planned(state) == [2, 1]  # late: one finishes whatever happens
+    state.plan_the_end(left)
+    assert [run_next(400) for _ in range(4)] == [f"0000{i}-seed" for i in range(1, 5)]
+    assert [run_next(BUDGET) for _ in range(2)] == ["00001", "00002"]
+    # Two more side by side; then the reference in full on one slot, and two from their second looks on on the other.
+    state.plan_the_end(2800 + 2 * 2800 - 1)
+    assert planned(state) == [2, 1, 2]
+    state.plan_the_end(2800 + 2 * 2800)
+    assert planned(state) == [2, 1, 2, 4]
+    assert [run_next(BUDGET) for _ in range(2)] == ["00003", "00004"] and run_next(900) == "00000-seed"
+    count = len(state.events)
+    state.plan_the_end(10**6)  # those to confirm are known
+    assert len(state.events) == count
+
+
+def test_no_more_finish_than_the_ladder_says_where_nothing_is_confirmed():
+    state, run_next = closed_at_the_last_rung(confirm=0)
+    state.plan_the_end(10**6)
+    assert planned(state) == [] and run_next(BUDGET) == "00001" and state.is_over()
+
+
+def test_half_of_four_finalists_are_the_best_of_those_with_high_rates():
+    scheduler = Asha(((1 / 8, 2),), BUDGET, MARK, late=True)
+    for place in range(16):
+        scheduler.enter(f"{place:02d}", {6: 0.03, 10: 0.02, 11: 0.01, 13: 0.09}.get(place, 0.001))
+        feed(scheduler, f"{place:02d}", 400, float(place))
+    scheduler.let_go_on(2)
+    assert scheduler.contenders(1) == ([f"{place:02d}" for place in range(16)], 2)
+    scheduler.let_go_on(4)  # 13 is not among the best twelve
+    assert scheduler.contenders(1)[0][:6] == ["00", "01", "06", "10", "02", "03"] and scheduler.contenders(1)[1] == 4
+    for trial_id in ("00", "01", "06", "10"):
+        assert scheduler.final_turn(1, math.inf) == trial_id
+        scheduler.promote(trial_id)
+    assert scheduler.final_turn(1, math.inf) is None
+    scheduler.let_go_on(6)
+    assert scheduler.contenders(1)[0][:2] == ["02", "11"]  # three of six, by now of all sixteen
+
+
 def test_finalists_are_those_to_confirm_and_as_many_more_as_keep_every_slot_busy():
     state = new_state(((1 / 8, 4),), num_samples=100, confirm=3)
     for slots, finalists in ((1, 3), (2, 4), (3, 3), (8, 8)):

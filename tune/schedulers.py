@@ -13,6 +13,8 @@ CONTINUE, PAUSE, STOP = "continue", "pause", "stop"
 Ladder = tuple[tuple[float, int], ...]
 """(share of the budget, one in how many goes on), ascending"""
 
+NEAR, FAST = 3, 4  # of the best NEAR times the finalists at the last rung, one in FAST is a fast one, by its learning rate
+FAIR_FINALISTS = 4  # from so many on, half of them are fast ones
 FEW_TRIALS = 32
 LADDER_OF_FEW: Ladder = ((3 / 16, 8),)
 LADDER_OF_MANY: Ladder = ((1 / 32, 2), (1 / 16, 6), (3 / 16, 3))
@@ -108,9 +110,15 @@ class Fifo:
         """
         return None
 
+    def enter(self, trial_id: str, learning_rate: float | None) -> None:
+        """Remembers a trial's peak learning rate, if it is known, before its first report."""
+
     def contenders(self, at_least: int) -> tuple[list[str], int]:
-        """(those that wait at the last rung, the best first; how many of them final_turn would let go on)."""
+        """(those that wait at the last rung, how many of them final_turn would let go on): these come first, each group by loss."""
         return [], 0
+
+    def let_go_on(self, finalists: int) -> None:
+        """Lets so many trials in all go on at the last rung in the end."""
 
     def second_look(self, trial_id: str, loss: float) -> None:
         """Remembers the loss of a waiting trial's configuration on another seed, at the last rung."""
@@ -158,6 +166,10 @@ class Asha(Fifo):
     losses the earlier. So never more than 1 in `one_in` goes on, and nobody before somebody better who waits. Diverged
     trials are not recorded and count for nothing.
 
+    In the end the finalists are chosen among all that wait at the last rung. In the middle of a decaying schedule a high
+    learning rate looks worse than it ends, so of four or more at least half are the best of those with high rates: of the
+    quarter with the highest among the best 3 times as many trials (experiments/LOG.md).
+
     With `late` nobody goes on before the search knows that no new trial will come: then final_turn sees all who could, as
     in successive halving (Jamieson and Talwalkar, arXiv 1502.07943), and new trials have kept the slots busy meanwhile.
     """
@@ -167,6 +179,8 @@ class Asha(Fifo):
         self._late = late  # only this one promotes, so the others have no use for it
         self._paused_at: dict[str, Rung] = {}
         self._withdrawn: set[str] = set()
+        self._rates: dict[str, float] = {}
+        self._finalists: int | None = None  # that there is time for
 
     def decision(self, trial_id: str, tokens_seen: int, loss: float) -> str:
         rung = self._rung_at.get(tokens_seen)
@@ -198,11 +212,28 @@ class Asha(Fifo):
             if slowest < rung.mark:
                 return None
             if self.goes_on(level, 0, at_least):
-                return rung.waiting()[0]
+                return (rung.waiting() if rung is not self.rungs[-1] else self.contenders(at_least)[0])[0]
         return None
 
+    def enter(self, trial_id: str, learning_rate: float | None) -> None:
+        if learning_rate is not None:
+            self._rates[trial_id] = learning_rate
+
     def contenders(self, at_least: int) -> tuple[list[str], int]:
-        return self.rungs[-1].waiting(), self.goes_on(len(self.rungs) - 1, 0, at_least)
+        rung, places = self.rungs[-1], self.goes_on(len(self.rungs) - 1, 0, at_least)
+        finalists = len(rung.promoted) + places
+        near = sorted(rung.losses.keys() - rung.withdrawn, key=rung.losses.__getitem__)[: NEAR * finalists]
+        fast = set(sorted(near, key=lambda trial_id: self._rates.get(trial_id, 0.0), reverse=True)[: len(near) // FAST])
+        owed = finalists // 2 - len(rung.promoted & fast) if finalists >= FAIR_FINALISTS and self._rates else 0
+        owed, waiting, chosen = min(owed, len(fast - rung.promoted)), rung.waiting(), []
+        for trial_id in waiting:
+            if len(chosen) < places and (trial_id in fast or places - len(chosen) > owed):
+                chosen.append(trial_id)
+                owed -= trial_id in fast
+        return chosen + [trial_id for trial_id in waiting if trial_id not in chosen], places
+
+    def let_go_on(self, finalists: int) -> None:
+        self._finalists = finalists
 
     def second_look(self, trial_id: str, loss: float) -> None:
         rung = self.rungs[-1]
@@ -212,6 +243,8 @@ class Asha(Fifo):
         rung = self.rungs[level]
         there = len(rung.losses) + arriving
         places = max(self._least(level, at_least), there // rung.one_in)
+        if rung is self.rungs[-1] and self._finalists is not None:
+            return max(0, min(self._finalists - len(rung.promoted), len(rung.waiting())))
         taken = len(rung.promoted) + sum(rung.rank(trial_id) < places for trial_id in rung.withdrawn)
         waiting = there - len(rung.promoted) - len(rung.withdrawn)
         return max(0, min(places - taken, waiting))
@@ -232,7 +265,7 @@ class Asha(Fifo):
         if rung is None:
             return True
         places = max(self._least(self.rungs.index(rung), at_least), 2 * len(rung.losses) // rung.one_in)
-        return rung.rank(trial_id) >= places
+        return rung.rank(trial_id) >= (NEAR * places if rung is self.rungs[-1] else places)
 
 
 SCHEDULERS = {"asha": Asha, "asha-stop": AshaStop, "fifo": Fifo}

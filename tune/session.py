@@ -5,6 +5,7 @@ It also keeps the journal, the checkpoints and the clock in order. What to hand 
 
 import contextlib
 import errno
+import math
 import os
 import statistics
 import sys
@@ -40,6 +41,7 @@ MAY_PASS = (
 )
 """errors that a trial may not have again: lost processes, machines and files; all others are in the code or the settings"""
 MEASURED_REPORTS = 8  # after which the speed is known well enough to plan by; the first ones are slow
+RECENT_REPORTS = 128  # by which it is judged: a machine that others use too changes its pace
 STARTING_SECONDS = 6.0  # two before a session's first event, four after its last
 SPARE = 0.1  # share of the time budget, or of CONFIRM_WORTH, that there must be too much of to think again
 OVERHEAD = 1.2  # seconds a trial takes for each second it trains: evaluations, checkpoints, starts
@@ -140,13 +142,13 @@ class Session(SearchAlgorithm):
 
         The first reports may have been slow ones, so what they led to is taken back when the search turns out to be faster.
         """
-        budget, over, spare = self.search["config"]["time_budget"], False, 0.0
-        reports = [event for event in self.state.events if event["event"] == "report"]
+        budget, reports = self.search["config"]["time_budget"], [e for e in self.state.events if e["event"] == "report"]
         if budget is not None and len(reports) >= MEASURED_REPORTS:
             used = STARTING_SECONDS + search_seconds(self.state.events)
             if self.started:
                 used += time.time() - self.state.events[-1]["time"]
-            slow = statistics.quantiles((report["tok_per_sec"] for report in reports), n=4)[0]  # small batches often win
+            recent = [report["tok_per_sec"] for report in reports[-RECENT_REPORTS:]]
+            slow = statistics.quantiles(recent, n=4)[0]  # small batches often win
             speed = slow / OVERHEAD  # tokens a second, of a slot
             trainings = budget * speed * self.slots / self.state.plan.budget_tokens
             if self.search["config"]["confirm"] is None and not self.state.closed:
@@ -154,14 +156,16 @@ class Session(SearchAlgorithm):
                     self.state.record("confirm", trials=0)
                 elif trainings > (1 + SPARE) * CONFIRM_WORTH and not self.state.confirm and self.state.plan.confirm:
                     self.state.record("confirm", trials=self.state.plan.confirm)
-            spare = 1 - (used + self.state.tokens_to_finish() / speed) / budget
-            over = spare < 0
-        if over and not self.state.closed:
-            self.state.record("close")
-        elif self.state.closed and not over:
-            chosen = self.state.confirms or any(rung.promoted for rung in self.state.scheduler.rungs[-1:])
-            if not self.started or (spare > SPARE and not chosen):  # new ones could not be finalists any more
-                self.state.record("reopen")
+            left = (budget - used) * speed
+            if self.state.closed:
+                spare = left - self.state.tokens_to_finish()
+                chosen = self.state.confirms or any(rung.promoted for rung in self.state.scheduler.rungs[-1:])
+                enough = 0 if not self.started else math.inf if chosen else SPARE * budget * speed
+                if spare >= enough:  # never where finalists are chosen: new trials could not be among them any more
+                    self.state.record("reopen")
+            self.state.plan_the_end(left)
+        elif self.state.closed and not self.started:
+            self.state.record("reopen")
         if self.search["config"]["confirm"] not in (None, self.state.confirm):
             self.state.record("confirm", trials=self.search["config"]["confirm"])  # asked for on --resume
 

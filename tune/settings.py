@@ -28,7 +28,8 @@ RUNS_DIR = Path(__file__).resolve().parent.parent / "experiments" / "runs"
 EMA_RATIO = 0.1  # horizon of the averaged weights of --rung_metric val_loss_ema
 PACKAGES = ("torch", "ray", "tiktoken", "numpy", "pandas", "optuna")  # whose versions search.json keeps
 NUM_REPORTS = 32  # token marks a full training
-MIN_EVAL_TOKENS, MAX_EVAL_TOKENS, EVAL_SHARE = 4096, 2**20, 1 / 256  # of train and val each; the share is of the budget
+MIN_EVAL_TOKENS, MAX_EVAL_TOKENS, EVAL_SHARE = 4096, 2**20, 1 / 256  # of val, at each mark; the share is of the budget
+TRAIN_EVAL = 4  # one window of train for so many of val: train_loss is there to be read, nothing is decided by it
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,7 @@ def prepare_search(config: SearchConfig, cache_dir: Path) -> dict[str, Any]:
         version=space.version,
         seed=config.seed,
         eval_windows=eval_windows,
+        train_eval_windows=max(1, eval_windows // TRAIN_EVAL),
         dtype="bfloat16" if torch.cuda.is_available() else "float32",
         ema_ratio=EMA_RATIO if config.rung_metric == "val_loss_ema" else 0.0,
     )

@@ -263,7 +263,7 @@ def train(run: Run, until_step: int | None = None) -> Iterator[Report]:
     """
     config, model = run.config, run.model
     until_step = run.total_steps if until_step is None else until_step
-    train_indices = run.train_windows.spread(config.eval_windows)
+    train_indices = run.train_windows.spread(config.train_eval_windows or config.eval_windows)
     val_indices = run.val_windows.spread(config.eval_windows)
     model.train()
     health = torch.zeros((), device=run.device)  # finite as long as every loss and gradient norm was
