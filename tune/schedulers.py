@@ -114,7 +114,7 @@ class Fifo:
         """Remembers a trial's peak learning rate, if it is known, before its first report."""
 
     def contenders(self, at_least: int) -> tuple[list[str], int]:
-        """(those that wait at the last rung, how many of them final_turn would let go on): these come first, each group by loss."""
+        """(those that wait at the last rung, how many of them final_turn would let go on): these first, then by loss."""
         return [], 0
 
     def let_go_on(self, finalists: int) -> None:

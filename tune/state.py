@@ -288,7 +288,7 @@ class SearchState:
             seen = self.tokens_seen(reference) if reference in drawn else 0
             if seen < marks[-2] or self.status[reference] == STOPPED:
                 occupy(budget - seen)
-        blind = self.confirm  # confirmations that no second look shortens
+        again = blind = self.confirm  # confirmations beside the reference's, and those that no second look shortens
         for level, rung in enumerate(rungs):
             there = levels.count(level + 1) + arriving
             arriving = self.scheduler.goes_on(level, there, self.finalists)
@@ -298,16 +298,17 @@ class SearchState:
                 if self.confirm and arriving:
                     looks = max(0, min(arriving + self.slots, there + len(rung.losses)) - len(looked_at))
                     all_there = max([all_there, *(occupy(rung.mark, all_there) for _ in range(looks))])
+                if not there:
+                    again = min(again, len(rung.promoted) + arriving)
                 if not there + looks:
-                    finalists = {*rung.promoted, *rung.waiting()[:arriving]}
-                    blind = min(blind, len(finalists - looked_at.keys()))
+                    blind = len({*rung.promoted, *rung.waiting()[:arriving]} - looked_at.keys())
             ends = [occupy(marks[level + 2] - marks[level + 1], all_there) for _ in range(arriving)]
             all_there = max([all_there, *ends])
-        trained = max(free)
+        trained, blind = max(free), min(blind, again)
+        seen = [0] * (blind + bool(reference)) + [marks[-2]] * (again - blind)
         confirmed = len(self.confirms) - len(looked_at)
-        again = self.confirm + bool(reference) - confirmed if self.confirm else 0
-        seen = [0] * (blind + bool(reference)) + [marks[-2]] * (self.confirm - blind)
-        return max([trained, *(occupy(budget - tokens, trained) for tokens in seen[: max(0, again)])])
+        left = max(0, len(seen) - confirmed) if self.confirm else 0
+        return max([trained, *(occupy(budget - tokens, trained) for tokens in seen[:left])])
 
     # What is known
 
