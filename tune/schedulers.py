@@ -134,7 +134,8 @@ class Fifo:
         """Takes a paused trial out of the competition: it goes on whatever happens, and counts at this rung alone."""
 
     def out_of_reach(self, trial_id: str, at_least: int) -> bool:
-        """Whether a paused trial would not be promoted even if twice the trials came to its rung, all of them worse."""
+        """Whether a paused trial would not be promoted even if twice the trials came to its rung, all of them worse, and
+        twice as many finished."""
         return True
 
 
@@ -264,8 +265,8 @@ class Asha(Fifo):
         rung = self._paused_at.get(trial_id)
         if rung is None:
             return True
-        places = max(self._least(self.rungs.index(rung), at_least), 2 * len(rung.losses) // rung.one_in)
-        return rung.rank(trial_id) >= (NEAR * places if rung is self.rungs[-1] else places)
+        places = 2 * max(self._least(self.rungs.index(rung), at_least), len(rung.losses) // rung.one_in)
+        return rung.rank(trial_id) >= (max(places, NEAR * at_least) if rung is self.rungs[-1] else places)
 
 
 SCHEDULERS = {"asha": Asha, "asha-stop": AshaStop, "fifo": Fifo}
