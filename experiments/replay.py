@@ -29,6 +29,7 @@ from typing import Any
 import pandas as pd
 
 from myllm.errors import InputError, Parser, run_command
+from tune.ending import plan_the_end
 from tune.options import CONFIRM_WORTH, CONFIRMED, SearchConfig
 from tune.schedulers import CONTINUE, SCHEDULERS, Asha, Ladder, format_ladder
 from tune.state import COMPLETED, REPORTED, Plan, SearchState
@@ -125,7 +126,7 @@ class Replay:
         while clock <= until:
             while len(heap) < self.slots:
                 if plans_its_end:
-                    self.state.plan_the_end(until - clock)
+                    plan_the_end(self.state, until - clock)
                 trial_id = self.state.next_trial()
                 if trial_id is None:
                     break

@@ -11,6 +11,8 @@ from conftest import ROOT, run_command_line
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tune.ending import tokens_to_finish
+
 
 def load(name):
     spec = importlib.util.spec_from_file_location(name, ROOT / "experiments" / f"{name}.py")
@@ -78,6 +80,6 @@ def test_a_search_that_knows_its_end_is_over_by_then(seed, slots, quarters, conf
     if with_reference:
         played.state.plan = dataclasses.replace(played.state.plan, reference="00000")
     until = 32 * quarters / 4
-    enough = played.state.tokens_to_finish() <= until
+    enough = tokens_to_finish(played.state) <= until
     played.run(until)
     assert played.state.is_over() and bool(played.completed) == enough

@@ -11,7 +11,7 @@ from conftest import ROOT
 
 MODULES = sorted(path for folder in ("myllm", "tune") for path in (ROOT / folder).rglob("*.py"))
 USES_RAY = {"tune/runner.py", "tune/session.py", "tune/trainable.py"}
-PURE = ("report", "results", "journal", "schedulers", "spaces", "state")
+PURE = ("report", "results", "journal", "schedulers", "spaces", "state", "ending")
 """modules of tune that work without torch: what a report or a replay needs"""
 
 

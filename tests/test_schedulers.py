@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from test_tune import report, state_of
 
 from myllm.errors import InputError
+from tune.ending import plan_the_end, tokens_to_finish
 from tune.schedulers import (
     CONTINUE,
     PAUSE,
@@ -354,21 +355,21 @@ def test_what_is_left_when_no_more_trials_are_drawn_by_hand():
     reference = state.next_trial()
     # Two trials to the rung at 400, a second look at both; two finalists from there to 3200, maybe the reference;
     # three confirmations.
-    assert state.tokens_to_finish() == 2 * 400 + 2 * 400 + 2 * 2800 + 3200 + 3 * 3200
+    assert tokens_to_finish(state) == 2 * 400 + 2 * 400 + 2 * 2800 + 3200 + 3 * 3200
     state.decide(reference, report(reference, 400, 1.0))
     second = state.next_trial()
     state.decide(second, report(second, 300, 1.0))
     # The rest of the second to the rung and a third trial; a second look at all three; two finalists and the reference;
     # the confirmations.
-    assert state.tokens_to_finish() == 100 + 400 + 3 * 400 + 3 * 2800 + 3 * 3200
+    assert tokens_to_finish(state) == 100 + 400 + 3 * 400 + 3 * 2800 + 3 * 3200
     state.record("session", session=0, slots=2)
-    assert state.tokens_to_finish() == 100 + 2800 + 2800 + 2 * 3200  # one slot: the reference, a finalist, confirmations
+    assert tokens_to_finish(state) == 100 + 2800 + 2800 + 2 * 3200  # one slot: the reference, a finalist, confirmations
     state.record("session", session=0, slots=8)
-    assert state.tokens_to_finish() == 400 + 400 + 2800 + 3200
+    assert tokens_to_finish(state) == 400 + 400 + 2800 + 3200
     state.record("promote", trial_id=reference, guaranteed=True)
     state.decide(reference, report(reference, 1200, 1.0))  # on its last stretch, as one of the two
     state.record("session", session=0, slots=1)
-    assert state.tokens_to_finish() == 100 + 400 + 2000 + 2 * 400 + 2800 + 3 * 3200
+    assert tokens_to_finish(state) == 100 + 400 + 2000 + 2 * 400 + 2800 + 3 * 3200
 
 
 def closed_at_the_last_rung(confirm):
@@ -397,31 +398,31 @@ def test_as_many_finish_as_there_is_time_for():
     state, run_next = closed_at_the_last_rung(confirm=2)
     # Beside the reference one more goes on. Two slots: a second look at it and at one more a slot, three; its 2800 to the
     # end; its confirmation and the reference's, in full, should it be one that nobody looked at.
-    assert state.tokens_to_finish(more=0) == 2 * 400 + 2800 + 3200
-    left = state.tokens_to_finish(more=1)
-    state.plan_the_end(left - 1)
+    assert tokens_to_finish(state, more=0) == 2 * 400 + 2800 + 3200
+    left = tokens_to_finish(state, more=1)
+    plan_the_end(state, left - 1)
     assert planned(state) == []
-    state.plan_the_end(left)
+    plan_the_end(state, left)
     assert planned(state) == [2]
-    state.plan_the_end(400)
+    plan_the_end(state, 400)
     assert planned(state) == [2, 1]  # late: one finishes whatever happens
-    state.plan_the_end(left)
+    plan_the_end(state, left)
     assert [run_next(400) for _ in range(4)] == [f"0000{i}-seed" for i in range(1, 5)]
     assert [run_next(BUDGET) for _ in range(2)] == ["00001", "00002"]
     # Two more side by side; then the reference in full on one slot, and two from their second looks on on the other.
-    state.plan_the_end(2800 + 2 * 2800 - 1)
+    plan_the_end(state, 2800 + 2 * 2800 - 1)
     assert planned(state) == [2, 1, 2]
-    state.plan_the_end(2800 + 2 * 2800)
+    plan_the_end(state, 2800 + 2 * 2800)
     assert planned(state) == [2, 1, 2, 4]
     assert [run_next(BUDGET) for _ in range(2)] == ["00003", "00004"] and run_next(900) == "00000-seed"
     count = len(state.events)
-    state.plan_the_end(10**6)  # those to confirm are known
+    plan_the_end(state, 10**6)  # those to confirm are known
     assert len(state.events) == count
 
 
 def test_no_more_finish_than_the_ladder_says_where_nothing_is_confirmed():
     state, run_next = closed_at_the_last_rung(confirm=0)
-    state.plan_the_end(10**6)
+    plan_the_end(state, 10**6)
     assert planned(state) == [] and run_next(BUDGET) == "00001" and state.is_over()
 
 

@@ -47,6 +47,13 @@ def test_training_learns_and_reports_on_the_marks(make_run):
     assert reports[-1].learning_rate == pytest.approx(1e-3)
 
 
+def test_fewer_windows_of_train_than_of_val_can_be_evaluated(make_run):
+    run = make_run(train_eval_windows=2)
+    *_, last = train(run)
+    for windows, count, loss in ((run.train_windows, 2, last.train_loss), (run.val_windows, 8, last.val_loss)):
+        assert loss == mean_loss(run, windows, windows.spread(count))
+
+
 def test_v1_neither_clips_nor_warms_up(make_run):
     run = make_run(version="v1")
     reports = list(train(run))

@@ -113,8 +113,8 @@ class Fifo:
     def enter(self, trial_id: str, learning_rate: float | None) -> None:
         """Remembers a trial's peak learning rate, if it is known, before its first report."""
 
-    def contenders(self, at_least: int) -> tuple[list[str], int]:
-        """(those that wait at the last rung, how many of them final_turn would let go on): these first, then by loss."""
+    def contenders(self, at_least: int, more: int = 0) -> tuple[list[str], int]:
+        """(those that wait at the last rung, how many of them final_turn would let go on and `more`): these come first."""
         return [], 0
 
     def let_go_on(self, finalists: int) -> None:
@@ -220,8 +220,8 @@ class Asha(Fifo):
         if learning_rate is not None:
             self._rates[trial_id] = learning_rate
 
-    def contenders(self, at_least: int) -> tuple[list[str], int]:
-        rung, places = self.rungs[-1], self.goes_on(len(self.rungs) - 1, 0, at_least)
+    def contenders(self, at_least: int, more: int = 0) -> tuple[list[str], int]:
+        rung, places = self.rungs[-1], self.goes_on(len(self.rungs) - 1, 0, at_least) + more
         finalists = len(rung.promoted) + places
         near = sorted(rung.losses.keys() - rung.withdrawn, key=rung.losses.__getitem__)[: NEAR * finalists]
         fast = set(sorted(near, key=lambda trial_id: self._rates.get(trial_id, 0.0), reverse=True)[: len(near) // FAST])

@@ -21,6 +21,7 @@ from ray.tune.experiment import Trial
 from ray.tune.search import SearchAlgorithm
 
 from myllm.errors import RunError
+from tune.ending import plan_the_end, tokens_to_finish
 from tune.journal import Journal, read_journal
 from tune.options import CONFIRM_WORTH
 from tune.results import search_seconds
@@ -158,12 +159,12 @@ class Session(SearchAlgorithm):
                     self.state.record("confirm", trials=self.state.plan.confirm)
             left = (budget - used) * speed
             if self.state.closed:
-                spare = left - self.state.tokens_to_finish()
+                spare = left - tokens_to_finish(self.state)
                 chosen = self.state.confirms or any(rung.promoted for rung in self.state.scheduler.rungs[-1:])
                 enough = 0 if not self.started else math.inf if chosen else SPARE * budget * speed
                 if spare >= enough:  # never where finalists are chosen: new trials could not be among them any more
                     self.state.record("reopen")
-            self.state.plan_the_end(left)
+            plan_the_end(self.state, left)
         elif self.state.closed and not self.started:
             self.state.record("reopen")
         if self.search["config"]["confirm"] not in (None, self.state.confirm):

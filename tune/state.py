@@ -3,8 +3,6 @@
 A live search appends each event to its journal first; a resumed one reads them back; a replay makes them up.
 """
 
-import bisect
-import heapq
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -228,87 +226,6 @@ class SearchState:
         again = {of: self.status[trial_id] for trial_id, of in self.confirms.items()}
         wanted = [trial_id for trial_id in wanted if again.get(trial_id, STOPPED) == STOPPED]
         return sorted(wanted, key=again.__contains__)
-
-    def plan_the_end(self, left: float) -> None:
-        """Draws no more when the rest of the time is needed to finish; then as many finish as it is enough for, but none
-        more where nothing confirms them: among many that end, the luckiest wins. `left` is in tokens of one slot."""
-        if not self.closed and self.tokens_to_finish() > left:
-            self.record("close")
-        if self._finalists_are_chosen():
-            waiting, places = self.scheduler.contenders(self.finalists)
-            gone = len(self.scheduler.rungs[-1].promoted)
-            most, going = (len(waiting) if self.confirm else places), (0 if gone else 1)
-            while going < most and self.tokens_to_finish(more=going + 1 - places) <= left:
-                going += 1
-            if going != places:
-                self.record("finalists", trials=gone + going)
-
-    def _finalists_are_chosen(self) -> bool:
-        """Whether it is the moment to: all that may come to the last rung are there, some wait, and none that went on from
-        it is being confirmed yet."""
-        if not self.closed or not self.scheduler.contenders(self.finalists)[0]:
-            return False
-        if any(
-            self.status[of] == COMPLETED and self.status[t] in (INTERRUPTED, COMPLETED) for t, of in self.confirms.items()
-        ):
-            return False
-        last = len(self.scheduler.rungs) - 1
-        if any(self.scheduler.goes_on(level, 0, self.finalists) for level in range(last)):
-            return False
-        drawn = [t for t, status in self.status.items() if status == INTERRUPTED and t not in self.confirms]
-        return all(self.tokens_seen(trial_id) >= self.scheduler.rungs[last].mark for trial_id in drawn)
-
-    def tokens_to_finish(self, more: int | None = None) -> int:
-        """Tokens that the busiest slot would still train if one more trial were drawn, or if none were and so many `more`
-        finalists went on: an upper estimate.
-
-        What runs comes to the next rung, and the reference goes on to its end. Rung after rung, when all are there, those
-        whose turn it is go on to the next, and from the last, after second looks, to the end. Then the confirmations train:
-        in full, where a second look may not help.
-        """
-        budget, rungs, reference = self.plan.budget_tokens, self.scheduler.rungs, self.plan.reference
-        drawn = [trial_id for trial_id in self.status if trial_id not in self.confirms]
-        running = sorted(self.tokens_seen(trial_id) for trial_id in drawn if self.status[trial_id] == INTERRUPTED)
-        marks = [0, *(rung.mark for rung in rungs), budget]
-        looked_at = {of: t for t, of in self.confirms.items() if rungs and self.tokens_seen(t) <= marks[-2]}
-        levels = [bisect.bisect_right(marks, seen) for seen in running]  # each runs to marks[level]
-        free = [0] * self.slots
-
-        def occupy(tokens: int, start: int = 0) -> int:
-            end = max(start, heapq.heappop(free)) + tokens
-            heapq.heappush(free, end)
-            return end
-
-        arriving = 1 if more is None else 0
-        on_the_way = [(occupy(marks[level] - seen), level) for seen, level in zip(running, levels, strict=True)]
-        ends = [end for end, level in on_the_way if level <= len(rungs)]  # nobody waits for those past the last rung
-        ends += [occupy(marks[-2] - self.tokens_seen(t)) for t in looked_at.values() if self.status[t] == INTERRUPTED]
-        all_there = max([*(occupy(marks[1]) for _ in range(arriving)), *ends], default=0)
-        if reference and rungs and self.status.get(reference, INTERRUPTED) in (INTERRUPTED, STOPPED):
-            seen = self.tokens_seen(reference) if reference in drawn else 0
-            if seen < marks[-2] or self.status[reference] == STOPPED:
-                occupy(budget - seen)
-        again = blind = self.confirm  # confirmations beside the reference's, and those that no second look shortens
-        for level, rung in enumerate(rungs):
-            there = levels.count(level + 1) + arriving
-            arriving = self.scheduler.goes_on(level, there, self.finalists)
-            if rung is rungs[-1]:
-                arriving += more or 0
-                looks = 0
-                if self.confirm and arriving:
-                    looks = max(0, min(arriving + self.slots, there + len(rung.losses)) - len(looked_at))
-                    all_there = max([all_there, *(occupy(rung.mark, all_there) for _ in range(looks))])
-                if not there:
-                    again = min(again, len(rung.promoted) + arriving)
-                if not there + looks:
-                    blind = len({*rung.promoted, *rung.waiting()[:arriving]} - looked_at.keys())
-            ends = [occupy(marks[level + 2] - marks[level + 1], all_there) for _ in range(arriving)]
-            all_there = max([all_there, *ends])
-        trained, blind = max(free), min(blind, again)
-        seen = [0] * (blind + bool(reference)) + [marks[-2]] * (again - blind)
-        confirmed = len(self.confirms) - len(looked_at)
-        left = max(0, len(seen) - confirmed) if self.confirm else 0
-        return max([trained, *(occupy(budget - tokens, trained) for tokens in seen[:left])])
 
     # What is known
 

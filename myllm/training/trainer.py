@@ -146,8 +146,8 @@ def settle(args: argparse.Namespace) -> tuple[Run, Any]:
     if "eval_iter" in given:
         if args.eval_iter < 1:
             raise InputError(f"--eval_iter is {args.eval_iter}; it must be a positive whole number of batches")
-        windows = args.eval_iter * train_config.batch_size
-        train_config = dataclasses.replace(train_config, eval_windows=windows, train_eval_windows=None)
+        eval_windows = args.eval_iter * train_config.batch_size
+        train_config = dataclasses.replace(train_config, eval_windows=eval_windows, train_eval_windows=None)
 
     windows = [
         Windows(prepare(file, split, tokenizer_name, tokenizer), train_config.max_len, train_config.stride)
