@@ -65,7 +65,6 @@ def record(search: dict, index: int, seed: int, path: Path) -> None:
             {
                 "trial_id": f"{index:05d}",
                 "seed": seed,
-                "learning_rate": float(f"{config.learning_rate:.5g}"),
                 "tokens_seen": report.tokens_seen,
                 "val_loss": report.val_loss,
                 "val_loss_ema": report.val_loss_ema,

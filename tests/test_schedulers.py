@@ -141,7 +141,7 @@ def test_out_of_reach_means_not_promoted_when_twice_as_many_have_come():
     for index in range(8):
         feed(scheduler, str(index), 200, float(index))
     assert [t for t in "234567" if scheduler.out_of_reach(t, 1)] == ["4", "5", "6", "7"]
-    assert [t for t in "234567" if scheduler.out_of_reach(t, 2)] == ["6", "7"]  # a fast one may be the sixth
+    assert [t for t in "234567" if scheduler.out_of_reach(t, 3)] == ["6", "7"]  # twice three
 
 
 LOSSES = st.floats(0, 9, allow_nan=False).map(lambda x: round(x, 1))  # rounded: ties happen
@@ -424,23 +424,6 @@ def test_no_more_finish_than_the_ladder_says_where_nothing_is_confirmed():
     state, run_next = closed_at_the_last_rung(confirm=0)
     plan_the_end(state, 10**6)
     assert planned(state) == [] and run_next(BUDGET) == "00001" and state.is_over()
-
-
-def test_half_of_four_finalists_are_the_best_of_those_with_high_rates():
-    scheduler = Asha(((1 / 8, 2),), BUDGET, MARK, late=True)
-    for place in range(16):
-        scheduler.enter(f"{place:02d}", {6: 0.03, 10: 0.02, 11: 0.01, 13: 0.09}.get(place, 0.001))
-        feed(scheduler, f"{place:02d}", 400, float(place))
-    scheduler.let_go_on(2)
-    assert scheduler.contenders(1) == ([f"{place:02d}" for place in range(16)], 2)
-    scheduler.let_go_on(4)  # 13 is not among the best twelve
-    assert scheduler.contenders(1)[0][:6] == ["00", "01", "06", "10", "02", "03"] and scheduler.contenders(1)[1] == 4
-    for trial_id in ("00", "01", "06", "10"):
-        assert scheduler.final_turn(1, math.inf) == trial_id
-        scheduler.promote(trial_id)
-    assert scheduler.final_turn(1, math.inf) is None
-    scheduler.let_go_on(6)
-    assert scheduler.contenders(1)[0][:2] == ["02", "11"]  # three of six, by now of all sixteen
 
 
 def test_finalists_are_those_to_confirm_and_as_many_more_as_keep_every_slot_busy():

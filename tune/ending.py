@@ -82,8 +82,7 @@ def tokens_to_finish(state: SearchState, more: int | None = None) -> int:
             if not there:
                 again = min(again, len(rung.promoted) + arriving)
             if not there + looks:
-                waiting, _ = state.scheduler.contenders(state.finalists, more or 0)
-                blind = len({*rung.promoted, *waiting[:arriving]} - looked_at.keys())
+                blind = len({*rung.promoted, *rung.waiting()[:arriving]} - looked_at.keys())
         ends = [occupy(marks[level + 2] - marks[level + 1], all_there) for _ in range(arriving)]
         all_there = max([all_there, *ends])
     trained, blind = max(free), min(blind, again)

@@ -13,8 +13,6 @@ CONTINUE, PAUSE, STOP = "continue", "pause", "stop"
 Ladder = tuple[tuple[float, int], ...]
 """(share of the budget, one in how many goes on), ascending"""
 
-NEAR, FAST = 3, 4  # of the best NEAR times the finalists at the last rung, one in FAST is a fast one, by its learning rate
-FAIR_FINALISTS = 4  # from so many on, half of them are fast ones
 FEW_TRIALS = 32
 LADDER_OF_FEW: Ladder = ((3 / 16, 8),)
 LADDER_OF_MANY: Ladder = ((1 / 32, 2), (1 / 16, 6), (3 / 16, 3))
@@ -110,11 +108,8 @@ class Fifo:
         """
         return None
 
-    def enter(self, trial_id: str, learning_rate: float | None) -> None:
-        """Remembers a trial's peak learning rate, if it is known, before its first report."""
-
-    def contenders(self, at_least: int, more: int = 0) -> tuple[list[str], int]:
-        """(those that wait at the last rung, how many of them final_turn would let go on and `more`): these come first."""
+    def contenders(self, at_least: int) -> tuple[list[str], int]:
+        """(those that wait at the last rung, the best first; how many of them final_turn would let go on)."""
         return [], 0
 
     def let_go_on(self, finalists: int) -> None:
@@ -167,10 +162,6 @@ class Asha(Fifo):
     losses the earlier. So never more than 1 in `one_in` goes on, and nobody before somebody better who waits. Diverged
     trials are not recorded and count for nothing.
 
-    In the end the finalists are chosen among all that wait at the last rung. In the middle of a decaying schedule a high
-    learning rate looks worse than it ends, so of four or more at least half are the best of those with high rates: of the
-    quarter with the highest among the best 3 times as many trials (experiments/LOG.md).
-
     With `late` nobody goes on before the search knows that no new trial will come: then final_turn sees all who could, as
     in successive halving (Jamieson and Talwalkar, arXiv 1502.07943), and new trials have kept the slots busy meanwhile.
     """
@@ -180,7 +171,6 @@ class Asha(Fifo):
         self._late = late  # only this one promotes, so the others have no use for it
         self._paused_at: dict[str, Rung] = {}
         self._withdrawn: set[str] = set()
-        self._rates: dict[str, float] = {}
         self._finalists: int | None = None  # that there is time for
 
     def decision(self, trial_id: str, tokens_seen: int, loss: float) -> str:
@@ -213,25 +203,11 @@ class Asha(Fifo):
             if slowest < rung.mark:
                 return None
             if self.goes_on(level, 0, at_least):
-                return (rung.waiting() if rung is not self.rungs[-1] else self.contenders(at_least)[0])[0]
+                return rung.waiting()[0]
         return None
 
-    def enter(self, trial_id: str, learning_rate: float | None) -> None:
-        if learning_rate is not None:
-            self._rates[trial_id] = learning_rate
-
-    def contenders(self, at_least: int, more: int = 0) -> tuple[list[str], int]:
-        rung, places = self.rungs[-1], self.goes_on(len(self.rungs) - 1, 0, at_least) + more
-        finalists = len(rung.promoted) + places
-        near = sorted(rung.losses.keys() - rung.withdrawn, key=rung.losses.__getitem__)[: NEAR * finalists]
-        fast = set(sorted(near, key=lambda trial_id: self._rates.get(trial_id, 0.0), reverse=True)[: len(near) // FAST])
-        owed = finalists // 2 - len(rung.promoted & fast) if finalists >= FAIR_FINALISTS and self._rates else 0
-        owed, waiting, chosen = min(owed, len(fast - rung.promoted)), rung.waiting(), []
-        for trial_id in waiting:
-            if len(chosen) < places and (trial_id in fast or places - len(chosen) > owed):
-                chosen.append(trial_id)
-                owed -= trial_id in fast
-        return chosen + [trial_id for trial_id in waiting if trial_id not in chosen], places
+    def contenders(self, at_least: int) -> tuple[list[str], int]:
+        return self.rungs[-1].waiting(), self.goes_on(len(self.rungs) - 1, 0, at_least)
 
     def let_go_on(self, finalists: int) -> None:
         self._finalists = finalists
@@ -266,7 +242,7 @@ class Asha(Fifo):
         if rung is None:
             return True
         places = 2 * max(self._least(self.rungs.index(rung), at_least), len(rung.losses) // rung.one_in)
-        return rung.rank(trial_id) >= (max(places, NEAR * at_least) if rung is self.rungs[-1] else places)
+        return rung.rank(trial_id) >= places
 
 
 SCHEDULERS = {"asha": Asha, "asha-stop": AshaStop, "fifo": Fifo}

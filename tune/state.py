@@ -80,8 +80,6 @@ class SearchState:
             self.status[trial_id] = INTERRUPTED
             if "confirms" in event:
                 self.confirms[trial_id] = event["confirms"]
-            else:
-                self.scheduler.enter(trial_id, event["config"].get("learning_rate"))
         elif kind == "promote":
             self.status[trial_id] = INTERRUPTED
             if trial_id not in self.confirms:
