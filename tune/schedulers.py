@@ -112,8 +112,8 @@ class Fifo:
         """(those that wait at the last rung, the best first; how many of them final_turn would let go on)."""
         return [], 0
 
-    def let_go_on(self, finalists: int) -> None:
-        """Lets so many trials in all go on at the last rung in the end."""
+    def let_go_on(self, finalists: int | None) -> None:
+        """Lets so many trials in all go on at the last rung in the end; None: as many as the ladder says."""
 
     def second_look(self, trial_id: str, loss: float) -> None:
         """Remembers the loss of a waiting trial's configuration on another seed, at the last rung."""
@@ -129,8 +129,7 @@ class Fifo:
         """Takes a paused trial out of the competition: it goes on whatever happens, and counts at this rung alone."""
 
     def out_of_reach(self, trial_id: str, at_least: int) -> bool:
-        """Whether a paused trial would not be promoted even if twice the trials came to its rung, all of them worse, and
-        twice as many finished."""
+        """Whether a paused trial would not be promoted even if twice the trials came to its rung, all of them worse."""
         return True
 
 
@@ -209,7 +208,7 @@ class Asha(Fifo):
     def contenders(self, at_least: int) -> tuple[list[str], int]:
         return self.rungs[-1].waiting(), self.goes_on(len(self.rungs) - 1, 0, at_least)
 
-    def let_go_on(self, finalists: int) -> None:
+    def let_go_on(self, finalists: int | None) -> None:
         self._finalists = finalists
 
     def second_look(self, trial_id: str, loss: float) -> None:
@@ -241,7 +240,7 @@ class Asha(Fifo):
         rung = self._paused_at.get(trial_id)
         if rung is None:
             return True
-        places = 2 * max(self._least(self.rungs.index(rung), at_least), len(rung.losses) // rung.one_in)
+        places = max(self._least(self.rungs.index(rung), at_least), 2 * len(rung.losses) // rung.one_in)
         return rung.rank(trial_id) >= places
 
 

@@ -104,6 +104,7 @@ class SearchState:
                 self.checkpoints[trial_id].pop(step, None)
         elif kind in ("close", "reopen"):
             self.closed = kind == "close"
+            self.scheduler.let_go_on(None)  # how many finish is planned when it is known who comes to the last rung
         elif kind == "finalists":
             self.scheduler.let_go_on(event["trials"])
         elif kind == "session":
@@ -251,7 +252,7 @@ class SearchState:
         """The optimizer steps of the checkpoints worth their room.
 
         Of a trial that runs the last two (the older in case the newer is damaged) and the best; of a completed one the last
-        and the best; of one that waits at a rung the last, while it is in reach (Asha.out_of_reach);
+        and the best; of one that waits at a rung the last, while it would be promoted if twice the trials came there;
         of others none. A trial promoted without any begins anew.
         """
         steps, status = sorted(self.checkpoints[trial_id]), self.status[trial_id]
@@ -261,7 +262,7 @@ class SearchState:
             if trial_id in self.confirms:
                 gone = not self.kept_checkpoints(self.confirms[trial_id])
             else:
-                gone = trial_id != self.plan.reference and self.scheduler.out_of_reach(trial_id, self.finalists)
+                gone = trial_id != self.plan.reference and self.scheduler.out_of_reach(trial_id, 2 * self.finalists)
             return set() if gone else {steps[-1]}
         reports = self.reports[trial_id]
         best = min(steps, key=lambda step: reports[step]["val_loss"] if step in reports else math.inf)
