@@ -121,7 +121,7 @@ class Replay:
         while clock <= until:
             while len(heap) < self.slots:
                 if plans_its_end:
-                    plan_the_end(self.state, until - clock)
+                    plan_the_end(self.state, until - clock, used=clock)
                 trial_id = self.state.next_trial()
                 if trial_id is None:
                     break

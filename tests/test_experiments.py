@@ -70,8 +70,8 @@ def test_the_replay_command(tmp_path):
 
 
 @settings(max_examples=80, deadline=None)
-@given(st.integers(0, 10**6), st.integers(1, 4), st.integers(2, 40), st.integers(0, 3), st.booleans())
-def test_a_search_that_knows_its_end_is_over_by_then(seed, slots, quarters, confirm, with_reference):
+@given(st.integers(0, 10**6), st.integers(1, 4), st.integers(2, 40), st.integers(0, 3), st.booleans(), st.booleans())
+def test_a_search_that_knows_its_end_is_over_by_then(seed, slots, quarters, confirm, with_reference, breeds):
     replay, rng = load("replay"), random.Random(seed)
     marks, seeds = list(range(1, 33)), {f"{index:03d}": [0, 1] for index in range(200)}
     losses = {(name, s): {mark: rng.random() for mark in marks} for name in seeds for s in (0, 1)}
@@ -79,7 +79,13 @@ def test_a_search_that_knows_its_end_is_over_by_then(seed, slots, quarters, conf
     played = replay.Replay(curves, "asha", ((1 / 16, 8), (1 / 8, 4)), confirm, slots, rng)
     if with_reference:
         played.state.plan = dataclasses.replace(played.state.plan, reference="00000")
+    if breeds:
+        played.state.plan = dataclasses.replace(played.state.plan, breed=lambda index, state: {})
+        played.state.bred = False
     until = 32 * quarters / 4
-    enough = tokens_to_finish(played.state) <= until
+    enough = tokens_to_finish(played.state, draws=1) <= until
     played.run(until)
     assert played.state.is_over() and bool(played.completed) == enough
+    assert not played.state.scheduler.offspring or (breeds and confirm)
+    used = [played.state.tokens_seen(trial_id) for trial_id in played.state.status]
+    assert sum(used) <= slots * until

@@ -16,7 +16,7 @@ from test_tune import report, state_of
 from myllm.config import PRESETS
 from myllm.errors import InputError
 from tune.results import tables
-from tune.samplers import STARTUP, _known, sampler, warm_start_trials
+from tune.samplers import STARTUP, _known, breeder, sampler, warm_start_trials
 from tune.schedulers import CONTINUE, PAUSE, STOP
 from tune.spaces import SPACES, LogUniform, get_space, sample
 from tune.state import COMPLETED, DIVERGED, INTERRUPTED, STOPPED
@@ -75,6 +75,28 @@ def test_random_draws_depend_on_the_index_alone(space, preset):
     for new in ("searcher", "warm_start"):  # as in the search.json of a run from before they were there
         del search["config"][new]
     assert sampler(search)(7, None) == expected[7]
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_offspring_has_each_value_near_one_of_the_best(space):
+    search = search_of("random", space, seed=3)
+    state = searched(search)
+    best = [state.configs[trial_id] for trial_id in state.scheduler.prospects()]
+    assert len(best) >= 8
+    ranges, breed, changed = get_space(space).ranges(NANO), breeder(search), 0
+    for index in range(40, 80):
+        config = breed(index, state)
+        assert config == breed(index, state) and config.keys() == ranges.keys()
+        for name, values in ranges.items():
+            inherited = [parent[name] for parent in best[:8]]
+            if isinstance(values, LogUniform):
+                assert values.low <= config[name] <= values.high
+                width = math.log(values.high / values.low)
+                assert min(abs(math.log(config[name] / value)) for value in inherited) < 0.3 * width  # 4.6 deviations
+                changed += config[name] not in inherited
+            else:
+                assert config[name] in inherited
+    assert changed >= 40
 
 
 @pytest.mark.parametrize("preset", ["nano", "micro", "gpt2"])

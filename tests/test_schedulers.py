@@ -260,30 +260,34 @@ def test_a_search_of_a_few_ends_with_the_reference_and_the_best_on_a_fresh_seed(
     done = [t for t, status in state.status.items() if status == COMPLETED]
     confirmed = {of for trial_id, of in state.confirms.items() if state.status[trial_id] == COMPLETED}
     assert "00000" in done and "00000" in confirmed and 3 <= len(confirmed) <= 4
-    assert all(state.configs[t] == {"seed": 7 + 1_000_003} for t in state.confirms)
+    seeds = {"seed": 7 + 1_000_003, "seed2": 7 + 2 * 1_000_003}
+    assert all(state.configs[t] == {"seed": seeds[t.split("-")[1]]} for t in state.confirms)
     best = sorted((t for t in done if t not in state.confirms), key=state.last_loss)[:3]
     assert set(best) <= confirmed
 
 
-def test_a_second_look_at_the_best_before_anybody_goes_on_from_the_last_rung_in_the_end():
+def test_looks_at_the_best_before_anybody_goes_on_from_the_last_rung_in_the_end():
     state = new_state(((1 / 8, 8),), num_samples=7, confirm=3)
     losses = dict(zip("0123456", (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0), strict=True))
     fresh = {"0": 1.0, "1": 8.0, "2": 3.5, "3": 3.0}  # 1 was lucky: a mean of 5.0
     started = []
     while (trial_id := state.next_trial()) is not None:
         started.append(trial_id[4:])
-        loss = (fresh if trial_id in state.confirms else losses)[trial_id.removesuffix("-seed")[-1]]
+        loss = (fresh if trial_id in state.confirms else losses)[trial_id[4]]
         seen, decision = state.tokens_seen(trial_id), CONTINUE
         while decision == CONTINUE:
             seen += MARK
             decision = state.decide(trial_id, report(trial_id, seen, loss, step=seen))
         state.record("checkpoint", trial_id=trial_id, step=seen, path=trial_id)
         state.running.discard(trial_id)
-        if started[-1] == "1-seed":
-            assert seen == 400 and state.kept_checkpoints(trial_id) == {400} and not state.is_over()
+        if started[-1] in ("1-seed", "2-seed2"):
+            kept = {400} if started[-1] == "1-seed" else set()  # a second is never a confirmation
+            assert seen == 400 and state.kept_checkpoints(trial_id) == kept and not state.is_over()
     assert started[:8] == [*"0123456", "0"]
-    # Two places beside the reference, and a slot: three are looked at. Then all three that completed are confirmed.
-    assert started[8:] == ["1-seed", "2-seed", "3-seed", "2", "3", "0-seed", "2-seed", "3-seed"]
+    # Two places beside the reference: those that hold them are looked at twice, 1 until it does no longer. Then all three
+    # that completed are confirmed.
+    assert started[8:13] == ["1-seed", "2-seed", "2-seed2", "3-seed", "3-seed2"]
+    assert started[13:] == ["2", "3", "0-seed", "2-seed", "3-seed"]
     assert state.is_over() and state.status["00001-seed"] == state.status["00001"] == STOPPED
 
 
@@ -349,23 +353,24 @@ def test_checkpoints_worth_their_room():
 def test_what_is_left_when_no_more_trials_are_drawn_by_hand():
     state = new_state(((1 / 8, 4),), num_samples=100, confirm=2)
     reference = state.next_trial()
-    # Two trials to the rung at 400, a second look at both; two finalists from there to 3200, maybe the reference;
-    # three confirmations.
-    assert tokens_to_finish(state) == 2 * 400 + 2 * 400 + 2 * 2800 + 3200 + 3 * 3200
+    # Two trials to the rung at 400, two looks at both; two finalists from there to 3200, maybe the reference; three
+    # confirmations.
+    assert tokens_to_finish(state, draws=1) == 2 * 400 + 4 * 400 + 2 * 2800 + 3200 + 3 * 3200
     state.decide(reference, report(reference, 400, 1.0))
     second = state.next_trial()
     state.decide(second, report(second, 300, 1.0))
-    # The rest of the second to the rung and a third trial; a second look at all three; two finalists and the reference;
-    # the confirmations.
-    assert tokens_to_finish(state) == 100 + 400 + 3 * 400 + 3 * 2800 + 3 * 3200
+    # The rest of the second to the rung and a third trial; two looks at all three; two finalists and the reference; the
+    # confirmations.
+    assert tokens_to_finish(state, draws=1) == 100 + 400 + 6 * 400 + 3 * 2800 + 3 * 3200
     state.record("session", session=0, slots=2)
-    assert tokens_to_finish(state) == 100 + 2800 + 2800 + 2 * 3200  # one slot: the reference, a finalist, confirmations
+    # One slot, while the other looks: the reference, a finalist, confirmations.
+    assert tokens_to_finish(state, draws=1) == 100 + 2800 + 2800 + 2 * 3200
     state.record("session", session=0, slots=8)
-    assert tokens_to_finish(state) == 400 + 400 + 2800 + 3200
+    assert tokens_to_finish(state, draws=1) == 400 + 400 + 2800 + 3200
     state.record("promote", trial_id=reference, guaranteed=True)
     state.decide(reference, report(reference, 1200, 1.0))  # on its last stretch, as one of the two
     state.record("session", session=0, slots=1)
-    assert tokens_to_finish(state) == 100 + 400 + 2000 + 2 * 400 + 2800 + 3 * 3200
+    assert tokens_to_finish(state, draws=1) == 100 + 400 + 2000 + 4 * 400 + 2800 + 3 * 3200
 
 
 def closed_at_the_last_rung(confirm):
@@ -392,24 +397,28 @@ def planned(state):
 
 def test_as_many_finish_as_there_is_time_for():
     state, run_next = closed_at_the_last_rung(confirm=2)
-    # Beside the reference one more goes on. Two slots: a second look at it and at one more a slot, three; its 2800 to the
-    # end; its confirmation and the reference's, in full, should it be one that nobody looked at.
-    assert tokens_to_finish(state, more=0) == 2 * 400 + 2800 + 3200
-    left = tokens_to_finish(state, more=1)
-    plan_the_end(state, left - 1)
+    # Beside the reference one more goes on. Two slots: two looks at it and at one more a slot, three; its 2800 to the end;
+    # its confirmation and the reference's, in full, should it be one that nobody looked at.
+    assert tokens_to_finish(state) == 3 * 400 + 2800 + 3200
+    left = tokens_to_finish(state, finalists=1)
+    assert left == 4 * 400 + 2800 + 2 * 3200
+    slack = 2 * 400  # for more than were planned
+    plan_the_end(state, left + slack - 1)
     assert planned(state) == []
+    plan_the_end(state, left + slack)
+    assert planned(state) == [2]
     plan_the_end(state, left)
     assert planned(state) == [2]
     plan_the_end(state, 400)
     assert planned(state) == [2, 1]  # late: one finishes whatever happens
-    plan_the_end(state, left)
-    assert [run_next(400) for _ in range(4)] == [f"0000{i}-seed" for i in range(1, 5)]
+    plan_the_end(state, left + slack)
+    assert [run_next(400) for _ in range(4)] == [f"0000{i}-{seed}" for i in (1, 2) for seed in ("seed", "seed2")]
     assert [run_next(BUDGET) for _ in range(2)] == ["00001", "00002"]
-    # Two more side by side; then the reference in full on one slot, and two from their second looks on on the other.
-    plan_the_end(state, 2800 + 2 * 2800 - 1)
-    assert planned(state) == [2, 1, 2]
-    plan_the_end(state, 2800 + 2 * 2800)
-    assert planned(state) == [2, 1, 2, 4]
+    plan_the_end(state, left + slack - 1)  # of as many again, one
+    assert planned(state) == [2, 1, 2, 3]
+    plan_the_end(state, left + slack)
+    assert planned(state) == [2, 1, 2, 3, 4]
+    assert [run_next(400) for _ in range(4)] == [f"0000{i}-{seed}" for i in (3, 4) for seed in ("seed", "seed2")]
     assert [run_next(BUDGET) for _ in range(2)] == ["00003", "00004"] and run_next(900) == "00000-seed"
     count = len(state.events)
     plan_the_end(state, 10**6)  # those to confirm are known
@@ -422,6 +431,59 @@ def test_a_search_that_opens_again_plans_its_finalists_anew():
     assert planned(state) == [7] and state.scheduler.contenders(state.finalists)[1] == 7
     state.record("reopen")
     assert state.scheduler.contenders(state.finalists)[1] == 1  # and the reference
+
+
+def test_offspring_runs_up_to_the_last_rung_before_anybody_goes_on_from_there():
+    bred = []
+    plan = dict(num_samples=100, confirm=2, breed=lambda index, state: bred.append(state.scheduler.prospects()) or {})
+    state = state_of((), BUDGET, Asha(((1 / 16, 2), (1 / 8, 2)), BUDGET, MARK, late=True), **plan)
+
+    def run_next(loss):
+        trial_id, decision = state.next_trial(), CONTINUE
+        while decision == CONTINUE:
+            seen = state.tokens_seen(trial_id) + MARK
+            decision = state.decide(trial_id, report(trial_id, seen, loss, step=seen))
+        state.running.discard(trial_id)
+        return trial_id, seen
+
+    assert [run_next(float(i)) for i in range(12)] == [(f"{i:05d}", 200) for i in range(12)]
+    assert not state.breeds
+    state.record("close")
+    assert run_next(0.0) == ("00000", BUDGET)  # the reference
+    assert [run_next(float(i)) for i in range(1, 6)] == [(f"{i:05d}", 400) for i in range(1, 6)] and state.breeds
+    assert run_next(2.5) == ("00012", 400) and run_next(0.5) == ("00013", 400)
+    assert bred == [[f"{i:05d}" for i in numbers] for numbers in ((1, 2, 3, 4, 5), (1, 2, 12, 3, 4, 5))]
+    assert tokens_to_finish(state, offspring=1) == tokens_to_finish(state) + 400
+    plan_the_end(state, tokens_to_finish(state, offspring=1))
+    assert state.breeds
+    plan_the_end(state, tokens_to_finish(state, offspring=1) - 1)
+    # Two of the five that were drawn and came to the last rung go on, however much offspring came too, and it may win.
+    assert not state.breeds and state.scheduler.contenders(2)[1] == 2
+    looks = [run_next(loss) for loss in (0.5, 0.5, 1.0, 1.0)]
+    assert looks == [(f"{trial_id}-{seed}", 400) for trial_id in ("00013", "00001") for seed in ("seed", "seed2")]
+    assert run_next(1.0) == ("00013", BUDGET)
+    again = state_of(state.events, BUDGET, Asha(((1 / 16, 2), (1 / 8, 2)), BUDGET, MARK, late=True), **plan)
+    assert run_next(1.0)[0] == "00001" == again.next_trial()
+    state.record("reopen")
+    assert state.next_trial() == "00014" and not state.bred  # a longer search draws, and breeds, again
+
+
+def test_half_of_three_finalists_or_more_are_chosen_with_their_rate_in_mind():
+    scheduler = Asha(((1 / 8, 8),), BUDGET, MARK, late=True)
+    for place in range(16):  # a rate e times as high is worth five hundredths
+        scheduler.enter(f"{place:02d}", {6: math.e**2, 10: math.e**3, 15: math.e}.get(place, 1.0))
+        feed(scheduler, f"{place:02d}", 400, 3.0 + place / 100)
+    scheduler.let_go_on(2)
+    assert scheduler.contenders(1) == ([f"{place:02d}" for place in range(16)], 2)
+    scheduler.let_go_on(5)
+    assert scheduler.prospects()[:4] == ["10", "06", "00", "01"]
+    assert [trial_id for trial_id in ("03", "04", "06", "10", "15") if scheduler.out_of_reach(trial_id, 1)] == ["04", "15"]
+    assert scheduler.contenders(1)[0][:5] == ["06", "10", "00", "01", "02"] and scheduler.contenders(1)[1] == 5
+    for trial_id in ("06", "10", "00"):
+        assert scheduler.final_turn(1, math.inf) == trial_id
+        scheduler.promote(trial_id)
+    scheduler.look("01", 3.5)  # by the mean it is the last
+    assert scheduler.contenders(1)[0][:2] == ["02", "03"] and scheduler.contenders(1)[1] == 2
 
 
 def test_no_more_finish_than_the_ladder_says_where_nothing_is_confirmed():

@@ -36,7 +36,7 @@ class SearchConfig:
     """tokens of one full training, rounded down so that all batch sizes share the report marks (unset: the preset's)"""
     time_budget: float | None = None
     """seconds, all sessions together: trials are drawn until the rest is needed to finish the best of them, and asha
-    promotes none before that (unset: no limit)"""
+    promotes none before that; where there is room to confirm, it then tries offspring of the best (unset: no limit)"""
     name: str | None = None
     """folder under experiments/runs (unset: preset-space-date-time)"""
     seed: int = 0
@@ -54,7 +54,7 @@ class SearchConfig:
     """what rungs compare: val_loss, or val_loss_ema (of averaged weights, which can be ahead of the rate's decay)"""
     confirm: int | None = None
     """best configurations that, with the reference, run again on a fresh seed; the best at the last rung run up to it on
-    that seed before some go on (unset: 3 from 8 trials on, with --time_budget if 16 full trainings fit, else 0)"""
+    two before some go on (unset: 3 from 8 trials on, with --time_budget if 16 full trainings fit, else 0)"""
     searcher: str = "random"
     """random, or optuna: TPE on the trials so far"""
     warm_start: tuple[str, ...] = ()

@@ -19,6 +19,8 @@ from tune.spaces import Choice, LogUniform, get_space, sample
 from tune.state import COMPLETED, DIVERGED, FAILED, INTERRUPTED, STOPPED, SearchState
 
 STARTUP = 10  # judged trials before TPE draws (optuna's default); until then random does: the two searchers begin alike
+PARENTS = 8  # the best at the last rung, of whom offspring are
+JITTER = 0.065  # standard deviation between an inherited value and its parent's, as a share of the range
 WARM_SHARE = 4  # one trial in this many repeats an earlier run's, at most
 COMPARED = {
     "space": ("config", "space"),
@@ -60,6 +62,33 @@ def sampler(search: dict[str, Any]) -> Draw:
         return sample(space, preset, seed, index)
 
     return draw
+
+
+# Offspring
+
+
+def breeder(search: dict[str, Any]) -> Draw:
+    """breed(index, state): each value that of one of the best at the last rung, the better the likelier, moved a little.
+
+    Uniform crossover and mutation, with the population on a rung of successive halving (as in DEHB, Awad et al., arXiv
+    2105.09821, which mutates by differences). What the values of good configurations have in common early, such as the
+    batch size, is inherited at once; what is rare among random draws, a high rate with a long warm-up, is put together.
+    """
+    config = search["config"]
+    ranges = get_space(config["space"]).ranges(get_preset(config["preset"]))
+
+    def breed(index: int, state: SearchState) -> Config:
+        rng = np.random.default_rng([config["seed"], index])
+        parents = [state.configs[trial_id] for trial_id in state.scheduler.prospects()[:PARENTS]]
+        weights = np.arange(len(parents), 0.0, -1.0)
+        chosen = rng.choice(len(parents), size=len(ranges), p=weights / weights.sum())
+        ways = rng.normal(0.0, JITTER, size=len(ranges))
+        return {
+            name: values.near(parents[parent][name], float(way))
+            for (name, values), parent, way in zip(ranges.items(), chosen, ways, strict=True)
+        }
+
+    return breed
 
 
 # TPE

@@ -13,6 +13,8 @@ CONTINUE, PAUSE, STOP = "continue", "pause", "stop"
 Ladder = tuple[tuple[float, int], ...]
 """(share of the budget, one in how many goes on), ascending"""
 
+RATE_WORTH = 0.05  # nats per token that an e times higher peak learning rate gains from mid-schedule to the end (LOG.md)
+FAIR_FINALISTS = 3  # from so many on, half of them are chosen with that in mind
 FEW_TRIALS = 32
 LADDER_OF_FEW: Ladder = ((3 / 16, 8),)
 LADDER_OF_MANY: Ladder = ((1 / 32, 2), (1 / 16, 6), (3 / 16, 3))
@@ -63,7 +65,9 @@ class Rung:
     one_in: int
     """one in this many goes on"""
     losses: dict[str, float] = field(default_factory=dict)
-    """the mean over seeds of those that had a second look"""
+    """the mean over seeds of those that were looked at again"""
+    seeds: dict[str, int] = field(default_factory=dict)
+    """how many seeds, of those"""
     promoted: set[str] = field(default_factory=set)
     withdrawn: set[str] = field(default_factory=set)
 
@@ -88,6 +92,14 @@ class Fifo:
                 marks[mark] = max(one_in, marks.get(mark, 0))
         self.rungs = [Rung(mark, one_in) for mark, one_in in sorted(marks.items())]
         self._rung_at = {rung.mark: rung for rung in self.rungs}
+        self.offspring: set[str] = set()
+        self._rates: dict[str, float] = {}
+
+    def enter(self, trial_id: str, learning_rate: float | None, offspring: bool = False) -> None:
+        """Remembers a new trial's peak learning rate, where that is known; offspring is compared at the last rung alone."""
+        self._rates[trial_id] = learning_rate or 1.0
+        if offspring:
+            self.offspring.add(trial_id)
 
     def decision(self, trial_id: str, tokens_seen: int, loss: float) -> str:
         """What `trial_id` would do after its report of the finite `loss` at `tokens_seen`. Changes nothing."""
@@ -108,14 +120,18 @@ class Fifo:
         """
         return None
 
-    def contenders(self, at_least: int) -> tuple[list[str], int]:
-        """(those that wait at the last rung, the best first; how many of them final_turn would let go on)."""
+    def contenders(self, at_least: int, more: int = 0) -> tuple[list[str], int]:
+        """(those that wait at the last rung; how many of them final_turn would let go on, and `more`): these come first."""
         return [], 0
+
+    def prospects(self) -> list[str]:
+        """Those that came to the last rung, the most promising first: by the loss there and the learning rate."""
+        return []
 
     def let_go_on(self, finalists: int | None) -> None:
         """Lets so many trials in all go on at the last rung in the end; None: as many as the ladder says."""
 
-    def second_look(self, trial_id: str, loss: float) -> None:
+    def look(self, trial_id: str, loss: float) -> None:
         """Remembers the loss of a waiting trial's configuration on another seed, at the last rung."""
 
     def goes_on(self, level: int, arriving: int, at_least: int) -> int:
@@ -161,6 +177,10 @@ class Asha(Fifo):
     losses the earlier. So never more than 1 in `one_in` goes on, and nobody before somebody better who waits. Diverged
     trials are not recorded and count for nothing.
 
+    In the end the finalists are chosen among all that wait at the last rung. Halfway down its schedule a high learning rate
+    still looks worse than it will end, so of three or more half are the best once that is allowed for; the mean over seeds
+    tells those that bear their rate from those that were lucky.
+
     With `late` nobody goes on before the search knows that no new trial will come: then final_turn sees all who could, as
     in successive halving (Jamieson and Talwalkar, arXiv 1502.07943), and new trials have kept the slots busy meanwhile.
     """
@@ -173,8 +193,8 @@ class Asha(Fifo):
         self._finalists: int | None = None  # that there is time for
 
     def decision(self, trial_id: str, tokens_seen: int, loss: float) -> str:
-        rung = self._rung_at.get(tokens_seen)
-        if rung is None or trial_id in self._withdrawn:
+        rung = self._rung_of(trial_id, tokens_seen)
+        if rung is None:
             return CONTINUE
         rung.losses[trial_id] = loss  # as if it were there already
         turn = self.turn()
@@ -182,14 +202,21 @@ class Asha(Fifo):
         return CONTINUE if turn == trial_id else PAUSE
 
     def record(self, trial_id: str, tokens_seen: int, loss: float, decision: str) -> None:
-        rung = self._rung_at.get(tokens_seen)
-        if rung is None or trial_id in self._withdrawn or not math.isfinite(loss):
+        rung = self._rung_of(trial_id, tokens_seen)
+        if rung is None or not math.isfinite(loss):
             return
         rung.losses[trial_id] = loss
         if decision == PAUSE:
             self._paused_at[trial_id] = rung
         else:
             rung.promoted.add(trial_id)
+
+    def _rung_of(self, trial_id: str, tokens_seen: int) -> Rung | None:
+        """The rung at which the trial competes there, if it does."""
+        rung = self._rung_at.get(tokens_seen)
+        if trial_id in self._withdrawn or (trial_id in self.offspring and rung is not self.rungs[-1]):
+            return None
+        return rung
 
     def turn(self) -> str | None:
         for rung in reversed(self.rungs if not self._late else []):
@@ -202,23 +229,33 @@ class Asha(Fifo):
             if slowest < rung.mark:
                 return None
             if self.goes_on(level, 0, at_least):
-                return rung.waiting()[0]
+                return (self.contenders(at_least)[0] if rung is self.rungs[-1] else rung.waiting())[0]
         return None
 
-    def contenders(self, at_least: int) -> tuple[list[str], int]:
-        return self.rungs[-1].waiting(), self.goes_on(len(self.rungs) - 1, 0, at_least)
+    def contenders(self, at_least: int, more: int = 0) -> tuple[list[str], int]:
+        rung, places = self.rungs[-1], self.goes_on(len(self.rungs) - 1, 0, at_least) + more
+        finalists = len(rung.promoted) + places
+        half = finalists // 2 if finalists >= FAIR_FINALISTS else 0
+        best = [trial_id for trial_id in self.prospects() if trial_id not in rung.withdrawn][:half]
+        return sorted(rung.waiting(), key=lambda trial_id: trial_id not in best), places
+
+    def prospects(self) -> list[str]:
+        losses = self.rungs[-1].losses
+        return sorted(losses, key=lambda trial_id: losses[trial_id] - RATE_WORTH * math.log(self._rates.get(trial_id, 1.0)))
 
     def let_go_on(self, finalists: int | None) -> None:
         self._finalists = finalists
 
-    def second_look(self, trial_id: str, loss: float) -> None:
+    def look(self, trial_id: str, loss: float) -> None:
         rung = self.rungs[-1]
-        rung.losses[trial_id] = (rung.losses[trial_id] + loss) / 2
+        seeds = rung.seeds[trial_id] = rung.seeds.get(trial_id, 1) + 1
+        rung.losses[trial_id] += (loss - rung.losses[trial_id]) / seeds
 
     def goes_on(self, level: int, arriving: int, at_least: int) -> int:
         rung = self.rungs[level]
         there = len(rung.losses) + arriving
-        places = max(self._least(level, at_least), there // rung.one_in)
+        drawn = len(rung.losses.keys() - self.offspring) + arriving
+        places = max(self._least(level, at_least), drawn // rung.one_in)
         if rung is self.rungs[-1] and self._finalists is not None:
             return max(0, min(self._finalists - len(rung.promoted), len(rung.waiting())))
         taken = len(rung.promoted) + sum(rung.rank(trial_id) < places for trial_id in rung.withdrawn)
@@ -241,7 +278,8 @@ class Asha(Fifo):
         if rung is None:
             return True
         places = max(self._least(self.rungs.index(rung), at_least), 2 * len(rung.losses) // rung.one_in)
-        return rung.rank(trial_id) >= places
+        promising = rung is self.rungs[-1] and trial_id in self.prospects()[:places]
+        return not promising and rung.rank(trial_id) >= places
 
 
 SCHEDULERS = {"asha": Asha, "asha-stop": AshaStop, "fifo": Fifo}

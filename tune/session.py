@@ -25,7 +25,7 @@ from tune.ending import plan_the_end, tokens_to_finish
 from tune.journal import Journal, read_journal
 from tune.options import CONFIRM_WORTH
 from tune.results import search_seconds
-from tune.samplers import sampler
+from tune.samplers import breeder, sampler
 from tune.schedulers import SCHEDULERS, parse_ladder
 from tune.state import Plan, SearchState
 from tune.storage import Storage
@@ -53,16 +53,17 @@ def open_state(run_dir: Path, search: dict[str, Any]) -> SearchState:
     config = search["config"]
     budget_tokens, report_tokens = search["train"]["budget_tokens"], search["report_tokens"]
     ladder = parse_ladder(search["rungs"]) if search["rungs"] else ()
+    late = config["time_budget"] is not None
     plan = Plan(
         num_samples=search["num_samples"],
         budget_tokens=budget_tokens,
         draw=sampler(search),
+        breed=breeder(search) if late and config["scheduler"] == "asha" else None,
         confirm=search["confirm"],
         seed=config["seed"],
         rung_metric=config["rung_metric"],
         max_failures=config["max_failures"],
     )
-    late = config["time_budget"] is not None
     scheduler = SCHEDULERS[config["scheduler"]](ladder, budget_tokens, report_tokens, late)
     journal = Journal(run_dir)
     return SearchState(plan, scheduler, journal.append, read_journal(run_dir))
@@ -158,13 +159,13 @@ class Session(SearchAlgorithm):
                 elif trainings > (1 + SPARE) * CONFIRM_WORTH and not self.state.confirm and self.state.plan.confirm:
                     self.state.record("confirm", trials=self.state.plan.confirm)
             left = (budget - used) * speed
-            if self.state.closed:
-                spare = left - tokens_to_finish(self.state)
+            if self.state.closed and (self.state.bred or not self.state.confirm or not self.started):
+                spare = left - tokens_to_finish(self.state, draws=1)
                 chosen = self.state.confirms or any(rung.promoted for rung in self.state.scheduler.rungs[-1:])
                 enough = 0 if not self.started else math.inf if chosen else SPARE * budget * speed
                 if spare >= enough:  # never where finalists are chosen: new trials could not be among them any more
                     self.state.record("reopen")
-            plan_the_end(self.state, left)
+            plan_the_end(self.state, left, used * speed)
         elif self.state.closed and not self.started:
             self.state.record("reopen")
         if self.search["config"]["confirm"] not in (None, self.state.confirm):

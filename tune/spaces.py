@@ -25,6 +25,10 @@ class LogUniform:
         """The value at `place` of the range, 0 <= place < 1."""
         return self.low * (self.high / self.low) ** place
 
+    def near(self, value: float, way: float) -> float:
+        """The value that lies the share `way` of the range above `value`, or below it; the range's end beyond that."""
+        return min(max(value * (self.high / self.low) ** way, self.low), self.high)
+
     def __str__(self) -> str:
         return f"{self.low:.3g} to {self.high:.3g} (log)"
 
@@ -38,6 +42,10 @@ class Choice:
     def at(self, place: float) -> Any:
         """The value at `place` of the list, 0 <= place < 1."""
         return self.values[int(place * len(self.values))]
+
+    def near(self, value: Any, way: float) -> Any:
+        """`value`: from one choice there is no way to another."""
+        return value
 
     def __str__(self) -> str:
         return ", ".join(map(str, self.values))

@@ -15,7 +15,8 @@ STATUSES = (COMPLETED, STOPPED, DIVERGED, FAILED, INTERRUPTED)
 DEFAULT_TRIAL = "00000"
 """the preset's reference configuration, always the first"""
 UNLIMITED_TRIALS = 100_000  # as many as the digits of a trial's id hold
-CONFIRM_SEED_STEP = 1_000_003  # from the search's seed to that of its confirmations
+CONFIRM_SEED_STEP = 1_000_003  # from the search's seed to that of its confirmations, and on to that of further looks
+LOOKS = 2  # fresh seeds that tell, at the last rung, whether a configuration is sound or was lucky
 REPORTED = (
     *("step", "tokens_seen", "train_loss", "val_loss", "val_loss_ema", "val_bpb", "learning_rate", "grad_norm"),
     *("train_seconds", "tok_per_sec", "diverged"),
@@ -34,11 +35,14 @@ class Plan:
     """tokens of one full training"""
     draw: Callable[[int, "SearchState"], dict[str, Any]]
     """(index, the search so far) -> the hyper-parameters of trial `index`"""
+    breed: Callable[[int, "SearchState"], dict[str, Any]] | None = None
+    """the same for offspring of the best at the last rung: where configurations are confirmed, a closed search tries those
+    for as long as there is time"""
     confirm: int = 0
     """best configurations that run again on a fresh seed; where it is not 0, in the end the best at the last rung run up to
-    it on that seed before some go on, and the mean of both decides"""
+    it on LOOKS fresh seeds before some go on, and the mean over the seeds decides"""
     seed: int = 0
-    """the search's seed; confirmations run on seed + CONFIRM_SEED_STEP"""
+    """the search's seed; repetitions run on seed + k * CONFIRM_SEED_STEP, confirmations with k = 1"""
     rung_metric: str = "val_loss"
     """the metric that rungs compare, in nats per token"""
     max_failures: int = 3
@@ -54,13 +58,14 @@ class SearchState:
         self.plan, self.scheduler, self.append = plan, scheduler, append
         self.events: list[Event] = []
         self.configs: dict[str, dict[str, Any]] = {}
-        self.confirms: dict[str, str] = {}  # a confirmation -> the trial whose configuration it repeats
+        self.confirms: dict[str, str] = {}  # a confirmation, or a look -> the trial whose configuration it repeats
         self.reports: dict[str, dict[int, Event]] = {}  # by optimizer step
         self.checkpoints: dict[str, dict[int, str]] = {}  # by optimizer step
         self.lost: dict[str, int] = {}  # times that a trial's process was lost
         self.reasons: dict[str, str] = {}  # why a trial failed
         self.status: dict[str, str] = {}
         self.closed = False  # no more trials are drawn
+        self.bred = plan.breed is None  # and no more offspring
         self.confirm = plan.confirm
         self.slots = 1  # trials at once, in this session
         self.running: set[str] = set()
@@ -80,6 +85,8 @@ class SearchState:
             self.status[trial_id] = INTERRUPTED
             if "confirms" in event:
                 self.confirms[trial_id] = event["confirms"]
+            else:
+                self.scheduler.enter(trial_id, event["config"].get("learning_rate"), "offspring" in event)
         elif kind == "promote":
             self.status[trial_id] = INTERRUPTED
             if trial_id not in self.confirms:
@@ -95,16 +102,18 @@ class SearchState:
             loss = math.inf if event["diverged"] else event[self.plan.rung_metric]
             if trial_id not in self.confirms and not event["diverged"]:
                 self.scheduler.record(trial_id, event["tokens_seen"], loss, event["decision"])
-            elif self._is_second_look(trial_id) and event["decision"] != CONTINUE:
-                self.scheduler.second_look(self.confirms[trial_id], loss)
+            elif self._is_look(trial_id) and event["decision"] != CONTINUE:
+                self.scheduler.look(self.confirms[trial_id], loss)
         elif kind == "checkpoint":
             self.checkpoints[trial_id][event["step"]] = event["path"]
         elif kind == "pruned":
             for step in event["steps"]:
                 self.checkpoints[trial_id].pop(step, None)
         elif kind in ("close", "reopen"):
-            self.closed = kind == "close"
+            self.closed, self.bred = kind == "close", self.plan.breed is None
             self.scheduler.let_go_on(None)  # how many finish is planned when it is known who comes to the last rung
+        elif kind == "bred":
+            self.bred = True
         elif kind == "finalists":
             self.scheduler.let_go_on(event["trials"])
         elif kind == "session":
@@ -131,7 +140,7 @@ class SearchState:
             decision = self.scheduler.decision(trial_id, result["tokens_seen"], loss)
             if decision == STOP and trial_id == self.plan.reference:
                 decision = CONTINUE
-        elif self._is_second_look(trial_id) and result["tokens_seen"] == self.scheduler.rungs[-1].mark:
+        elif self._is_look(trial_id) and result["tokens_seen"] == self.scheduler.rungs[-1].mark:
             decision = PAUSE
         self.record("report", trial_id=trial_id, decision=decision, **{name: result[name] for name in REPORTED})
         return decision
@@ -179,31 +188,55 @@ class SearchState:
         unfinished = [trial_id for trial_id in unfinished if trial_id not in self.confirms]
         slowest = min((self.tokens_seen(trial_id) for trial_id in unfinished), default=math.inf)
         promoted = self.scheduler.final_turn(self.finalists, slowest)
+        contenders, places = self.scheduler.contenders(self.finalists) if self.confirm else ([], 0)
+        if self.breeds and (promoted is None or promoted in contenders):
+            return "trial", {"trial_id": f"{index:05d}", "config": self.plan.breed(index, self), "offspring": True}
         if promoted is not None:
-            contenders, places = self.scheduler.contenders(self.finalists) if self.confirm else ([], 0)
             if promoted in contenders and places < len(contenders):
-                looks = [self.status[trial_id] for trial_id in self.confirms if self.status[trial_id] != COMPLETED]
-                unseen = [trial_id for trial_id in contenders if trial_id not in self.confirms.values()]
-                if unseen and len(looks) < places + self.slots:
-                    return self._confirmation(unseen[0])
-                if INTERRUPTED in looks:
+                look = self._look(contenders, places)
+                if look is not None:
+                    return look
+                if any(self.status[trial_id] == INTERRUPTED for trial_id in self.confirms):
                     return None
             return self._promotion(promoted)
         if unfinished:
             return None
         for original in self._to_confirm():
-            return self._confirmation(original)
+            return self._repetition(original)
         return None
 
-    def _confirmation(self, original: str) -> tuple[str, dict[str, Any]]:
-        """The step that starts a trial's configuration on a fresh seed, or lets that go on from the last rung."""
-        trial_id = f"{original}-seed"
+    def _repetition(self, original: str, number: int = 1) -> tuple[str, dict[str, Any]]:
+        """The step that starts a trial's configuration on a fresh seed, or lets that go on from the last rung.
+
+        The first is the one that may be a confirmation later.
+        """
+        trial_id = f"{original}-seed{number if number > 1 else ''}"
         if trial_id in self.confirms:
             return "promote", {"trial_id": trial_id, "guaranteed": True}
-        config = self.configs[original] | {"seed": (self.plan.seed + CONFIRM_SEED_STEP) % 2**31}
+        config = self.configs[original] | {"seed": (self.plan.seed + number * CONFIRM_SEED_STEP) % 2**31}
         return "trial", {"trial_id": trial_id, "config": config, "confirms": original}
 
-    def _is_second_look(self, trial_id: str) -> bool:
+    def _look(self, contenders: list[str], places: int) -> tuple[str, dict[str, Any]] | None:
+        """The step that looks again at the best one that was looked at too seldom, while one of the first `places` was, or
+        is being looked at; None where all of those are known, or looking on would take more time than is planned for."""
+        repeated = {trial_id: self.repetitions(trial_id) for trial_id in contenders}
+        first = [self.status[look] for trial_id in contenders[:places] for look in repeated[trial_id]]
+        unsure = [trial_id for trial_id in contenders if len(repeated[trial_id]) < LOOKS]
+        known = len(first) == LOOKS * places and INTERRUPTED not in first
+        spent = sum(self.status[trial_id] != COMPLETED for trial_id in self.confirms)
+        if known or not unsure or spent >= self.most_looks(places):
+            return None
+        return self._repetition(unsure[0], len(repeated[unsure[0]]) + 1)
+
+    def most_looks(self, places: int) -> int:
+        """How many looks there may be before `places` more trials go on from the last rung."""
+        return LOOKS * (len(self.scheduler.rungs[-1].promoted) + places + self.slots)
+
+    def repetitions(self, original: str) -> list[str]:
+        """The trials that repeat the configuration of `original`, the one that may be its confirmation first."""
+        return [trial_id for trial_id, of in self.confirms.items() if of == original]
+
+    def _is_look(self, trial_id: str) -> bool:
         """Whether a trial repeats one that waits at the last rung: it goes there and no further, to help choose."""
         return self.status.get(self.confirms.get(trial_id, "")) == STOPPED
 
@@ -214,7 +247,7 @@ class SearchState:
     def _to_confirm(self) -> list[str]:
         """The best completed trials and the reference, without those that have their confirmation already.
 
-        Those that begin it come before those that go on with a second look: the longest first keeps the slots busy.
+        Those that begin it come before those that go on with a look: the longest first keeps the slots busy.
         """
         completed = [t for t, status in self.status.items() if status == COMPLETED and t not in self.confirms]
         wanted = sorted(completed, key=self.last_loss)[: self.confirm]
@@ -222,11 +255,20 @@ class SearchState:
             wanted.append(self.plan.reference)
         if len(wanted) < 2:  # nothing to choose between
             return []
-        again = {of: self.status[trial_id] for trial_id, of in self.confirms.items()}
+        again = {of: self.status[self.repetitions(of)[0]] for of in self.confirms.values()}
         wanted = [trial_id for trial_id in wanted if again.get(trial_id, STOPPED) == STOPPED]
         return sorted(wanted, key=again.__contains__)
 
     # What is known
+
+    @property
+    def breeds(self) -> bool:
+        """Whether the search tries offspring now, its draws being over and enough of them at the last rung."""
+        if self.bred or not self.closed or not self.confirm:
+            return False
+        if len(self.configs) - len(self.confirms) >= self.plan.num_samples:
+            return False
+        return len(self.scheduler.rungs[-1].waiting()) >= 2 * self.finalists
 
     @property
     def finalists(self) -> int:
@@ -260,7 +302,8 @@ class SearchState:
             return set()
         if status == STOPPED:
             if trial_id in self.confirms:
-                gone = not self.kept_checkpoints(self.confirms[trial_id])
+                of = self.confirms[trial_id]
+                gone = trial_id != self.repetitions(of)[0] or not self.kept_checkpoints(of)
             else:
                 gone = trial_id != self.plan.reference and self.scheduler.out_of_reach(trial_id, 2 * self.finalists)
             return set() if gone else {steps[-1]}
