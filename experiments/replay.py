@@ -4,9 +4,10 @@
     python experiments/replay.py --history FILE.csv --scheduler asha-stop --confirm 0
 
 The file has one row a report: trial_id (the configuration), tokens_seen, val_loss (nats per token), optionally seed
-(several curves a configuration) and val_loss_ema; every curve that did not diverge reaches the full budget. In each of
---orders random orders every configuration arrives once, with one of its seeds, and --slots of them train at once; a
-training takes the same time whatever its batch size. No configuration is the reference, so none is guaranteed to end.
+(several curves a configuration), val_loss_ema, and learning_rate (the peak, which has a say in who finishes); every curve
+that did not diverge reaches the full budget. In each of --orders random orders every configuration arrives once, with one
+of its seeds, and --slots of them train at once; a training takes the same time whatever its batch size. No configuration
+is the reference, so none is guaranteed to end, and none has offspring.
 
 Printed: the regret after so many full trainings' worth of time a slot, the mean over orders of (final loss of the pick,
 mean over the seeds that were not used to pick it) minus the lowest mean final loss of all configurations; how well each
@@ -21,7 +22,7 @@ import json
 import math
 import random
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,8 @@ class Curves:
     """(configuration, seed) -> val_loss at the full budget; of a diverged run the worst of all"""
     seeds: dict[str, list[int]]
     marks: list[int]
+    rates: dict[str, float] = field(default_factory=dict)
+    """configuration -> learning_rate, where the file has it"""
 
     @property
     def budget(self) -> int:
@@ -84,7 +87,8 @@ def read_curves(path: Path, metric: str) -> Curves:
     seeds: dict[str, list[int]] = {}
     for name, seed in losses:
         seeds.setdefault(name, []).append(seed)
-    return Curves(losses, finals, seeds, sorted({int(mark) for mark in table["tokens_seen"]}))
+    rates = dict(zip(table["trial_id"], table["learning_rate"], strict=True)) if "learning_rate" in table else {}
+    return Curves(losses, finals, seeds, sorted({int(mark) for mark in table["tokens_seen"]}), rates)
 
 
 class Replay:
@@ -94,7 +98,8 @@ class Replay:
         self.curves, self.slots = curves, slots
         self.order = rng.sample(sorted(curves.seeds), len(curves.seeds))
         self.seeds = {name: rng.sample(curves.seeds[name], len(curves.seeds[name])) for name in self.order}
-        plan = Plan(len(self.order), curves.budget, draw=lambda index, state: {}, confirm=confirm, reference=None)
+        draws = [{"learning_rate": curves.rates[name]} if curves.rates else {} for name in self.order]
+        plan = Plan(len(draws), curves.budget, draw=lambda index, state: draws[index], confirm=confirm, reference=None)
         rungs = SCHEDULERS[scheduler](ladder, curves.budget, curves.marks[0], late=True)
         self.state = SearchState(plan, rungs, lambda event, **values: {"event": event} | values)
         self.stops = [rung.mark for rung in rungs.rungs] + [curves.budget]
@@ -103,7 +108,7 @@ class Replay:
         """(time, trial) of the trials that reached the full budget"""
 
     def curve_of(self, trial_id: str) -> tuple[str, int]:
-        """The recorded (configuration, seed) that a trial plays; a confirmation plays the next seed."""
+        """The recorded (configuration, seed) that a trial plays; repetitions play the next seed, as others must judge."""
         confirms = self.state.confirms.get(trial_id)
         name = self.order[int(confirms or trial_id)]
         return name, self.seeds[name][1 if confirms and len(self.seeds[name]) > 1 else 0]

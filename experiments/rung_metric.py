@@ -72,7 +72,8 @@ def record(search: dict, index: int, seed: int, path: Path) -> None:
             }
         )
     temporary = path.with_suffix(".part")
-    pd.DataFrame(rows).round(5).to_csv(temporary, index=False)
+    table = pd.DataFrame(rows).round(5).assign(learning_rate=float(f"{config.learning_rate:.5g}"))
+    table.to_csv(temporary, index=False)
     temporary.rename(path)
 
 

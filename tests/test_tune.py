@@ -179,9 +179,10 @@ def test_names_cannot_leave_the_runs_folder(name):
         SearchConfig(name=name)
 
 
-def test_a_slow_moment_at_the_start_closes_a_timed_search_only_until_it_is_over(tmp_path):
+@pytest.mark.parametrize("breed", [None, lambda index, state: {}])
+def test_a_slow_moment_at_the_start_closes_a_timed_search_only_until_it_is_over(tmp_path, breed):
     config = {"keep_checkpoints": "best", "time_budget": 100.0, "confirm": None, "storage_path": None}
-    plan = Plan(num_samples=1000, budget_tokens=32_000, draw=lambda index, state: {}, confirm=3)
+    plan = Plan(num_samples=1000, budget_tokens=32_000, draw=lambda index, state: {}, breed=breed, confirm=3)
     scheduler = Asha(LADDER_OF_MANY, 32_000, 1000, late=True)
     state = SearchState(plan, scheduler, lambda event, **values: {"event": event, "time": time.time()} | values)
     session = Session(tmp_path, {"config": config}, state, 2)
@@ -208,6 +209,10 @@ def test_a_slow_moment_at_the_start_closes_a_timed_search_only_until_it_is_over(
     session.watch_time()
     assert [event["event"] for event in state.events] == kinds  # settled
     state.record("close")
+    session.watch_time()
+    assert state.closed == bool(breed)  # what time there is goes to offspring, once that is begun
+    state.record("close")
+    state.record("bred")
     state.record("trial", trial_id="00003-seed", config={}, confirms="00003")
     session.watch_time()
     assert state.closed  # too late for new ones: the finalists are being chosen
