@@ -54,8 +54,8 @@ def tokens_to_finish(state: SearchState, draws: int = 0, offspring: int = 0, fin
     on: an upper estimate.
 
     What runs comes to the next rung, and the reference goes on to its end. Rung after rung, when all are there, those
-    whose turn it is go on to the next, and from the last, after second looks, to the end. Then the confirmations train:
-    in full, where a second look may not help.
+    whose turn it is go on to the next, and from the last, after looks, to the end. Then the confirmations train: in full,
+    where none of the looks may have begun them.
     """
     budget, rungs, reference = state.plan.budget_tokens, state.scheduler.rungs, state.plan.reference
     drawn = [trial_id for trial_id in state.status if trial_id not in state.confirms]
@@ -84,7 +84,7 @@ def tokens_to_finish(state: SearchState, draws: int = 0, offspring: int = 0, fin
         seen = state.tokens_seen(reference) if reference in drawn else 0
         if seen < marks[-2] or state.status[reference] == STOPPED:
             occupy(budget - seen)
-    again = blind = state.confirm  # confirmations beside the reference's, and those that no second look shortens
+    again = blind = state.confirm  # confirmations beside the reference's, and those that no look has begun
     arriving = draws
     for level, rung in enumerate(rungs):
         there = arriving + sum(to == level + 1 for _, to, _ in running)

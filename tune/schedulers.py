@@ -254,8 +254,8 @@ class Asha(Fifo):
     def goes_on(self, level: int, arriving: int, at_least: int) -> int:
         rung = self.rungs[level]
         there = len(rung.losses) + arriving
-        drawn = len(rung.losses.keys() - self.offspring) + arriving
-        places = max(self._least(level, at_least), drawn // rung.one_in)
+        bred = sum(trial_id in rung.losses for trial_id in self.offspring)
+        places = max(self._least(level, at_least), (there - bred) // rung.one_in)
         if rung is self.rungs[-1] and self._finalists is not None:
             return max(0, min(self._finalists - len(rung.promoted), len(rung.waiting())))
         taken = len(rung.promoted) + sum(rung.rank(trial_id) < places for trial_id in rung.withdrawn)
