@@ -255,7 +255,7 @@ class SearchState:
             wanted.append(self.plan.reference)
         if len(wanted) < 2:  # nothing to choose between
             return []
-        again = {of: self.status[self.repetitions(of)[0]] for of in self.confirms.values()}
+        again = {of: self.status[trial_id] for trial_id, of in reversed(self.confirms.items())}  # of several the first
         wanted = [trial_id for trial_id in wanted if again.get(trial_id, STOPPED) == STOPPED]
         return sorted(wanted, key=again.__contains__)
 
