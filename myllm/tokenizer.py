@@ -46,7 +46,7 @@ class HuggingFaceTokenizer:
     def encode_ordinary(self, text: str) -> list[int]:
         return self._encode(text, plain=True)
 
-    def encode(self, text: str, allowed_special: set[str] | frozenset[str] = frozenset()) -> list[int]:
+    def encode(self, text: str, allowed_special: set[str], disallowed_special: tuple = ()) -> list[int]:
         return self._encode(text, plain=not allowed_special & self.special_tokens_set)
 
     def _encode(self, text: str, plain: bool) -> list[int]:

@@ -66,18 +66,12 @@ def learning_rate_at(step: int, total_steps: int, config: TrainConfig) -> float:
     return config.learning_rate * (config.min_lr_ratio + (1 - config.min_lr_ratio) * above_floor)
 
 
-def total_steps(config: TrainConfig, steps_per_epoch: int) -> int:
-    """Optimizer steps of the whole run."""
-    if config.epochs is not None:
-        return config.epochs * steps_per_epoch
-    return config.budget_tokens // config.tokens_per_step
-
-
 class Run:
     """The whole state of one training run: model, optimizer, position in the data, steps, seconds, random generators.
 
     `state_dict()` takes all of it out and `load_state_dict()` puts it back, so that the run goes on as if never stopped:
-    bit for bit on a CPU with the same number of threads. Raises InputError where config, model and data do not fit.
+    bit for bit on a CPU with the same number of threads. Passes over other data, in an earlier part of the run, are counted
+    by `earlier_epochs` and `earlier_steps`. Raises InputError where config, model and data do not fit.
     """
 
     def __init__(
@@ -93,7 +87,11 @@ class Run:
         self.config, self.device = config, torch.device(device)
         self.train_windows, self.val_windows = train_windows, val_windows
         self.stream = BatchStream(train_windows, config.batch_size, config.seed)
-        self.total_steps = total_steps(config, self.stream.steps_per_epoch)
+        tokenizers = {windows.tokens.tokenizer_sha256 for windows in (train_windows, val_windows)} - {None}
+        if len(tokenizers) > 1:
+            raise InputError(f"{train_windows.tokens.name} and {val_windows.tokens.name} belong to different tokenizers")
+        self.tokenizer_sha256 = tokenizers.pop() if tokenizers else None
+        self.earlier_epochs = self.earlier_steps = 0
         torch.manual_seed(config.seed)
         self.model = GPT(model_config).to(self.device)
         matrices = [p for p in self.model.parameters() if p.dim() >= 2]
@@ -115,6 +113,31 @@ class Run:
         """Tokens trained on so far."""
         return self.step * self.config.tokens_per_step
 
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run, those over earlier data included."""
+        if self.config.budget_tokens is not None:
+            return self.config.budget_tokens // self.config.tokens_per_step
+        return self.earlier_steps + max(0, self.config.epochs - self.earlier_epochs) * self.stream.steps_per_epoch
+
+    def epoch_at(self, step: int) -> float:
+        """Passes over the training data after `step` optimizer steps, those over earlier data included."""
+        return self.earlier_epochs + (step - self.earlier_steps) / self.stream.steps_per_epoch
+
+    @property
+    def epoch_end(self) -> int:
+        """The optimizer step at which the present pass ends, or the whole run."""
+        passes = (self.step - self.earlier_steps) // self.stream.steps_per_epoch
+        return min(self.earlier_steps + (passes + 1) * self.stream.steps_per_epoch, self.total_steps)
+
+    def data_identity(self) -> dict[str, Any]:
+        """What the run's ids are, by content: the fingerprints of train and val, and the tokenizer's identity or None."""
+        return {
+            "train": self.train_windows.tokens.fingerprint(),
+            "val": self.val_windows.tokens.fingerprint(),
+            "tokenizer_sha256": self.tokenizer_sha256,
+        }
+
     def state_dict(self) -> dict[str, Any]:
         """The run's state, of tensors and plain Python values only."""
         return {
@@ -128,11 +151,24 @@ class Run:
             "train_seconds": self.train_seconds,
             "epoch": self.stream.epoch,
             "batch": self.stream.batch,
+            "steps_per_epoch": self.stream.steps_per_epoch,
+            "total_steps": self.total_steps,
+            "earlier": {"epochs": self.earlier_epochs, "steps": self.earlier_steps},
+            "data": self.data_identity(),
             "random": self.random_state(),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues where `state` was taken. Raises InputError for another model shape."""
+    def load_state_dict(self, state: dict[str, Any], other_data: bool = False) -> None:
+        """Continues where `state` was taken; over other data only where `other_data` allows it, with a new pass.
+
+        Raises InputError for another model shape, another tokenizer, and settings that can't change on the way.
+        """
+        theirs = state.get("data", {}).get("tokenizer_sha256")  # none in checkpoints from before it was kept
+        if None not in (theirs, self.tokenizer_sha256) and theirs != self.tokenizer_sha256:
+            raise InputError(
+                f"the checkpoint was trained with a tokenizer of other contents (sha256 {theirs[:8]}, not "
+                f"{self.tokenizer_sha256[:8]}): the same ids mean other text; name its own --tokenizer"
+            )
         ours, theirs = vars(self.model.config), state["model_config"]
         for field, value in ours.items():
             if theirs.get(field) != value and field != "dropout":
@@ -144,14 +180,34 @@ class Run:
                     f"the checkpoint was trained with {field} {value}, not {getattr(self.config, field)}; "
                     "it can't go on from there"
                 )
+        self._find_place(state, other_data)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.average is not None:
             torch._foreach_copy_(self.average, state["average"])
         self.micro_batch_size = state["micro_batch_size"]
         self.step, self.train_seconds = state["step"], state["train_seconds"]
-        self.stream.epoch, self.stream.batch = state["epoch"], state["batch"]
         self.set_random_state(state["random"])
+
+    def trained_on_other_data(self, state: dict[str, Any]) -> bool:
+        """Whether `state` stands in other training data than the run's. Without a fingerprint: if it can't be in ours."""
+        saved = state.get("data", {}).get("train")
+        if saved is None:
+            return state["batch"] > self.stream.steps_per_epoch
+        return saved != self.train_windows.tokens.fingerprint()
+
+    def _find_place(self, state: dict[str, Any], other_data: bool) -> None:
+        """The place in the data where `state` was taken; in other data the start of a new pass."""
+        if not self.trained_on_other_data(state):
+            earlier = state.get("earlier", {"epochs": 0, "steps": 0})
+            self.earlier_epochs, self.earlier_steps = earlier["epochs"], earlier["steps"]
+            self.stream.epoch, self.stream.batch = state["epoch"], state["batch"]
+            return
+        if not other_data:
+            raise InputError(f"the checkpoint was trained on other data than {self.train_windows.tokens.name}")
+        finished = state["batch"] >= state.get("steps_per_epoch", 1)  # a pass ends when the next batch is asked for
+        self.earlier_epochs, self.earlier_steps = state["epoch"] + finished, state["step"]
+        self.stream.epoch, self.stream.batch = self.earlier_epochs, 0
 
     def random_state(self) -> dict[str, torch.Tensor]:
         """The random generators that dropout draws from."""
