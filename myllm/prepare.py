@@ -75,30 +75,37 @@ def prepare(
     tokenizer's. `token_dtype` says what bare .bin files hold, `text_column` which column is the text. Raises InputError for
     bad files, for ids beyond the vocabulary, and for files that belong to another tokenizer.
     """
-    embedded = is_embedded(source)
-    files = [] if embedded else find_files(source)
-    if not embedded and are_tokens(files):
-        return _check_belongs(TokenFile(files, token_dtype), tokenizer_name, tokenizer)
+    if not is_embedded(source):
+        files = find_files(source)
+        if are_tokens(files):
+            return _check_belongs(TokenFile(files, token_dtype), tokenizer_name, tokenizer)
     if token_dtype:
         raise InputError(f"--token_dtype {token_dtype} is for .bin files of token ids; {source} is text")
-    if embedded:
-        text = corpus_text(split)
+    if is_embedded(source):
+        text, what = corpus_text(split), "the embedded corpus"
         key, pieces, size = hashlib.sha256(text.encode()).hexdigest(), [Piece(text, True, len(text))], len(text)
     else:
+        what = names_of(files)
         next(text_pieces(files, text_column), None)  # what can't be read says so before it is hashed
         key, pieces = _content_key(files, text_column), text_pieces(files, text_column)
         size = sum(path.stat().st_size for path in files)
     key = hashlib.sha256(f"{CACHE_VERSION} {identity(tokenizer)} {key}".encode()).hexdigest()[:16]
     cached = (cache_dir or usual_cache_dir()) / f"{key}.bin"
+    tokens = _open_cached(cached)
+    if tokens is None:
+        check_writable(cached, "the cache")
+        with progress_bar(size, f"tokenizing {what}") as bar:
+            tokens = write_token_file(cached, encoded(pieces, tokenizer, bar), tokenizer_name, tokenizer, what)
+    tokens.label = what
+    return tokens
+
+
+def _open_cached(path: Path) -> TokenFile | None:
+    """The prepared file `path`, or None where it is not there, or not whole."""
     try:
-        if read_sidecar(cached):
-            return TokenFile(cached)
+        return TokenFile(path) if read_sidecar(path) else None
     except InputError:
-        pass  # damaged or gone: made again
-    check_writable(cached, "the cache")
-    what = "the embedded corpus" if embedded else names_of(files)
-    with progress_bar(size, f"tokenizing {what}") as bar:
-        return write_token_file(cached, encoded(pieces, tokenizer, bar), tokenizer_name, tokenizer, what)
+        return None
 
 
 def _check_belongs(tokens: TokenFile, tokenizer_name: str, tokenizer: Tokenizer) -> TokenFile:

@@ -14,7 +14,7 @@ EMBEDDED = "embedded"
 Source = str | Sequence[str]
 """a path, a glob, a folder, EMBEDDED, or several of the first three"""
 TOKENS, TEXT = ("bin", "npy"), ("txt", "jsonl", "parquet")
-IN_FOLDERS = re.compile(r".\.(bin|npy|parquet|(txt|text|md|jsonl|ndjson)(\.(gz|bz2|zst))?)$", re.IGNORECASE)
+IN_FOLDERS = re.compile(r".+\.(bin|npy|parquet|(txt|text|md|jsonl|ndjson)(\.(gz|bz2|zst))?)$", re.IGNORECASE)
 SPLITS = {
     "train": re.compile(r"(?<![a-z])train(ing)?(?![a-z])", re.IGNORECASE),
     "val": re.compile(r"(?<![a-z])(val|valid|validation|dev|eval|test)(?![a-z])", re.IGNORECASE),

@@ -46,6 +46,7 @@ class TokenFile:
             source = source["paths"]
         self.paths = [Path(source)] if isinstance(source, str | Path) else [Path(path) for path in source]
         self.token_dtype = token_dtype
+        self.label: str | None = None  # the text that these ids were made of
         self.layouts = [layout_of(path, token_dtype) for path in self.paths]
         self.sidecars = [
             read_sidecar(path) if layout.kind == "sidecar" else {}
@@ -70,8 +71,8 @@ class TokenFile:
 
     @property
     def name(self) -> str:
-        """The files, for messages."""
-        return names_of(self.paths)
+        """What the user named, for messages."""
+        return self.label or names_of(self.paths)
 
     @property
     def spec(self) -> dict[str, Any]:
@@ -106,15 +107,21 @@ class TokenFile:
 
     def piece(self, start: int, stop: int) -> np.ndarray:
         """The ids from `start` up to `stop`, (stop - start,), of the files' own type; across files, copied."""
-        parts = []
         shard = bisect_right(self._begins, start) - 1
+        if stop <= self._begins[shard + 1]:
+            return self._of_shard(shard, start, stop)
+        parts = []
         while start < stop:
-            layout, begin = self.layouts[shard], self._begins[shard]
-            ids = np.frombuffer(self._map(shard), layout.dtype, layout.count, layout.offset)
-            parts.append(ids[start - begin : stop - begin])
-            start = self._begins[shard + 1]
-            shard += 1
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+            end = self._begins[shard + 1]
+            parts.append(self._of_shard(shard, start, min(stop, end)).copy())  # a copy keeps no file open
+            start, shard = end, shard + 1
+        return np.concatenate(parts)
+
+    def _of_shard(self, shard: int, start: int, stop: int) -> np.ndarray:
+        """The ids from `start` up to `stop` of all, which lie in file number `shard`."""
+        layout, begin = self.layouts[shard], self._begins[shard]
+        ids = np.frombuffer(self._map(shard), layout.dtype, layout.count, layout.offset)
+        return ids[start - begin : stop - begin]
 
     def read(self, starts: np.ndarray, length: int) -> np.ndarray:
         """The `length` ids from each of `starts` (n,), as (n, length) int64. Keeps the mapped memory bounded."""

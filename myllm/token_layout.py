@@ -46,6 +46,7 @@ def read_sidecar(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.with_suffix(".json").read_text())
         ours = values["dtype"] in ("<u2", "<u4") and isinstance(values["tokenizer"], str)
+        ours = ours and isinstance(values.get("fingerprint", {}), dict)
     except (OSError, ValueError, KeyError, TypeError):
         return {}
     return values if ours else {}
@@ -117,12 +118,10 @@ def _llmc_layout(path: Path, size: int, head: bytes) -> Layout:
     dtype, expected = LLMC[magic]
     if version != expected:
         raise InputError(f"{path}: version {version} of llm.c's format {magic}; only version {expected} is known")
-    found = size - LLMC_HEADER_BYTES
-    if found != count * np.dtype(dtype).itemsize:
-        raise InputError(
-            f"{path}: its llm.c header promises {count} ids of {np.dtype(dtype).itemsize} bytes, {found} follow"
-        )
-    return _flat(path, size, np.dtype(dtype), LLMC_HEADER_BYTES, "llm.c")
+    found, width = size - LLMC_HEADER_BYTES, np.dtype(dtype).itemsize
+    if count < 1 or found != count * width:
+        raise InputError(f"{path}: its llm.c header promises {count} ids of {width} bytes, {found} bytes follow")
+    return Layout(np.dtype(dtype), LLMC_HEADER_BYTES, count, "llm.c")
 
 
 def _bare_layout(path: Path, size: int, head: bytes, token_dtype: str | None) -> Layout:

@@ -62,13 +62,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--version", choices=["v1", "v2"], help="v1: plain loop; v2: warm-up, cosine, clipping (default: v2)"
     )
-    parser.add_argument(
-        "--train_file", nargs="+", help="token files or text: names, glob, or folder (default: embedded)"
-    )
+    parser.add_argument("--train_file", nargs="+", help="token files or text: names, glob, or folder (default: embedded)")
     parser.add_argument("--val_file", nargs="+", help="validation data, likewise (default: embedded)")
-    parser.add_argument(
-        "--tokenizer", help="byte, a tiktoken encoding, .tiktoken or tokenizer.json (default: by the data)"
-    )
+    parser.add_argument("--tokenizer", help="byte, a tiktoken encoding, .tiktoken or tokenizer.json (default: by the data)")
     parser.add_argument("--token_dtype", choices=list(DTYPES), help="what bare .bin files hold (default: uint16)")
     parser.add_argument("--text_column", help="column of .jsonl and .parquet files that is the text (default: found)")
     for name, (kind, text) in TRAIN_FLAGS.items():
@@ -172,6 +168,13 @@ def settle(args: argparse.Namespace) -> tuple[Run, Any]:
     return Run(model_config, train_config, *windows, device=device), tokenizer
 
 
+def steps_of(before: TrainConfig, run: Run) -> int:
+    """Optimizer steps of the run that `before` laid out; its data taken for that of `run`, where nothing else is known."""
+    if before.budget_tokens is not None:
+        return before.budget_tokens // before.tokens_per_step
+    return max(run.step, before.epochs * run.stream.steps_per_epoch)
+
+
 def restore(run: Run, path: str) -> list[dict]:
     """Loads `path` into `run`, says where it goes on, and returns the reports made so far."""
     state = load_state(path)
@@ -189,8 +192,7 @@ def restore(run: Run, path: str) -> list[dict]:
         print(
             f"data: {run.val_windows.tokens.name} is not the validation data of {path}: val_loss can't be compared with it"
         )
-    old_total = state.get("total_steps") or (before.budget_tokens and before.budget_tokens // before.tokens_per_step)
-    old_total = old_total or before.epochs * run.stream.steps_per_epoch
+    old_total = state.get("total_steps") or steps_of(before, run)
     if old_total != run.total_steps and run.step < run.total_steps:
         old = learning_rate_at(max(0, run.step - 1), old_total, before)
         new = learning_rate_at(run.step, run.total_steps, run.config)
