@@ -15,6 +15,16 @@ ROOT = Path(__file__).resolve().parent.parent
 STALE_SECONDS = 3600  # a temporary file not written to for so long was left by a process that was killed
 
 
+def check_regular(path: Path) -> None:
+    """Raises InputError where `path` is no file that can be read more than once."""
+    if path.is_dir():
+        raise InputError(f"{path}: a folder, not a file")
+    if not path.exists():
+        raise InputError(f"{path}: no such file")
+    if not path.is_file():
+        raise InputError(f"{path}: not a regular file; a pipe can't be read twice, write it into a file first")
+
+
 def obstacle(path: str | Path) -> str | None:
     """Why the file `path` can't be written, or None where it can. Leaves nothing behind, folders included."""
     path = Path(os.path.abspath(path))

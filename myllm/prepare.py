@@ -15,7 +15,7 @@ from myllm.files import check_writable
 from myllm.sources import Source, are_tokens, find_files, is_embedded
 from myllm.text import Piece, kind_of, read_pieces
 from myllm.token_file import TokenFile, names_of, write_token_file
-from myllm.token_layout import read_sidecar
+from myllm.token_layout import LLMC_HEADER_BYTES, LLMC_LLAMA3, llmc_magic, read_sidecar
 from myllm.tokenizer import Tokenizer, identity, is_path
 
 CACHE_VERSION = "1"  # of how text becomes ids; another one leaves the caches of the last alone
@@ -159,8 +159,6 @@ def default_tokenizer(source: Source) -> str:
     if not are_tokens(files):
         return "byte"
     path = files[0]
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
     if sidecar := read_sidecar(path):
         return _moved(sidecar["tokenizer"], path)
     if (path.parent / "meta.pkl").exists():
@@ -169,10 +167,8 @@ def default_tokenizer(source: Source) -> str:
             "or train on the text itself with --tokenizer byte"
         )
     with open(path, "rb") as file:
-        if np.frombuffer(file.read(4).ljust(4), "<i4")[0] == 20240801:
-            raise InputError(
-                f"{path}: ids of Llama-3 by its header; name its tokenizer: --tokenizer path/to/tokenizer.json"
-            )
+        if llmc_magic(file.read(LLMC_HEADER_BYTES)) == LLMC_LLAMA3:
+            raise InputError(f"{path}: ids of Llama-3, by its header; name their tokenizer: --tokenizer tokenizer.json")
     return "gpt2"
 
 
@@ -205,7 +201,7 @@ def split_text(
             characters += len(piece.text)
             bar.update(piece.position - bar.n)
     within = all(kind_of(path) == "txt" for path in files)
-    cut = int(characters * (1 - val_fraction))
+    cut = max(1, int(characters * (1 - val_fraction)))
     if not within:
         cut = min(cut, last_start)
     if not 0 < cut < characters:

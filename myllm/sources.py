@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from myllm.errors import InputError
+from myllm.files import check_regular
 from myllm.text import kind_of
 
 EMBEDDED = "embedded"
@@ -57,6 +58,7 @@ def find_files(source: Source) -> list[Path]:
         raise InputError("no data file was named")
     seen: set[str] = set()
     for path in files:
+        check_regular(path)
         if (real := os.path.realpath(path)) in seen:
             raise InputError(f"{path}: named twice; its text would count double")
         seen.add(real)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from myllm.errors import InputError
+from myllm.files import check_regular
 
 PIECE_BYTES = 2**20  # of plain text read at once
 PARQUET_ROWS = 64  # read at once: rows of a megabyte each are still little
@@ -57,10 +58,7 @@ def kind_of(path: Path) -> str:
 def read_pieces(path: Path, text_column: str | None = None) -> Iterator[Piece]:
     """The documents of a text file, in pieces. Raises InputError where it can't be read as what it is."""
     kind = kind_of(path)
-    if not path.is_file():
-        if path.exists():
-            raise InputError(f"{path}: not a regular file; a pipe can't be read twice, write it into a file first")
-        raise InputError(f"{path}: no such file")
+    check_regular(path)
     if path.stat().st_size == 0:
         raise InputError(f"{path}: the file is empty")
     if path.suffix.lower() == ".json":

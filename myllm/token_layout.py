@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from myllm.errors import InputError
+from myllm.files import check_regular
 
 DTYPES = {"uint16": "<u2", "uint32": "<u4", "int32": "<i4", "int64": "<i8"}
 """what --token_dtype may say of a bare .bin"""
@@ -57,8 +58,7 @@ def layout_of(path: Path, token_dtype: str | None = None) -> Layout:
 
     Raises InputError where the file is missing, empty, of another kind, or does not hold what it claims.
     """
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
+    check_regular(path)
     size = path.stat().st_size
     if size == 0:
         raise InputError(f"{path}: the file is empty")

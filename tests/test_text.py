@@ -171,7 +171,7 @@ def test_cutting_and_threads_change_no_id(gpt2_tokenizer, job_chars, monkeypatch
         ".",
         "...",
         "字",
-        "，",
+        "\uff0c",
         "e\u0301",
         "हिन्दी",
         "123",

@@ -134,7 +134,7 @@ def test_our_own_files_say_what_they_are_and_notice_when_they_change(tmp_path):
     }
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.bin", "a.json"]
     write(path, range(9))
-    with pytest.raises(InputError, match="18 bytes, but the .json beside it describes 14"):
+    with pytest.raises(InputError, match=r"18 bytes, but the \.json beside it describes 14"):
         TokenFile(path)
 
 
