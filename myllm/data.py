@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from myllm.errors import InputError, Parser, run_command
 from myllm.files import check_writable
@@ -137,7 +138,8 @@ def main() -> None:
         bar = progress_bar(size, "tokenizing")
         parts = [encoded(train, tokenizer, bar), encoded(val, tokenizer, bar)]
     for path, ids in zip(outputs, parts, strict=True):
-        print(f"{path}: {len(write_token_file(path, ids, args.tokenizer, tokenizer, str(path)))} tokens", flush=True)
+        tokens = write_token_file(path, ids, args.tokenizer, tokenizer, str(path))
+        tqdm.write(f"{path}: {len(tokens)} tokens")
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ def _content_key(files: list[Path], text_column: str | None) -> str:
     digest = hashlib.sha256()
     with progress_bar(sum(path.stat().st_size for path in files), "checking") as bar:
         for path in files:
-            digest.update(f"{path.suffixes[-2:]} {path.stat().st_size} {text_column} ".encode())
+            digest.update(f"{kind_of(path)} {path.stat().st_size} {text_column} ".encode())
             with open(path, "rb") as file:
                 while block := file.read(HASH_BYTES):
                     digest.update(block)

@@ -92,8 +92,13 @@ def plot_losses(
 
 def save_state(state: dict[str, Any], path: str | Path) -> None:
     """Writes a training state so that a crash at any moment leaves the old file, or the new one, whole."""
-    with whole_file(path) as file:
-        torch.save(state, file)
+    try:
+        with whole_file(path) as file:
+            torch.save(state, file)
+    except RuntimeError as error:  # torch closes its archive after a failed write, and reports only that this failed too
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
 
 
 def load_state(path: str | Path) -> dict[str, Any]:
