@@ -37,7 +37,7 @@ def run_on(tmp_path):
 
 def state_after(run, steps):
     list(train(run, steps))
-    return copy.deepcopy(run.state_dict())  # tensors of a state dict go on changing with the run
+    return copy.deepcopy(run.state_dict())
 
 
 @pytest.mark.parametrize("new", [3, 5, 40])  # smaller, a little smaller, larger
@@ -69,7 +69,7 @@ def test_other_data_begins_a_new_pass_over_all_of_it(run_on, new, older, steps):
 def test_a_run_over_other_data_resumes_where_it_was(run_on):
     first = state_after(run_on(10, epochs=2), 20)
     whole = run_on(6, epochs=4)
-    whole.load_state_dict(first, other_data=True)
+    whole.load_state_dict(copy.deepcopy(first), other_data=True)  # the optimizer goes on with the tensors it is given
     list(train(whole))
     assert whole.step == whole.total_steps == 32
     broken = run_on(6, epochs=4)
