@@ -2,14 +2,13 @@
 
     python experiments/prepare.py --megabytes 2000 --tokenizer gpt2
 
-Writes paragraphs of the embedded corpus, in random order, in each format into a temporary folder, prepares each with `prepare`
-in a process of its own, and prints a Markdown table: bytes of text (not of the file) per second, and the peak resident memory
-of that process. What the speed is compared with is `encode_ordinary_batch` on two threads, on the same documents and in the
-same run, before and after; it keeps its ids as lists, and so gets at most --baseline_megabytes.
+Writes paragraphs of the embedded corpus, in random order, in each format into a temporary folder, prepares each with
+`prepare` in a process of its own, and prints a Markdown table: bytes of text (not of the file) per second, and the peak
+resident memory of that process. What the speed is compared with is `encode_ordinary_batch` on two threads, on the same
+documents and in the same run, before and after; it keeps its ids as lists, and so gets at most --baseline_megabytes.
 """
 
 import argparse
-import gzip
 import json
 import random
 import re
@@ -60,8 +59,8 @@ def write(path: Path, kind: str, megabytes: float) -> int:
             if block:
                 writer.write_table(pyarrow.table({"text": block}, schema))
         return size
-    opened = {"gz": lambda: gzip.open(path, "wb", 1), "zst": lambda: pyarrow.CompressedOutputStream(str(path), "zstd")}
-    with opened.get(kind.split(".")[-1], lambda: open(path, "wb"))() as file:
+    codec = {"gz": "gzip", "zst": "zstd"}.get(kind.split(".")[-1])
+    with pyarrow.output_stream(str(path), compression=codec) as file:
         for text in documents(megabytes):
             size += len(text.encode())
             file.write((json.dumps({"text": text}) + "\n" if kind.startswith("jsonl") else text).encode())

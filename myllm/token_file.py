@@ -22,9 +22,19 @@ PIECE_IDS = 2**22  # ids looked at together when a whole file is read
 OPEN_SHARDS = 64  # shards mapped at once: each holds a file descriptor
 
 
+Spec = str | Path | Sequence[str | Path] | dict[str, Any]
+"""a file, several, or what TokenFile.spec gave"""
+
+
 def names_of(paths: Sequence[Path]) -> str:
     """Files, for messages."""
     return str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
+
+
+def are_there(source: Spec) -> bool:
+    """Whether all files of `source`, as TokenFile takes it, are there."""
+    paths = source["paths"] if isinstance(source, dict) else [source] if isinstance(source, str | Path) else source
+    return all(Path(path).is_file() for path in paths)
 
 
 class TokenFile:
@@ -37,7 +47,7 @@ class TokenFile:
 
     def __init__(
         self,
-        source: str | Path | Sequence[str | Path] | dict[str, Any],
+        source: Spec,
         token_dtype: str | None = None,
         tokenizer_sha256: str | None = None,
     ):
