@@ -15,7 +15,7 @@ EMBEDDED = "embedded"
 Source = str | Sequence[str]
 """a path, a glob, a folder, EMBEDDED, or several of the first three"""
 TOKENS, TEXT = ("bin", "npy"), ("txt", "jsonl", "parquet")
-IN_FOLDERS = re.compile(r".+\.(bin|npy|parquet|(txt|text|md|jsonl|ndjson)(\.(gz|bz2|zst))?)$", re.IGNORECASE)
+IN_FOLDERS = re.compile(r".+\.(bin|npy|parquet|(txt|jsonl|ndjson)(\.(gz|bz2|zst))?)$", re.IGNORECASE)
 SPLITS = {
     "train": re.compile(r"(?<![a-z])train(ing)?(?![a-z])", re.IGNORECASE),
     "val": re.compile(r"(?<![a-z])(val|valid|validation|dev|eval|test)(?![a-z])", re.IGNORECASE),
@@ -43,17 +43,10 @@ def find_files(source: Source) -> list[Path]:
     """
     files: list[Path] = []
     for one in [source] if isinstance(source, str | Path) else source:
-        path = Path(one)
-        if path.is_dir():
-            files += _in_folder(path)
-        elif not path.exists() and glob.has_magic(str(one)):
-            found = sorted((Path(name) for name in glob.glob(str(one), recursive=True)), key=_by_number)
-            found = [path for path in found if path.is_file() and path.suffix not in (".json", ".pkl")]
-            if not found:
-                raise InputError(f"{one}: no file has such a name")
-            files += found
-        else:
-            files.append(path)
+        try:
+            files += _expand(str(one))
+        except OSError as error:  # a name that is too long, a folder that may not be read
+            raise InputError(f"{one}: {error.strerror}") from None
     if not files:
         raise InputError("no data file was named")
     seen: set[str] = set()
@@ -69,11 +62,24 @@ def find_files(source: Source) -> list[Path]:
     return files
 
 
+def _expand(name: str) -> list[Path]:
+    """The files of one name, glob or folder."""
+    if not name:
+        raise InputError("the name of a data file is empty")
+    path = Path(name)
+    if path.is_dir():
+        return _in_folder(path)
+    if path.exists() or not glob.has_magic(name):
+        return [path]
+    found = sorted((Path(name) for name in glob.glob(name, recursive=True)), key=_by_number)
+    found = [path for path in found if path.is_file() and path.suffix not in (".json", ".pkl")]
+    if not found:
+        raise InputError(f"{name}: no file has such a name")
+    return found
+
+
 def _in_folder(folder: Path) -> list[Path]:
-    try:
-        files = sorted((p for p in folder.iterdir() if p.is_file() and IN_FOLDERS.fullmatch(p.name)), key=_by_number)
-    except OSError as error:
-        raise InputError(f"{folder}: can't be read ({error.strerror})") from None
+    files = sorted((p for p in folder.iterdir() if p.is_file() and IN_FOLDERS.fullmatch(p.name)), key=_by_number)
     files = [path for path in files if not path.name.startswith(".")]
     if not files:
         raise InputError(f"{folder}: a folder without .bin, .npy, .txt, .jsonl or .parquet files")

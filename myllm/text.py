@@ -91,6 +91,8 @@ def _open(path: Path) -> Iterator[tuple[io.BufferedReader, Any]]:
             raw = stack.enter_context(pyarrow.OSFile(str(path)))
             reader = io.BufferedReader(pyarrow.CompressedInputStream(raw, compression), PIECE_BYTES)
         start = reader.peek(2**16)[: 2**16]
+        if compression and any(re.match(magic, start) for magic in COMPRESSED):
+            raise InputError(f"{path}: compressed twice: unpack it once")
         if start[257:262] == b"ustar":
             raise InputError(f"{path}: a tar archive: unpack it first")
         if start.count(0) * 10 > len(start):
@@ -134,7 +136,7 @@ def _read_jsonl(path: Path, text_column: str | None) -> Iterator[Piece]:
         for number, line in enumerate(reader, 1):
             try:
                 row = json.loads(line.decode("utf-8-sig")) if line.strip() else None
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 what = "not UTF-8 text" if isinstance(error, UnicodeDecodeError) else "not JSON"
                 raise InputError(f"{path}: line {number} is {what}") from None
             if row is None:

@@ -26,6 +26,8 @@ LLMC = {LLMC_GPT2: ("<u2", 1), LLMC_LLAMA3: ("<u4", 7)}
 """magic number -> type and version, as in llm.c's dev/data/data_common.py: GPT-2's ids and Llama-3's"""
 ARCHIVES = {b"\x1f\x8b\x08": "gzip", b"PK\x03\x04": "zip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2", b"\xfd7zXZ": "xz"}
 """first bytes of compressed files; of ids they would be a rare chance, and --token_dtype says that they are ids"""
+PRINTABLE = bytes(range(32, 127)) + b"\t\n\r"
+MIN_TEXT_BYTES = 64  # so many bytes that are all printable are no chance
 LOOKED_AT = 2**22  # ids at the start of a bare file that are checked for their width
 
 
@@ -97,7 +99,7 @@ def _npy_layout(path: Path, file: Any) -> Layout:
         version = np.lib.format.read_magic(file)
         read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
         shape, _, dtype = read_header(file)
-    except (ValueError, KeyError):
+    except Exception:  # NumPy parses the header as Python; what that raises on a damaged one is not documented
         raise InputError(f"{path}: the header of this NumPy array can't be read") from None
     if dtype.kind not in "iu" or len(shape) != 1 or not shape[0]:
         raise InputError(f"{path}: an array of {dtype} and shape {shape}; it must be integers in one dimension")
@@ -131,6 +133,8 @@ def _bare_layout(path: Path, size: int, head: bytes, token_dtype: str | None) ->
     for magic, name in ARCHIVES.items():
         if head.startswith(magic):
             raise InputError(f"{path}: {name} data, not token ids; unpack it, or say --token_dtype uint16 if it is")
+    if len(head) >= MIN_TEXT_BYTES and not head.translate(None, PRINTABLE):
+        raise InputError(f"{path}: text, not token ids; name it .txt, or say --token_dtype uint16 if it is ids")
     wider = wider_than_uint16(np.fromfile(path, "<u2", LOOKED_AT), size)
     if wider:
         raise InputError(

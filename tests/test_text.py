@@ -93,6 +93,7 @@ def test_the_column_of_json_lines_is_named_or_found_or_asked_for(tmp_path):
         ('{"text": "a"}\nno json', "line 2 is not JSON"),
         ("[1]", "line 1 is no JSON object"),
         ('"a"', "line 1 is no JSON object"),
+        ('{"text":' + "[" * 100_000, "line 1 is not JSON"),
     ):
         path.write_text(content)
         with pytest.raises(InputError, match=word):
@@ -130,6 +131,7 @@ def test_what_is_no_text_is_refused_by_its_true_reason(tmp_path):
         ("p.txt", b"%PDF-1.4", "a PDF"),
         ("j.json", b"{}", "JSON document"),
         ("e.txt", b"", "empty"),
+        ("d.txt.gz", gzip.compress(gzip.compress(b"a")), "compressed twice"),
     ]
     for name, content, word in cases:
         (tmp_path / name).write_bytes(content)
@@ -210,7 +212,7 @@ def test_surrogate_halves_are_no_error(gpt2_tokenizer):
 
 def test_what_a_user_names_becomes_files(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name in ("s_10.bin", "s_9.bin", "s_9.json", "meta.pkl", ".hidden.bin", "[odd].bin"):
+    for name in ("s_10.bin", "s_9.bin", "s_9.json", "meta.pkl", ".hidden.bin", "[odd].bin", "README.md"):
         (tmp_path / name).write_bytes(b"1234")
     os.mkdir("empty")
 
@@ -224,6 +226,8 @@ def test_what_a_user_names_becomes_files(tmp_path, monkeypatch):
     (tmp_path / "a.txt").write_text("a")
     for source, word in (
         ("empty", "a folder without"),
+        ("", "empty"),
+        ("x" * 300, "too long"),
         ("none_*.bin", "no file has such a name"),
         (["s_9.bin", "./s_9.bin"], "named twice"),
         (["s_9.bin", "a.txt"], "name files of one kind"),

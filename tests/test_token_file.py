@@ -88,9 +88,10 @@ def test_other_arrays_are_refused(tmp_path):
     path.write_bytes(path.read_bytes()[:-8])
     with pytest.raises(InputError, match="promises 100 ids"):
         TokenFile(path)
-    path.write_bytes(b"\x93NUMPY\x09\x00")
-    with pytest.raises(InputError, match="header"):
-        TokenFile(path)
+    for damaged in (b"\x93NUMPY\x09\x00", b"\x93NUMPY\x01\x00\x10\x00{'descr': __import__"):
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match="header"):
+            TokenFile(path)
     path.write_bytes(b"no array")
     with pytest.raises(InputError, match="not a NumPy array"):
         TokenFile(path)
@@ -118,6 +119,9 @@ def test_archives_are_not_taken_for_ids(tmp_path):
     with pytest.raises(InputError, match="zip data"):
         TokenFile(path)
     assert len(TokenFile(path, "uint16"))
+    path.write_text("This is a text, whatever it is called. " * 4)
+    with pytest.raises(InputError, match=r"text, not token ids; name it \.txt"):
+        TokenFile(path)
 
 
 def test_our_own_files_say_what_they_are_and_notice_when_they_change(tmp_path):
