@@ -157,8 +157,18 @@ def test_documents_are_parted_by_the_end_of_text(tmp_path):
     assert both.ids.tolist() == [*b"one", END, *b"two"]
 
 
+@pytest.mark.parametrize("pattern", ["gpt2", "o200k_base"])
 @pytest.mark.parametrize("job_chars", [64, 150, 1000])
-def test_cutting_and_threads_change_no_id(gpt2_tokenizer, job_chars, monkeypatch):
+def test_cutting_and_threads_change_no_id(gpt2_tokenizer, pattern, job_chars, monkeypatch):
+    tokenizer = gpt2_tokenizer
+    if pattern == "o200k_base":  # which keeps "don't" in one piece; with GPT-2's ranks
+        import tiktoken
+
+        letters, more = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{M}]*[\p{Ll}\p{M}]+(?i:'s|'t|'ll)?", r"[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+"
+        pattern = rf"{letters}|{more}|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+        ranks = gpt2_tokenizer._mergeable_ranks | {b"don't": 50257}
+        specials = {"<|endoftext|>": 50256}
+        tokenizer = tiktoken.Encoding("like o200k", pat_str=pattern, mergeable_ranks=ranks, special_tokens=specials)
     monkeypatch.setattr("myllm.encoding.PROBE_CHARS", 24)
     rng = np.random.default_rng(job_chars)
     words = [
@@ -184,14 +194,14 @@ def test_cutting_and_threads_change_no_id(gpt2_tokenizer, job_chars, monkeypatch
     for _ in range(30):
         texts = ["".join(rng.choice(words, rng.integers(0, 400))) for _ in range(4)]
         pieces = [piece for text in texts for piece in (Piece(text[:30], False, 0), Piece(text[30:], True, 0))]
-        whole = [encode(text, gpt2_tokenizer) for text in texts if text]
+        whole = [encode(text, tokenizer) for text in texts if text]
         expected = np.concatenate([np.append(ids, 50256) for ids in whole])[:-1]
         for threads in (1, 3):
             monkeypatch.setattr("myllm.encoding.JOB_CHARS", job_chars)
-            split = [encode_job(job, gpt2_tokenizer) for job, _ in jobs(pieces, gpt2_tokenizer, job_chars)]
+            split = [encode_job(job, tokenizer) for job, _ in jobs(pieces, tokenizer, job_chars)]
             assert np.array_equal(np.concatenate(split), expected)
             assert len(split) > 1 or job_chars > 200
-            assert np.array_equal(np.concatenate([i for i, _ in encode_pieces(pieces, gpt2_tokenizer, threads)]), expected)
+            assert np.array_equal(np.concatenate([i for i, _ in encode_pieces(pieces, tokenizer, threads)]), expected)
 
 
 def test_long_runs_and_lines_end_in_reasonable_time(gpt2_tokenizer):

@@ -157,18 +157,18 @@ def test_a_tokenizer_may_move_and_may_not_change(tmp_path, monkeypatch):
     from myllm.token_file import write_token_file
 
     monkeypatch.chdir(tmp_path)
-    write_ranks(tmp_path / "own.tiktoken", [*BYTES, b"ab"])
-    own = get_tokenizer("own.tiktoken")
-    write_token_file(tmp_path / "data.bin", [encode("abcab", own)], "own.tiktoken", own, "it")
+    write_ranks(tmp_path / "tokenizers" / "own.tiktoken", [*BYTES, b"ab"])
+    own = get_tokenizer("tokenizers/own.tiktoken")
+    write_token_file(tmp_path / "store" / "data.bin", [encode("abcab", own)], "tokenizers/own.tiktoken", own, "it")
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    data = str(tmp_path / "data.bin")
+    data = str(tmp_path / "store" / "data.bin")
     found = default_tokenizer(data)
     assert prepare(data, "train", found, get_tokenizer(found)).ids.tolist() == [256, ord("c"), 256]
     # the whole folder moves, then the tokenizer alone
     (tmp_path / "moved").mkdir()
-    for name in ("data.bin", "data.json", "own.tiktoken"):
-        (tmp_path / name).rename(tmp_path / "moved" / name)
+    for name in ("store/data.bin", "store/data.json", "tokenizers/own.tiktoken"):
+        (tmp_path / name).rename(tmp_path / "moved" / Path(name).name)
     data = str(tmp_path / "moved" / "data.bin")
     found = default_tokenizer(data)
     assert found == str(tmp_path / "moved" / "own.tiktoken")
