@@ -34,6 +34,7 @@ def main() -> None:
         search = json.loads((run_dir / "search.json").read_text())
         data = best["data"]
         encoding = get_tokenizer(data["tokenizer"])
+        how = {name: data.get(name) for name in ("token_dtype", "text_column")}
         trials, _ = read_tables(run_dir)
         default = trials.set_index("trial_id").loc[DEFAULT_TRIAL]
         names = [name for name in trials.columns if name in search["ranges"]]
@@ -48,12 +49,10 @@ def main() -> None:
                 config = dataclasses.replace(
                     config, seed=seed, eval_freq=config.budget_tokens, eval_windows=16 * config.eval_windows
                 )
-                windows = [
-                    Windows(
-                        prepare(data[f"{split}_file"], split, data["tokenizer"], encoding), config.max_len, config.stride
-                    )
-                    for split in ("train", "val")
+                tokens = [
+                    prepare(data[f"{split}_file"], split, data["tokenizer"], encoding, **how) for split in ("train", "val")
                 ]
+                windows = [Windows(ids, config.max_len, config.stride) for ids in tokens]
                 *_, last = train(Run(from_dict(GPTConfig, best["model"], "model"), config, *windows))
                 losses[name] = last.val_loss
             print(

@@ -1,8 +1,17 @@
 """Errors that a user can mend: one line, and an exit code."""
 
 import argparse
+import errno
+import os
 import sys
 from collections.abc import Callable
+
+DISK_ERRORS = {
+    getattr(errno, name)
+    for name in ("ENOSPC", "EDQUOT", "EFBIG", "EIO", "EROFS", "EACCES", "EPERM", "EMFILE", "ESTALE")
+    if hasattr(errno, name)
+}
+"""errno of what a disk or its owner does, and no fault of the code: one line, not a traceback"""
 
 
 class InputError(ValueError):
@@ -23,16 +32,43 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{message} (see --help)")
 
 
+def warn(message: str) -> None:
+    """One line on stderr about something that may be meant, but rarely is."""
+    print(f"warning: {message}", file=sys.stderr)
+
+
+def one_line(message: object) -> str:
+    """`message` without its line breaks: what the user gave may hold some."""
+    return " ".join(str(message).splitlines())
+
+
 def run_command(main: Callable[[], int | None]) -> None:
     """Runs a command's main(); an error of the user's becomes one line on stderr.
 
-    Exit codes: 2 for an InputError, 1 for a RunError, 130 for Ctrl-C.
+    Exit codes: 2 for an InputError, 1 for a RunError and for what the disk refuses, 130 for Ctrl-C, 141 where whoever
+    read the output has gone (`| head`), as of a process that SIGPIPE ended. What a terminal can't show is escaped.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     try:
-        code = main()
+        try:
+            code = main()
+        except SystemExit as stop:  # argparse's --help
+            code = stop.code
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the flush at exit has somewhere to go
+        code = 141
     except (InputError, RunError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         code = 2 if isinstance(error, InputError) else 1
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{one_line(error.strerror)}", file=sys.stderr)
+        code = 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = 130

@@ -89,3 +89,33 @@ def test_a_search_that_knows_its_end_is_over_by_then(seed, slots, quarters, conf
     assert not played.state.scheduler.offspring or (breeds and confirm)
     used = [played.state.tokens_seen(trial_id) for trial_id in played.state.status]
     assert sum(used) <= slots * until
+
+
+def test_preparing_is_measured_in_every_format():
+    done = run_command_line(
+        "experiments/prepare.py",
+        "--megabytes",
+        "0.2",
+        "--rounds",
+        "1",
+        "--tokenizer",
+        "byte",
+        "--formats",
+        "jsonl.zst",
+        "parquet",
+    )
+    assert done.returncode == 0, done.stderr
+    rows = [line.strip("| ").split(" | ") for line in done.stdout.splitlines()[2:]]
+    assert [row[0] for row in rows[1:]] == ["jsonl.zst", "parquet"]
+    assert all(float(row[3]) > 0 and float(row[5].replace(",", "")) > 50 for row in rows[1:])
+
+
+def test_the_memory_of_preparing_does_not_grow_with_the_text(tmp_path):
+    peaks = []
+    for megabytes in (4, 80):
+        path = tmp_path / f"{megabytes}.txt"
+        path.write_text("some words of a text\n" * (megabytes * 10**6 // 21))
+        done = run_command_line("experiments/prepare.py", "--file", path, "--tokenizer", "byte")
+        assert done.returncode == 0, done.stderr
+        peaks.append(float(done.stdout.split()[2]))
+    assert peaks[1] < peaks[0] + 50, peaks  # MiB; the ids alone take 160

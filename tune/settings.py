@@ -15,9 +15,11 @@ from typing import Any
 import torch
 
 from myllm.config import Preset, get_preset
-from myllm.data import EMBEDDED, TokenFile, Windows, default_tokenizer, prepare
+from myllm.data import TokenFile, Windows, default_tokenizer, prepare
 from myllm.errors import InputError
-from myllm.tokenizer import get_tokenizer, resolve, token_bytes
+from myllm.sources import absolute
+from myllm.token_file import are_there
+from myllm.tokenizer import get_tokenizer, identity, resolve, token_bytes
 from tune.options import SearchConfig
 from tune.results import write_atomically
 from tune.schedulers import format_ladder
@@ -99,10 +101,6 @@ def prepare_search(config: SearchConfig, cache_dir: Path) -> dict[str, Any]:
         dtype="bfloat16" if torch.cuda.is_available() else "float32",
         ema_ratio=EMA_RATIO if config.rung_metric == "val_loss_ema" else 0.0,
     )
-    absolute = {
-        split: file if file == EMBEDDED else os.path.abspath(file)
-        for split, file in (("train", config.train_file), ("val", config.val_file))
-    }
     return {
         "config": dataclasses.asdict(config),
         "model": dataclasses.asdict(model),
@@ -115,12 +113,13 @@ def prepare_search(config: SearchConfig, cache_dir: Path) -> dict[str, Any]:
         "bytes_per_token": max(1, total_bytes) / targets.numel(),
         "ranges": ranges_of(config.space, preset),
         "data": {
-            "train_file": absolute["train"],
-            "val_file": absolute["val"],
+            "train_file": absolute(config.train_file),
+            "val_file": absolute(config.val_file),
             "tokenizer": tokenizer_name,
+            "tokenizer_sha256": identity(encoding),
             "fingerprint": {split: tokens.fingerprint() for split, tokens in files.items()},
         },
-        "prepared": {split: str(tokens.path.resolve()) for split, tokens in files.items()},
+        "prepared": {split: tokens.spec for split, tokens in files.items()},
         "created": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "python": sys.version.split()[0],
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
@@ -177,10 +176,12 @@ def check_comparable(search: dict[str, Any], cache_dir: Path) -> None:
         f"the shape of preset {config['preset']}": (dataclasses.asdict(preset.model(encoding.n_vocab)), search["model"]),
         f"space {config['space']}": (ranges_of(config["space"], preset), search["ranges"]),
     }
+    if "tokenizer_sha256" in data:
+        now[f"tokenizer {data['tokenizer']}"] = identity(encoding), data["tokenizer_sha256"]
     for split in ("train", "val"):
-        if not Path(search["prepared"][split]).is_file():
+        if not are_there(search["prepared"][split]):
             tokens = prepare(data[f"{split}_file"], split, data["tokenizer"], encoding, cache_dir)
-            search["prepared"][split] = str(tokens.path.resolve())
+            search["prepared"][split] = tokens.spec
         now[data[f"{split}_file"]] = TokenFile(search["prepared"][split]).fingerprint(), data["fingerprint"][split]
     for what, (found, expected) in now.items():
         if found != expected:

@@ -14,6 +14,7 @@ from ray import tune
 
 from myllm.config import GPTConfig, TrainConfig, from_dict
 from myllm.data import TokenFile, Windows
+from myllm.token_file import Spec
 from myllm.training.train import Report, Run, train
 from myllm.training.train_utils import load_state, save_state
 from tune.storage import STATE_FILE
@@ -30,10 +31,10 @@ class Task:
     """fields of the GPTConfig"""
     train: dict[str, Any]
     """fields of the TrainConfig that are not searched, eval_freq apart"""
-    train_file: str
-    """prepared .bin, absolute"""
-    val_file: str
-    """prepared .bin, absolute"""
+    train_file: Spec
+    """prepared token files, absolute"""
+    val_file: Spec
+    """prepared token files, absolute"""
     report_tokens: int
     """tokens between reports; a multiple of every trial's step"""
     bytes_per_token: float

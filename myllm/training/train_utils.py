@@ -1,26 +1,26 @@
 """Token ids to text and back, generation, loss plots, and saving and loading of whole training states."""
 
-import os
 import pickle
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import tiktoken
 import torch
 
 from myllm.errors import InputError
+from myllm.files import whole_file
 from myllm.model import GPT
-from myllm.tokenizer import END_OF_TEXT
+from myllm.tokenizer import ENDS_OF_TEXT, Tokenizer
 
 
-def text_to_token_ids(text: str, tokenizer: tiktoken.Encoding) -> torch.Tensor:
+def text_to_token_ids(text: str, tokenizer: Tokenizer) -> torch.Tensor:
     """Ids of `text` as a batch of one, (1, n) int64; the end-of-text token may stand in the text."""
-    return torch.tensor([tokenizer.encode(text, allowed_special={END_OF_TEXT})], dtype=torch.int64)
+    allowed = tokenizer.special_tokens_set & set(ENDS_OF_TEXT)
+    return torch.tensor([tokenizer.encode(text, allowed_special=allowed, disallowed_special=())], dtype=torch.int64)
 
 
-def token_ids_to_text(ids: torch.Tensor, tokenizer: tiktoken.Encoding) -> str:
+def token_ids_to_text(ids: torch.Tensor, tokenizer: Tokenizer) -> str:
     """Text of `ids`, (n,) or (1, n); bytes that are not UTF-8 become the replacement character."""
     return tokenizer.decode(ids.flatten().tolist())
 
@@ -86,22 +86,19 @@ def plot_losses(
     above = axes.twiny()
     above.plot(tokens_seen, train_losses, alpha=0)  # invisible: aligns the second axis
     above.set_xlabel("tokens seen")
-    figure.savefig(path, format="png", dpi=150)
+    with whole_file(path) as file:
+        figure.savefig(file, format="png", dpi=150)
 
 
 def save_state(state: dict[str, Any], path: str | Path) -> None:
     """Writes a training state so that a crash at any moment leaves the old file, or the new one, whole."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with open(temporary, "wb") as file:
+        with whole_file(path) as file:
             torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    except RuntimeError as error:  # torch closes its archive after a failed write, and reports only that this failed too
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
 
 
 def load_state(path: str | Path) -> dict[str, Any]:

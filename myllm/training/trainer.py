@@ -6,6 +6,7 @@ python myllm/training/trainer.py --config experiments/runs/NAME/best_config.json
 
 import argparse
 import dataclasses
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,12 @@ import torch
 from tqdm import tqdm
 
 from myllm.config import PRESETS, GPTConfig, TrainConfig, from_dict, get_preset
-from myllm.data import EMBEDDED, Windows, default_tokenizer, prepare
-from myllm.errors import InputError, Parser, run_command
-from myllm.tokenizer import END_OF_TEXT, get_tokenizer, resolve
+from myllm.data import Windows, default_tokenizer, prepare
+from myllm.errors import InputError, Parser, run_command, warn
+from myllm.files import check_writable
+from myllm.sources import EMBEDDED, is_embedded
+from myllm.token_layout import DTYPES
+from myllm.tokenizer import end_of_text, get_tokenizer, identity, resolve
 from myllm.training.train import Report, Run, learning_rate_at, train
 from myllm.training.train_utils import (
     generate,
@@ -28,7 +32,7 @@ from myllm.training.train_utils import (
 )
 
 CONFIG_KEYS = ("preset", "model", "train", "data", "result")
-DATA_KEYS = ("train_file", "val_file", "tokenizer", "fingerprint")
+DATA_KEYS = ("train_file", "val_file", "tokenizer", "tokenizer_sha256", "token_dtype", "text_column", "fingerprint")
 TRAIN_FLAGS = {
     "learning_rate": (float, "peak learning rate"),
     "batch_size": (int, "windows per optimizer step"),
@@ -58,9 +62,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--version", choices=["v1", "v2"], help="v1: plain loop; v2: warm-up, cosine, clipping (default: v2)"
     )
-    parser.add_argument("--train_file", help="training data: .bin, text, or 'embedded' (default: embedded)")
-    parser.add_argument("--val_file", help="validation data, likewise (default: embedded)")
-    parser.add_argument("--tokenizer", help="byte, a tiktoken encoding, or a .tiktoken file (default: by the data)")
+    parser.add_argument("--train_file", nargs="+", help="token files or text: names, glob, or folder (default: embedded)")
+    parser.add_argument("--val_file", nargs="+", help="validation data, likewise (default: embedded)")
+    parser.add_argument("--tokenizer", help="byte, a tiktoken encoding, .tiktoken or tokenizer.json (default: by the data)")
+    parser.add_argument("--token_dtype", choices=list(DTYPES), help="what bare .bin files hold (default: uint16)")
+    parser.add_argument("--text_column", help="column of .jsonl and .parquet files that is the text (default: found)")
     for name, (kind, text) in TRAIN_FLAGS.items():
         parser.add_argument(f"--{name}", type=kind, help=text)
     parser.add_argument("--eval_iter", type=int, help="batches of each of train and val per evaluation (default: 4)")
@@ -114,10 +120,12 @@ def settle(args: argparse.Namespace) -> tuple[Run, Any]:
     data = config.get("data", {})
     train_file = given.get("train_file", data.get("train_file", EMBEDDED))
     val_file = given.get("val_file", data.get("val_file", EMBEDDED))
-    if (train_file == EMBEDDED) != (val_file == EMBEDDED):
+    if is_embedded(train_file) != is_embedded(val_file):
         raise InputError("--train_file and --val_file belong together: give both, or neither for the embedded corpus")
     tokenizer_name = resolve(given.get("tokenizer", data.get("tokenizer", default_tokenizer(train_file))))
     tokenizer = get_tokenizer(tokenizer_name)
+    if data.get("tokenizer_sha256") not in (None, identity(tokenizer)):
+        raise InputError(f"{args.config}: found with a tokenizer of other contents than --tokenizer {tokenizer_name}")
     device = pick_device(args.device)
 
     model_config = preset.model(tokenizer.n_vocab)
@@ -149,28 +157,43 @@ def settle(args: argparse.Namespace) -> tuple[Run, Any]:
         eval_windows = args.eval_iter * train_config.batch_size
         train_config = dataclasses.replace(train_config, eval_windows=eval_windows, train_eval_windows=None)
 
-    windows = [
-        Windows(prepare(file, split, tokenizer_name, tokenizer), train_config.max_len, train_config.stride)
-        for file, split in ((train_file, "train"), (val_file, "val"))
-    ]
-    saved = data.get("fingerprint", {}).get("train")
-    if saved and "train_file" not in given and saved != windows[0].tokens.fingerprint():
-        print(f"warning: {train_file} is not the data that {args.config} was found on")
+    how = {name: given.get(name, data.get(name)) for name in ("token_dtype", "text_column")}
+    windows = []
+    for split, file in (("train", train_file), ("val", val_file)):
+        tokens = prepare(file, split, tokenizer_name, tokenizer, **how)
+        windows.append(Windows(tokens, train_config.max_len, train_config.stride))
+        saved = data.get("fingerprint", {}).get(split)
+        if saved and f"{split}_file" not in given and saved != tokens.fingerprint():
+            warn(f"{tokens.name} is not the data that {args.config} was found on")
     return Run(model_config, train_config, *windows, device=device), tokenizer
+
+
+def steps_of(before: TrainConfig, run: Run) -> int:
+    """Optimizer steps of the run that `before` laid out; its data taken for that of `run`, where nothing else is known."""
+    if before.budget_tokens is not None:
+        return before.budget_tokens // before.tokens_per_step
+    return max(run.step, before.epochs * run.stream.steps_per_epoch)
 
 
 def restore(run: Run, path: str) -> list[dict]:
     """Loads `path` into `run`, says where it goes on, and returns the reports made so far."""
     state = load_state(path)
-    run.load_state_dict(state)
+    run.load_state_dict(state, other_data=True)
     before = from_dict(TrainConfig, state["train_config"], path)
     print(f"resumed from {path} at step {run.step} of {run.total_steps}")
-    if (before.epochs, before.budget_tokens) != (
-        run.config.epochs,
-        run.config.budget_tokens,
-    ) and run.step < run.total_steps:
-        old_total = before.budget_tokens and before.budget_tokens // before.tokens_per_step
-        old_total = old_total or before.epochs * run.stream.steps_per_epoch
+    saved, now = state.get("data"), run.data_identity()
+    if run.trained_on_other_data(state):
+        was = f"{saved['train']['tokens']:,} tokens" if saved else "of unknown length"
+        print(
+            f"data: {run.train_windows.tokens.name} ({now['train']['tokens']:,} tokens) is not what {path} was trained on "
+            f"({was}); a new pass over it begins, after {run.earlier_epochs} over the other"
+        )
+    if saved and saved["val"] != now["val"]:
+        print(
+            f"data: {run.val_windows.tokens.name} is not the validation data of {path}: val_loss can't be compared with it"
+        )
+    old_total = state.get("total_steps") or steps_of(before, run)
+    if old_total != run.total_steps and run.step < run.total_steps:
         old = learning_rate_at(max(0, run.step - 1), old_total, before)
         new = learning_rate_at(run.step, run.total_steps, run.config)
         print(
@@ -184,8 +207,8 @@ def sample(run: Run, tokenizer: Any, start_context: str) -> str:
     """A text of 50 new tokens after `start_context`, drawn without touching the run's own random generators."""
     ids = text_to_token_ids(start_context, tokenizer).to(run.device)
     generator = torch.Generator(run.device).manual_seed(run.config.seed)
-    eos_id = tokenizer.encode_single_token(END_OF_TEXT) if END_OF_TEXT in tokenizer.special_tokens_set else None
-    return token_ids_to_text(generate(run.model, ids, 50, 0.8, 40, eos_id, generator)[0], tokenizer)
+    drawn = generate(run.model, ids, 50, 0.8, 40, end_of_text(tokenizer), generator)
+    return token_ids_to_text(drawn[0], tokenizer)
 
 
 def describe(report: Report, epoch: float) -> str:
@@ -193,6 +216,15 @@ def describe(report: Report, epoch: float) -> str:
         f"epoch {epoch:.2f} step {report.step}: train_loss {report.train_loss:.4f} val_loss {report.val_loss:.4f} "
         f"lr {report.learning_rate:.2e} {report.tok_per_sec:,.0f} tok/s"
     )
+
+
+def check_places(given: dict[str, Any]) -> None:
+    """Tries every file that will be written, and what writes it. Raises InputError."""
+    for flag in ("save_model", "plot"):
+        if flag in given:
+            check_writable(given[flag], f"--{flag}")
+    if "plot" in given and importlib.util.find_spec("matplotlib") is None:
+        raise InputError("--plot needs the package matplotlib; pip install matplotlib")
 
 
 def main() -> int:
@@ -203,26 +235,26 @@ def main() -> int:
         raise InputError("--load_model belongs to v2: V1 starts anew each time")
     if save_model and Path(save_model).exists() and not (load_model and Path(load_model).exists()):
         raise InputError(f"--save_model {save_model} exists; go on from it with --load_model, or choose another name")
+    check_places(given)
     run, tokenizer = settle(args)
     if load_model and run.config.version == "v1":
         raise InputError("--load_model belongs to v2, and the config says v1: V1 starts anew each time")
     if not text_to_token_ids(args.start_context, tokenizer).numel():
         raise InputError("--start_context is empty; give at least one character")
     history = restore(run, load_model) if load_model else []
-    steps_per_epoch = run.stream.steps_per_epoch
     print(
         f"{run.model.num_parameters():,} parameters, {run.total_steps} steps of {run.config.tokens_per_step:,} tokens, "
-        f"{steps_per_epoch} steps an epoch, on {run.device}"
+        f"{run.stream.steps_per_epoch} steps an epoch, on {run.device}"
     )
     if run.step >= run.total_steps:
-        print("nothing left to train: the saved run is at its end; a larger --epochs goes on")
+        longer = "--epochs, which counts all passes so far," if run.config.epochs else "--budget_tokens"
+        print(f"nothing left to train: the saved run is at its end; a larger {longer} goes on")
     bar = tqdm(total=run.total_steps, initial=run.step, unit="step", disable=None)  # None: quiet off a terminal
     while run.step < run.total_steps:
-        epoch_end = min((run.step // steps_per_epoch + 1) * steps_per_epoch, run.total_steps)
-        for report in train(run, epoch_end):
+        for report in train(run, run.epoch_end):
             bar.update(report.step - bar.n)
-            bar.write(describe(report, report.step / steps_per_epoch))
-            history.append(dataclasses.asdict(report) | {"epoch": report.step / steps_per_epoch})
+            bar.write(describe(report, run.epoch_at(report.step)))
+            history.append(dataclasses.asdict(report) | {"epoch": run.epoch_at(report.step)})
             if report.diverged:
                 bar.close()
                 print(f"diverged at step {report.step}: the loss is no longer finite; try a lower --learning_rate")

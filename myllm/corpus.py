@@ -1,0 +1,43 @@
+"""The embedded corpus: text that needs no download."""
+
+import hashlib
+import sysconfig
+from pathlib import Path
+
+LEFT_OUT = {
+    "test",
+    "tests",
+    "idle_test",
+    "lib2to3",
+    "site-packages",
+    "dist-packages",
+    "__pycache__",
+    "pydoc_data",
+    "encodings",
+}
+
+
+def corpus_texts() -> tuple[list[bytes], list[bytes]]:
+    """The standard library's .py files as (train, val), split by the hash of their names (1 in 16).
+
+    Tests, generated tables, bundled packages and files that are not UTF-8 are left out.
+    """
+    root = Path(sysconfig.get_path("stdlib"))
+    train, val = [], []
+    for path in sorted(root.rglob("*.py")):
+        relative = path.relative_to(root)
+        if LEFT_OUT & set(relative.parts) or relative.name.startswith("_sysconfigdata"):
+            continue
+        content = path.read_bytes()
+        try:
+            content.decode()
+        except UnicodeDecodeError:
+            continue
+        name_hash = hashlib.sha256(relative.as_posix().encode()).digest()[0]
+        (val if name_hash < 16 else train).append(content)
+    return train, val
+
+
+def corpus_text(split: str) -> str:
+    """The corpus as one text: of val, or of train."""
+    return b"\n".join(corpus_texts()[split == "val"]).decode()

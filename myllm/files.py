@@ -1,0 +1,91 @@
+"""Files that are written: the place tried beforehand, the file whole or not there at all."""
+
+import contextlib
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from myllm.errors import InputError
+
+ROOT = Path(__file__).resolve().parent.parent
+STALE_SECONDS = 3600  # a temporary file not written to for so long was left by a process that was killed
+
+
+def check_regular(path: Path) -> None:
+    """Raises InputError where `path` is no file that can be read more than once."""
+    if path.is_dir():
+        raise InputError(f"{path}: a folder, not a file")
+    if not path.exists():
+        raise InputError(f"{path}: no such file")
+    if not path.is_file():
+        raise InputError(f"{path}: not a regular file; a pipe can't be read twice, write it into a file first")
+
+
+def obstacle(path: str | Path) -> str | None:
+    """Why the file `path` can't be written, or None where it can. Leaves nothing behind, folders included."""
+    path = Path(os.path.abspath(path))
+    try:
+        if path.is_dir():
+            return "it is a folder"
+        if path.exists() and not path.is_file():
+            return "it is not a regular file"
+        folder = path.parent
+        while not folder.exists():
+            folder = folder.parent
+        if not folder.is_dir():
+            return f"{folder} is not a folder"
+        with tempfile.NamedTemporaryFile(prefix=f".{path.name}.", dir=folder):
+            return None
+    except (OSError, ValueError) as error:
+        return getattr(error, "strerror", None) or str(error)
+
+
+def check_writable(path: str | Path, flag: str) -> None:
+    """Raises InputError where the file `path`, which `flag` names, can't be written."""
+    reason = obstacle(path)
+    if reason:
+        raise InputError(f"{flag} {path} can't be written: {reason}")
+
+
+@contextlib.contextmanager
+def whole_file(path: str | Path) -> Iterator[BinaryIO]:
+    """A file to write to, which takes the place of `path` when the block ends; after an error nothing has changed.
+
+    What is written is on the disk before it gets its name, so a crash leaves the old file or the new one. The temporary
+    file lies beside it, hidden; those of killed processes are removed.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".{path.name}.*"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > STALE_SECONDS:
+                left.unlink()
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def cache_dir() -> Path:
+    """Where prepared data is kept: in the checkout, or in the user's own cache folder where that can't be written.
+
+    Raises InputError where neither can.
+    """
+    checkout = ROOT / "experiments" / "runs" / ".cache"
+    if (ROOT / "pyproject.toml").is_file() and obstacle(checkout / "a") is None:
+        return checkout
+    usual = "~/Library/Caches" if sys.platform == "darwin" else os.environ.get("LOCALAPPDATA", "~/.cache")
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or usual).expanduser() / "myllm"
+    reason = obstacle(folder / "a")
+    if reason:
+        raise InputError(f"the cache can't be written, neither {checkout} nor {folder}: {reason}; set XDG_CACHE_HOME")
+    return folder

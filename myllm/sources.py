@@ -1,0 +1,98 @@
+"""What a user names -> files: one, several, a glob, or a folder."""
+
+import glob
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from myllm.errors import InputError
+from myllm.files import check_regular
+from myllm.text import kind_of
+
+EMBEDDED = "embedded"
+"""Name of the corpus that every Python brings along: the source files of its standard library."""
+Source = str | Sequence[str]
+"""a path, a glob, a folder, EMBEDDED, or several of the first three"""
+TOKENS, TEXT = ("bin", "npy"), ("txt", "jsonl", "parquet")
+IN_FOLDERS = re.compile(r".+\.(bin|npy|parquet|(txt|jsonl|ndjson)(\.(gz|bz2|zst))?)$", re.IGNORECASE)
+SPLITS = {
+    "train": re.compile(r"(?<![a-z])train(ing)?(?![a-z])", re.IGNORECASE),
+    "val": re.compile(r"(?<![a-z])(val|valid|validation|dev|eval|test)(?![a-z])", re.IGNORECASE),
+}
+"""words in file names that say what a file is for"""
+
+
+def is_embedded(source: Source) -> bool:
+    """Whether `source` is the embedded corpus."""
+    return source == EMBEDDED or (not isinstance(source, str) and list(source) == [EMBEDDED])
+
+
+def absolute(source: Source) -> Source:
+    """`source` as it can be named from any folder."""
+    if is_embedded(source):
+        return EMBEDDED
+    return os.path.abspath(source) if isinstance(source, str) else [os.path.abspath(one) for one in source]
+
+
+def find_files(source: Source) -> list[Path]:
+    """The files behind `source`: those of a glob or folder in the order of their names, numbers by their value.
+
+    Raises InputError where there are none, where they are both token files and text, where one is named twice, or where a
+    folder holds files for both training and validation.
+    """
+    files: list[Path] = []
+    for one in [source] if isinstance(source, str | Path) else source:
+        try:
+            files += _expand(str(one))
+        except OSError as error:  # a name that is too long, a folder that may not be read
+            raise InputError(f"{one}: {error.strerror}") from None
+    if not files:
+        raise InputError("no data file was named")
+    seen: set[str] = set()
+    for path in files:
+        check_regular(path)
+        if (real := os.path.realpath(path)) in seen:
+            raise InputError(f"{path}: named twice; its text would count double")
+        seen.add(real)
+    if len({kind_of(path) in TOKENS for path in files}) == 2:
+        token_file = next(path for path in files if kind_of(path) in TOKENS)
+        text_file = next(path for path in files if kind_of(path) not in TOKENS)
+        raise InputError(f"{token_file} holds token ids and {text_file} text: name files of one kind")
+    return files
+
+
+def _expand(name: str) -> list[Path]:
+    """The files of one name, glob or folder."""
+    if not name:
+        raise InputError("the name of a data file is empty")
+    path = Path(name)
+    if path.is_dir():
+        return _in_folder(path)
+    if path.exists() or not glob.has_magic(name):
+        return [path]
+    found = sorted((Path(name) for name in glob.glob(name, recursive=True)), key=_by_number)
+    found = [path for path in found if path.is_file() and path.suffix not in (".json", ".pkl")]
+    if not found:
+        raise InputError(f"{name}: no file has such a name")
+    return found
+
+
+def _in_folder(folder: Path) -> list[Path]:
+    files = sorted((p for p in folder.iterdir() if p.is_file() and IN_FOLDERS.fullmatch(p.name)), key=_by_number)
+    files = [path for path in files if not path.name.startswith(".")]
+    if not files:
+        raise InputError(f"{folder}: a folder without .bin, .npy, .txt, .jsonl or .parquet files")
+    if all(any(split.search(path.name) for path in files) for split in SPLITS.values()):
+        raise InputError(f"{folder}: a folder with files of both train and val; say which, as with '{folder}/*train*'")
+    return files
+
+
+def _by_number(path: Path) -> list:
+    """Sorts a2 before a10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", str(path)) if part]
+
+
+def are_tokens(files: list[Path]) -> bool:
+    """Whether `files`, from find_files, hold token ids."""
+    return kind_of(files[0]) in TOKENS

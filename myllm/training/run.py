@@ -1,0 +1,239 @@
+"""The whole state of one training run, and its way to disk and back."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import torch
+
+from myllm.config import GPTConfig, TrainConfig
+from myllm.data import BatchStream, Windows
+from myllm.errors import InputError, RunError
+from myllm.model import GPT
+
+T = TypeVar("T")
+
+
+class Run:
+    """The whole state of one training run: model, optimizer, position in the data, steps, seconds, random generators.
+
+    `state_dict()` takes all of it out and `load_state_dict()` puts it back, so that the run goes on as if never stopped:
+    bit for bit on a CPU with the same number of threads. Passes over other data, in an earlier part of the run, are counted
+    by `earlier_epochs` and `earlier_steps`. Raises InputError where config, model and data do not fit.
+    """
+
+    def __init__(
+        self,
+        model_config: GPTConfig,
+        config: TrainConfig,
+        train_windows: Windows,
+        val_windows: Windows,
+        device: str | torch.device = "cpu",
+    ):
+        if config.max_len > model_config.block_size:
+            raise InputError(f"max_len {config.max_len} exceeds the model's block_size of {model_config.block_size}")
+        self.config, self.device = config, torch.device(device)
+        self.train_windows, self.val_windows = train_windows, val_windows
+        self.stream = BatchStream(train_windows, config.batch_size, config.seed)
+        tokenizers = {windows.tokens.tokenizer_sha256 for windows in (train_windows, val_windows)} - {None}
+        if len(tokenizers) > 1:
+            raise InputError(f"{train_windows.tokens.name} and {val_windows.tokens.name} belong to different tokenizers")
+        self.tokenizer_sha256 = tokenizers.pop() if tokenizers else None
+        self.earlier_epochs = self.earlier_steps = 0
+        torch.manual_seed(config.seed)
+        self.model = GPT(model_config).to(self.device)
+        matrices = [p for p in self.model.parameters() if p.dim() >= 2]
+        others = [p for p in self.model.parameters() if p.dim() < 2]
+        self.optimizer = torch.optim.AdamW(
+            [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}],
+            lr=config.learning_rate,
+            betas=(config.beta1, config.step_beta2),
+            fused=True,
+        )
+        self.parameters = list(self.model.parameters())
+        self.average = [p.detach().clone() for p in self.parameters] if config.ema_ratio else None
+        self.micro_batch_size = config.micro_batch_size or config.batch_size  # halved where memory runs out
+        self.step = 0
+        self.train_seconds = 0.0
+
+    @property
+    def tokens_seen(self) -> int:
+        """Tokens trained on so far."""
+        return self.step * self.config.tokens_per_step
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run, those over earlier data included."""
+        if self.config.budget_tokens is not None:
+            return self.config.budget_tokens // self.config.tokens_per_step
+        return self.earlier_steps + max(0, self.config.epochs - self.earlier_epochs) * self.stream.steps_per_epoch
+
+    def epoch_at(self, step: int) -> float:
+        """Passes over the training data after `step` optimizer steps, those over earlier data included."""
+        return self.earlier_epochs + (step - self.earlier_steps) / self.stream.steps_per_epoch
+
+    @property
+    def epoch_end(self) -> int:
+        """The optimizer step at which the present pass ends, or the whole run."""
+        passes = (self.step - self.earlier_steps) // self.stream.steps_per_epoch
+        return min(self.earlier_steps + (passes + 1) * self.stream.steps_per_epoch, self.total_steps)
+
+    def data_identity(self) -> dict[str, Any]:
+        """What the run's ids are, by content: the fingerprints of train and val, and the tokenizer's identity or None."""
+        return {
+            "train": self.train_windows.tokens.fingerprint(),
+            "val": self.val_windows.tokens.fingerprint(),
+            "tokenizer_sha256": self.tokenizer_sha256,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """The run's state, of tensors and plain Python values only."""
+        return {
+            "model_config": vars(self.model.config),
+            "train_config": vars(self.config),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average,
+            "micro_batch_size": self.micro_batch_size,
+            "step": self.step,
+            "train_seconds": self.train_seconds,
+            "epoch": self.stream.epoch,
+            "batch": self.stream.batch,
+            "steps_per_epoch": self.stream.steps_per_epoch,
+            "total_steps": self.total_steps,
+            "earlier": {"epochs": self.earlier_epochs, "steps": self.earlier_steps},
+            "data": self.data_identity(),
+            "random": self.random_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any], other_data: bool = False) -> None:
+        """Continues where `state` was taken; over other data only where `other_data` allows it, with a new pass.
+
+        Raises InputError for another model shape, another tokenizer, and settings that can't change on the way.
+        """
+        theirs = state.get("data", {}).get("tokenizer_sha256")  # none in checkpoints from before it was kept
+        if None not in (theirs, self.tokenizer_sha256) and theirs != self.tokenizer_sha256:
+            raise InputError(
+                f"the checkpoint was trained with a tokenizer of other contents (sha256 {theirs[:8]}, not "
+                f"{self.tokenizer_sha256[:8]}): the same ids mean other text; name its own --tokenizer"
+            )
+        ours, theirs = vars(self.model.config), state["model_config"]
+        for field, value in ours.items():
+            if theirs.get(field) != value and field != "dropout":
+                raise InputError(f"the checkpoint's model has {field} {theirs.get(field)}, this one {value}")
+        for field in ("batch_size", "max_len", "stride", "seed", "ema_ratio"):
+            value = state["train_config"].get(field)
+            if value != getattr(self.config, field):
+                raise InputError(
+                    f"the checkpoint was trained with {field} {value}, not {getattr(self.config, field)}; "
+                    "it can't go on from there"
+                )
+        self._find_place(state, other_data)
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.average is not None:
+            torch._foreach_copy_(self.average, state["average"])
+        self.micro_batch_size = state["micro_batch_size"]
+        self.step, self.train_seconds = state["step"], state["train_seconds"]
+        self.set_random_state(state["random"])
+
+    def trained_on_other_data(self, state: dict[str, Any]) -> bool:
+        """Whether `state` stands in other training data than the run's. Without a fingerprint: if it can't be in ours."""
+        saved = state.get("data", {}).get("train")
+        if saved is None:
+            return state["batch"] > self.stream.steps_per_epoch
+        return saved != self.train_windows.tokens.fingerprint()
+
+    def _find_place(self, state: dict[str, Any], other_data: bool) -> None:
+        """The place in the data where `state` was taken; in other data the start of a new pass."""
+        if not self.trained_on_other_data(state):
+            earlier = state.get("earlier", {"epochs": 0, "steps": 0})
+            self.earlier_epochs, self.earlier_steps = earlier["epochs"], earlier["steps"]
+            self.stream.epoch, self.stream.batch = state["epoch"], state["batch"]
+            return
+        if not other_data:
+            raise InputError(f"the checkpoint was trained on other data than {self.train_windows.tokens.name}")
+        finished = state["batch"] >= state.get("steps_per_epoch", 1)  # a pass ends when the next batch is asked for
+        self.earlier_epochs, self.earlier_steps = state["epoch"] + finished, state["step"]
+        self.stream.epoch, self.stream.batch = self.earlier_epochs, 0
+
+    def random_state(self) -> dict[str, torch.Tensor]:
+        """The random generators that dropout draws from."""
+        state = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            state["cuda"] = torch.cuda.get_rng_state(self.device)
+        return state
+
+    def set_random_state(self, state: dict[str, torch.Tensor]) -> None:
+        """Puts `random_state()` back."""
+        torch.set_rng_state(state["cpu"].cpu())
+        if "cuda" in state and self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda"].cpu(), self.device)
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        """The arithmetic of the forward pass."""
+        if self.config.dtype == "float32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=getattr(torch, self.config.dtype))
+
+    def backward(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Sets the gradient of the batch's mean loss, micro-batch by micro-batch; returns that loss, nats per token.
+
+        `inputs` and `targets` are (batch_size, max_len). Raises RunError where not even one window fits.
+        """
+        before = self.random_state() if self.model.config.dropout else None
+
+        def attempt() -> torch.Tensor:
+            self.optimizer.zero_grad(set_to_none=True)
+            if before is not None:
+                self.set_random_state(before)
+            size = self.micro_batch_size
+            loss = torch.zeros((), device=self.device)
+            for micro_inputs, micro_targets in zip(inputs.split(size), targets.split(size), strict=True):
+                with self.autocast():
+                    micro_loss = self.model(micro_inputs.to(self.device), micro_targets.to(self.device))
+                micro_loss = micro_loss * (len(micro_inputs) / len(inputs))
+                micro_loss.backward()
+                loss += micro_loss.detach()
+            return loss
+
+        return self.within_memory(attempt)
+
+    def within_memory(self, attempt: Callable[[], T]) -> T:
+        """attempt(), again with half the micro-batch each time the device runs out of memory.
+
+        Gradients add up to the same batch, so only the order of floating-point sums changes. Raises RunError where a
+        micro-batch of one window does not fit.
+        """
+        while True:
+            try:
+                return attempt()
+            except torch.OutOfMemoryError:  # left before the next attempt: the error holds the failed one's tensors
+                pass
+            if self.micro_batch_size == 1:
+                raise RunError("out of memory with micro_batch_size 1: the model does not fit; use a smaller one")
+            self.micro_batch_size = (self.micro_batch_size + 1) // 2
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    @torch.no_grad()
+    def update_average(self) -> None:
+        """Moves the averaged weights towards the weights after optimizer step `self.step`.
+
+        The average forgets at the rate 1 / (ema_ratio * step), so its horizon stays the share ema_ratio of the steps so
+        far: the power-function average of Karras et al., arXiv 2312.02696, section 3.1, with gamma + 1 = 1 / ema_ratio.
+        """
+        torch._foreach_lerp_(self.average, self.parameters, min(1.0, 1 / (self.config.ema_ratio * self.step)))
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within it the model computes with the averaged weights."""
+        self._swap_average()
+        try:
+            yield
+        finally:
+            self._swap_average()
+
+    def _swap_average(self) -> None:
+        for parameter, average in zip(self.parameters, self.average, strict=True):
+            parameter.data, average.data = average.data, parameter.data
