@@ -10,6 +10,7 @@ and of worlds of its size: Spearman correlation of the loss at a mark (one seed)
 configurations and over the best quarter; standard deviation of the final loss between seeds; how good the good ones are.
 """
 
+import functools
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -51,6 +52,16 @@ class Curves:
         finals = self.losses[..., -1]
         finite = np.isfinite(finals)
         return np.where(finite, finals, finals[finite].max() if finite.any() else np.nan)
+
+    @functools.cached_property
+    def points(self) -> np.ndarray:
+        """(n, d) the hyper-parameters that are numbers and vary, their logarithms scaled to the unit cube."""
+        columns = []
+        for _, values in pd.DataFrame(self.configs).select_dtypes("number").astype(float).items():
+            scaled = np.log(values.to_numpy()) if values.min() > 0 else values.to_numpy()
+            if np.ptp(scaled) > 0:
+                columns.append((scaled - scaled.min()) / np.ptp(scaled))
+        return np.stack(columns, axis=1) if columns else np.empty((len(self.configs), 0))
 
     @property
     def means(self) -> np.ndarray:

@@ -13,13 +13,10 @@ from pathlib import Path
 
 import torch
 
-from myllm.config import GPTConfig, from_dict
-from myllm.data import Windows, prepare
-from myllm.tokenizer import get_tokenizer
-from myllm.training.train import Run, train
-from tune.results import read_tables
-from tune.state import DEFAULT_TRIAL
-from tune.trainable import trial_config
+from myllm.training.train import train
+from tune.prepare import open_run
+from tune.report import load
+from tune.trials import DEFAULT_TRIAL
 
 
 def main() -> None:
@@ -30,30 +27,14 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     for run_dir in args.runs:
-        best = json.loads((run_dir / "best_config.json").read_text())
-        search = json.loads((run_dir / "search.json").read_text())
-        data = best["data"]
-        encoding = get_tokenizer(data["tokenizer"])
-        how = {name: data.get(name) for name in ("token_dtype", "text_column")}
-        trials, _ = read_tables(run_dir)
-        default = trials.set_index("trial_id").loc[DEFAULT_TRIAL]
-        names = [name for name in trials.columns if name in search["ranges"]]
-        reference = {name: default[name].item() for name in names}
-        configs = {
-            "best": trial_config(search["train"], search["report_tokens"], {n: best["train"][n] for n in names}),
-            "default": trial_config(search["train"], search["report_tokens"], reference),
-        }
+        search, trials, _ = load(run_dir)
+        best = json.loads((run_dir / "best_config.json").read_text())["result"]["trial_id"]
         for seed in args.seeds:
             losses = {}
-            for name, config in configs.items():
-                config = dataclasses.replace(
-                    config, seed=seed, eval_freq=config.budget_tokens, eval_windows=16 * config.eval_windows
-                )
-                tokens = [
-                    prepare(data[f"{split}_file"], split, data["tokenizer"], encoding, **how) for split in ("train", "val")
-                ]
-                windows = [Windows(ids, config.max_len, config.stride) for ids in tokens]
-                *_, last = train(Run(from_dict(GPTConfig, best["model"], "model"), config, *windows))
+            for name, trial_id in (("best", best), ("default", DEFAULT_TRIAL)):
+                config = search.train_config(trials.by_id[trial_id].config)
+                changes = {"eval_freq": config.budget_tokens, "eval_windows": 16 * config.eval_windows}
+                *_, last = train(open_run(search, dataclasses.replace(config, seed=seed, **changes)))
                 losses[name] = last.val_loss
             print(
                 f"{run_dir.name} seed {seed}: best {losses['best']:.4f}, default {losses['default']:.4f}, "

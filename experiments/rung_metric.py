@@ -12,6 +12,7 @@ experiments/data/NAME.csv.gz, all losses in nats per token. Configurations come 
 
 import argparse
 import copy
+import dataclasses
 import math
 import multiprocessing
 import os
@@ -21,15 +22,14 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from myllm.config import GPTConfig, get_preset
-from myllm.data import TokenFile, Windows
+from myllm.config import get_preset
+from myllm.files import cache_dir
 from myllm.training.train import Run, mean_loss, train
 from tune.options import SearchConfig
-from tune.settings import RUNS_DIR, prepare_search
+from tune.prepare import RUNS_DIR, open_run, prepare_search
+from tune.settings import Search
 from tune.spaces import get_space, sample
-from tune.trainable import trial_config
 
-DRAW_SEED = 20  # of the configurations; not the seed of any test or search
 BRANCHES = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
 BRANCH_SHARE = 0.2
 
@@ -50,14 +50,13 @@ def cooldown_loss(run: Run) -> float:
     return loss
 
 
-def record(search: dict, index: int, seed: int, path: Path) -> None:
+def record(search: Search, draw_seed: int, index: int, seed: int, path: Path) -> None:
     """Trains configuration `index` with `seed` and writes its curve to `path`, whole or not at all."""
     os.nice(19)
     torch.set_num_threads(1)
-    hyper_parameters = sample(get_space("v2"), get_preset(search["config"]["preset"]), DRAW_SEED, index)
-    config = trial_config(search["train"], search["report_tokens"], hyper_parameters | {"seed": seed})
-    windows = [Windows(TokenFile(search["prepared"][s]), config.max_len, config.stride) for s in ("train", "val")]
-    run = Run(GPTConfig(**search["model"]), config, *windows)
+    hyper_parameters = sample(get_space("v2"), get_preset(search.config.preset), draw_seed, index)
+    config = search.train_config(hyper_parameters | {"seed": seed})
+    run = open_run(search, config)
     rows = []
     for report in train(run):
         branch = report.tokens_seen / config.budget_tokens in BRANCHES and not report.diverged
@@ -72,7 +71,8 @@ def record(search: dict, index: int, seed: int, path: Path) -> None:
             }
         )
     temporary = path.with_suffix(".part")
-    table = pd.DataFrame(rows).round(5).assign(learning_rate=float(f"{config.learning_rate:.5g}"))
+    values = {name: float(f"{value:.5g}") for name, value in hyper_parameters.items()}
+    table = pd.DataFrame(rows).round(5).assign(**values, batch_size=config.batch_size)
     table.to_csv(temporary, index=False)
     temporary.rename(path)
 
@@ -84,6 +84,7 @@ def main() -> None:
     parser.add_argument("--train_file", default="embedded", help="training data")
     parser.add_argument("--val_file", default="embedded", help="validation data")
     parser.add_argument("--tokenizer", default="byte", help="byte, a tiktoken encoding, or a .tiktoken file")
+    parser.add_argument("--draw_seed", type=int, default=20, help="of the configurations; not that of a test or search")
     parser.add_argument("--configs", type=int, default=64, help="sampled configurations")
     parser.add_argument("--seeds", type=int, default=3, help="trainings of each")
     parser.add_argument("--budget_tokens", type=int, default=524_288, help="tokens of one training")
@@ -91,15 +92,17 @@ def main() -> None:
     parser.add_argument("--schedule", default="cosine", choices=["cosine", "wsd"], help="shape of the learning rate")
     parser.add_argument("--workers", type=int, default=2, help="trainings at once, one core each, at the lowest priority")
     args = parser.parse_args()
-    settings = {name: getattr(args, name) for name in ("preset", "train_file", "val_file", "tokenizer", "budget_tokens")}
-    search = prepare_search(SearchConfig(space="v2", **settings), RUNS_DIR / ".cache")
-    search["train"] |= {"schedule": args.schedule, "ema_ratio": 0.1, "eval_windows": args.eval_windows}
+    settings = {name: getattr(args, name) for name in ("preset", "tokenizer", "budget_tokens")}
+    settings |= {name: (getattr(args, name),) for name in ("train_file", "val_file")}
+    search = prepare_search(SearchConfig(space="v2", **settings), cache_dir())
+    changes = {"schedule": args.schedule, "ema_ratio": 0.1, "eval_windows": args.eval_windows}
+    search = dataclasses.replace(search, training=dataclasses.replace(search.training, **changes))
     folder = RUNS_DIR / f"study-{args.name}"
     folder.mkdir(parents=True, exist_ok=True)
     paths = {(i, s): folder / f"{i:05d}-{s}.csv" for i in range(args.configs) for s in range(args.seeds)}
     missing = [key for key, path in paths.items() if not path.exists()]
     with ProcessPoolExecutor(args.workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        futures = [pool.submit(record, search, *key, paths[key]) for key in missing]
+        futures = [pool.submit(record, search, args.draw_seed, *key, paths[key]) for key in missing]
         for done, future in enumerate(futures, 1):
             future.result()
             print(f"{len(paths) - len(missing) + done} of {len(paths)} trainings", flush=True)

@@ -35,6 +35,7 @@ folder a search with its log. The command goes on where it stopped, also with mo
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import math
 import multiprocessing
@@ -52,10 +53,15 @@ from typing import Any
 
 import torch
 
-from myllm.config import GPTConfig, TrainConfig, get_preset
-from myllm.data import EMBEDDED, TokenFile, Windows
+from myllm.config import get_preset
 from myllm.errors import InputError, Parser, RunError, run_command
-from myllm.training.train import Report, Run, train
+from myllm.files import cache_dir
+from myllm.machine import available_cpus
+from myllm.sources import EMBEDDED
+from myllm.training.train import Report, train
+from tune.options import SearchConfig
+from tune.prepare import RUNS_DIR, open_run, prepare_search
+from tune.settings import Search
 from tune.spaces import LogUniform, get_space, sample
 
 # What only one method or only the main process needs is imported where it is used: start-up is on the clock.
@@ -71,15 +77,10 @@ Pick = tuple[Config | None, int, int]
 """(hyper-parameters or None, trials begun, trials at the full budget) of a search up to some time"""
 
 
-def training(search: dict[str, Any], config: Config, **changes: Any) -> Iterator[Report]:
+def training(search: Search, config: Config, **changes: Any) -> Iterator[Report]:
     """Trains the hyper-parameters `config` to the full budget on one thread, with a report at every mark."""
     torch.set_num_threads(1)
-    values = search["train"] | config
-    values["eval_freq"] = search["report_tokens"] // (values["batch_size"] * values["max_len"])
-    train_config = TrainConfig(**(values | changes))
-    files = [TokenFile(search["prepared"][split]) for split in ("train", "val")]
-    windows = [Windows(tokens, train_config.max_len, train_config.stride) for tokens in files]
-    yield from train(Run(GPTConfig(**search["model"]), train_config, *windows))
+    yield from train(open_run(search, dataclasses.replace(search.train_config(config), **changes)))
 
 
 # The methods: what searches, and what tells its pick at some time (UNIX, seconds) from what it left in `folder`
@@ -87,9 +88,10 @@ def training(search: dict[str, Any], config: Config, **changes: Any) -> Iterator
 
 def our_command(job: dict[str, Any], folder: Path, searcher: str) -> list[str]:
     """The search as people run it."""
-    options = {n: job["search"]["config"][n] for n in ("space", "preset")}
-    options |= {n: job["search"]["data"][n] for n in ("train_file", "val_file", "tokenizer")}
-    options |= {"budget_tokens": job["search"]["train"]["budget_tokens"], "seed": job["seed"], "searcher": searcher}
+    search = job["search"]
+    options = {n: getattr(search.config, n) for n in ("space", "preset")}
+    options |= {n: getattr(search.config, n)[0] for n in ("train_file", "val_file")} | {"tokenizer": search.data.tokenizer}
+    options |= {"budget_tokens": search.budget_tokens, "seed": job["seed"], "searcher": searcher}
     options |= {"time_budget": job["seconds"], "max_concurrent": job["slots"], "storage_path": folder, "name": "search"}
     return [sys.executable, "tune/search.py", *(part for n, v in options.items() for part in (f"--{n}", str(v)))]
 
@@ -97,16 +99,13 @@ def our_command(job: dict[str, Any], folder: Path, searcher: str) -> list[str]:
 def our_pick(folder: Path, until: float, budget_tokens: int) -> Pick:
     """The leader of the standings, by the journal up to then."""
     from tune.journal import read_journal
-    from tune.results import best_trial, tables
-    from tune.schedulers import Fifo
-    from tune.state import COMPLETED, Plan, SearchState
+    from tune.trials import COMPLETED, Trials, standings
 
     events = [event for event in read_journal(folder / "search") if event["time"] <= until]
-    plan = Plan(num_samples=1000, budget_tokens=budget_tokens, draw=lambda index, state: {})
-    state = SearchState(plan, Fifo(), lambda event, **values: values, events)
-    best = best_trial(tables(state)[0])
-    drawn = [status for trial_id, status in state.status.items() if trial_id not in state.confirms]
-    return None if best is None else state.configs[best["trial_id"]], len(drawn), drawn.count(COMPLETED)
+    trials = Trials(budget_tokens, num_samples=0, events=events)
+    completed = sum(trial.status == COMPLETED for trial in trials.drawn)
+    _, best = standings(trials)
+    return best[0].config if best else None, len(trials.drawn), completed
 
 
 def search_with_ray(job: dict[str, Any], folder: Path, scratch: str, index: int) -> None:
@@ -129,7 +128,7 @@ def search_with_ray(job: dict[str, Any], folder: Path, scratch: str, index: int)
     ray.init("local", num_cpus=job["slots"], include_dashboard=False, _temp_dir=scratch, _node_ip_address="127.0.0.1")
     space = {
         name: tune.loguniform(d.low, d.high) if isinstance(d, LogUniform) else tune.choice(list(d.values))
-        for name, d in get_space("v2").ranges(get_preset(job["search"]["config"]["preset"])).items()
+        for name, d in get_space("v2").ranges(get_preset(job["search"].config.preset)).items()
     }
     tuner = tune.Tuner(
         objective,
@@ -174,7 +173,7 @@ def search_with_optuna(job: dict[str, Any], folder: Path, scratch: str, index: i
 
     def objective(trial: optuna.Trial) -> float:
         config = {}
-        for name, d in get_space("v2").ranges(get_preset(job["search"]["config"]["preset"])).items():
+        for name, d in get_space("v2").ranges(get_preset(job["search"].config.preset)).items():
             if isinstance(d, LogUniform):
                 config[name] = trial.suggest_float(name, d.low, d.high, log=True)
             else:
@@ -206,6 +205,11 @@ WORKERS = {"ray": search_with_ray, "optuna": search_with_optuna}
 PICKS = {"ours": our_pick, "ours-tpe": our_pick, "ray": rays_pick, "optuna": optunas_pick}
 
 
+def read_job(folder: Path) -> dict[str, Any]:
+    """What the process of a search in `folder` is to do."""
+    return json.loads((folder / "job.json").read_text()) | {"search": Search.read(folder.parent)}
+
+
 def run_search(method: str, job: dict[str, Any], folder: Path) -> None:
     """Runs one search in processes of its own. Raises RunError where one of them fails."""
     shutil.rmtree(folder, ignore_errors=True)  # of a search that was cut short
@@ -215,9 +219,10 @@ def run_search(method: str, job: dict[str, Any], folder: Path) -> None:
         scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="versus-", ignore_cleanup_errors=True))
         log = stack.enter_context(open(folder / "log.txt", "w"))
         start = time.time()
-        (folder / "job.json").write_text(json.dumps(job | {"until": start + job["seconds"]}))
+        settings = {name: value for name, value in job.items() if name != "search"}
+        (folder / "job.json").write_text(json.dumps(settings | {"until": start + job["seconds"]}))
         worker = [sys.executable, __file__, "--worker", method, str(folder), scratch]
-        commands = {"ours": [our_command(job, folder, "random")], "ours-tpe": [our_command(job, folder, "optuna")]}
+        commands = {"ours": [our_command(job, folder, "gp")], "ours-tpe": [our_command(job, folder, "optuna")]}
         commands |= {"ray": [[*worker, "0"]], "optuna": [[*worker, str(index)] for index in range(job["slots"])]}
         end = start + job["seconds"] * (1 if method == "optuna" else 1.5)  # more shows how late they are; it does not count
         try:
@@ -242,14 +247,14 @@ def run_search(method: str, job: dict[str, Any], folder: Path) -> None:
 # Scores
 
 
-def retrained_loss(search: dict[str, Any], config: Config, seed: int) -> float:
+def retrained_loss(search: Search, config: Config, seed: int) -> float:
     """val_loss (nats per token) at the full budget over 16 times the search's validation windows; infinite if diverged."""
-    budget_tokens, eval_windows = search["train"]["budget_tokens"], 16 * search["train"]["eval_windows"]
-    *_, last = training(search, config, seed=seed, eval_freq=budget_tokens, eval_windows=eval_windows)
+    eval_windows = 16 * search.training.eval_windows
+    *_, last = training(search, config, seed=seed, eval_freq=search.budget_tokens, eval_windows=eval_windows)
     return math.inf if last.diverged else last.val_loss
 
 
-def retrain(search: dict[str, Any], configs: list[Config], seeds: list[int], slots: int, path: Path) -> dict:
+def retrain(search: Search, configs: list[Config], seeds: list[int], slots: int, path: Path) -> dict:
     """(configuration, seed) -> loss; trains what `path` lacks, `slots` at once, and adds it there as it comes."""
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     losses = {(json.dumps(row["config"]), row["seed"]): row["val_loss"] for row in rows}
@@ -320,26 +325,25 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     import pandas as pd
 
-    from tune.options import SearchConfig
-    from tune.settings import RUNS_DIR, available_cpus, prepare_search
-
     args = parse_args()
     if args.slots > available_cpus():
         raise InputError(f"--slots is {args.slots}, but there are {available_cpus()} CPU cores")
     os.environ |= {"CUDA_VISIBLE_DEVICES": "", "RAY_USAGE_STATS_ENABLED": "0"}  # cores only; nothing leaves the machine
-    asked = {n: getattr(args, n) for n in ("preset", "train_file", "val_file", "tokenizer", "budget_tokens")}
-    search = prepare_search(SearchConfig(space="v2", **asked), RUNS_DIR / ".cache")
+    asked = {n: getattr(args, n) for n in ("preset", "tokenizer", "budget_tokens")}
+    asked |= {n: (getattr(args, n),) for n in ("train_file", "val_file")}
+    search = prepare_search(SearchConfig(space="v2", **asked), cache_dir())
     reference = sample(get_space("v2"), get_preset(args.preset), 0, 0)
-    job = {"slots": args.slots, "seconds": args.seconds, "first": [reference] if args.reference else [], "search": search}
+    job = {"slots": args.slots, "seconds": args.seconds, "first": [reference] if args.reference else []}
     folder = RUNS_DIR / f"versus-{args.name}"
     path = folder / "settings.json"
     if path.exists():
-        before = json.loads(path.read_text())
-        same = all(before[n] == job[n] for n in ("slots", "seconds", "first"))
-        if not same or any(before["search"][n] != search[n] for n in ("model", "train", "data")):
+        before = Search.read(folder)
+        same = json.loads(path.read_text()) == job
+        if not same or any(getattr(before, n) != getattr(search, n) for n in ("model", "training", "data")):
             raise InputError(f"--name {args.name}: {path} has other settings; choose another name")
     else:
         folder.mkdir(parents=True)
+        search.write(folder)
         path.write_text(json.dumps(job, indent=2))
 
     rows: list[dict[str, Any]] = []
@@ -350,11 +354,11 @@ def main() -> None:
         for method in args.methods[first:] + args.methods[:first]:
             where = folder / f"{method}-{seed}"
             if not (where / "done.json").exists():
-                run_search(method, job | {"seed": seed}, where)
+                run_search(method, job | {"seed": seed, "search": search}, where)
             done = json.loads((where / "done.json").read_text())
             for share in SHARES:
                 row = {"method": method, "search_seed": seed, "share": share, "seconds": share * args.seconds}
-                config, begun, full = PICKS[method](where, done["start"] + row["seconds"], search["train"]["budget_tokens"])
+                config, begun, full = PICKS[method](where, done["start"] + row["seconds"], search.budget_tokens)
                 row |= {"trials": begun, "completed": full, "took_seconds": done["took"], "has_pick": config is not None}
                 rows.append(row | {"config": dict(sorted((config or reference).items()))})
             print(f"seed {seed}, {method}: {begun} trials, {full} in full; ended after {done['took']:.0f} s", flush=True)
@@ -370,6 +374,6 @@ def main() -> None:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--worker"]:
         method, folder, scratch, index = sys.argv[2:]
-        WORKERS[method](json.loads((Path(folder) / "job.json").read_text()), Path(folder), scratch, int(index))
+        WORKERS[method](read_job(Path(folder)), Path(folder), scratch, int(index))
     else:
         run_command(main)

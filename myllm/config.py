@@ -3,9 +3,13 @@
 Frozen dataclasses; every field is checked at construction, alone and against the others.
 """
 
+import ast
 import dataclasses
+import inspect
 import math
+import typing
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, TypeVar
 
 from myllm.errors import InputError
@@ -180,6 +184,23 @@ def from_dict(cls: type[T], values: dict[str, Any], where: str) -> T:
         return cls(**values)
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
+
+
+def value_type(field: dataclasses.Field) -> type:
+    """The type of an option's value: str, int, float, bool, or tuple (of texts)."""
+    if typing.get_origin(field.type) is tuple:
+        return tuple
+    return next(iter(typing.get_args(field.type)), field.type)  # of `int | None`, int
+
+
+def field_help(config_class: type) -> dict[str, str]:
+    """The text under each field of a dataclass, as its help."""
+    body = ast.parse(inspect.getsource(config_class)).body[0].body
+    return {
+        field.target.id: text.value.value
+        for field, text in pairwise(body)
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr)
+    }
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Files that are written: the place tried beforehand, the file whole or not there at all."""
 
 import contextlib
+import errno
 import os
 import sys
 import tempfile
@@ -73,6 +74,24 @@ def whole_file(path: str | Path) -> Iterator[BinaryIO]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replaces `path` by `text`, whole or not at all."""
+    with whole_file(path) as file:
+        file.write(text.encode())
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether `error` says that a disk, or the user's share of it, is full."""
+    return isinstance(error, OSError) and (
+        error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error)
+    )
+
+
+def disk_use(folder: Path) -> int:
+    """Bytes of all files below `folder`."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def cache_dir() -> Path:

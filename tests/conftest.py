@@ -11,6 +11,10 @@ import pytest
 from myllm.config import GPTConfig, TrainConfig
 from myllm.data import TokenFile, Windows
 from myllm.training.train import Run
+from tune.coordinator import Coordinator
+from tune.schedulers import SCHEDULERS
+from tune.schedulers.reference import WithReference
+from tune.trials import CONTINUE, DRAWN, REPORTED, Trials
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
@@ -98,3 +102,33 @@ def run_command_line(*arguments: str | Path, timeout: float = 300, **kwargs) -> 
     """Runs `python ARGUMENTS` from the project's folder; returns the finished process with its output as text."""
     command = [sys.executable, *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout, **kwargs)
+
+
+# Searches without Ray: 32 reports of 100 tokens a training
+
+BUDGET, MARK = 3200, 100
+
+
+def begun(trial_id, kind=DRAWN, until=BUDGET, config=None, **more):
+    """A trial's first event."""
+    return {"event": "trial", "trial_id": trial_id, "kind": kind, "until": until, "config": config or {}} | more
+
+
+def report(trial_id, tokens, loss, decision=CONTINUE, **changes):
+    """A report event."""
+    values = {"event": "report", "trial_id": trial_id, "decision": decision, "tokens_seen": tokens, "val_loss": loss}
+    return values | dict.fromkeys(set(REPORTED) - set(values), 1.0) | {"diverged": False} | changes
+
+
+def new_search(name="half", rungs=None, num_samples=9, workers=1, confirm=None, events=(), configure=None, record=None):
+    """A Coordinator whose events go to `record`, a list; with `confirm` the rule has the reference beside it."""
+    scheduler = SCHEDULERS[name](SCHEDULERS[name].default_rungs if rungs is None else rungs, BUDGET, MARK)
+    scheduler = scheduler if confirm is None else WithReference(scheduler, confirm)
+    trials = Trials(BUDGET, num_samples, events=[{"event": "session", "workers": workers}, *events])
+    record = [] if record is None else record
+
+    def append(event, **values):
+        record.append({"event": event} | values)
+        return record[-1]
+
+    return Coordinator(trials, scheduler, configure or (lambda index, trials, proposed: {}), append, seed=7)

@@ -1,5 +1,6 @@
 """search.py and report.py as people run them: real Ray, tiny budgets."""
 
+import dataclasses
 import json
 import shutil
 import signal
@@ -14,10 +15,10 @@ from conftest import ROOT, run_command_line
 from myllm.config import PRESETS
 from myllm.errors import InputError
 from tune.options import SearchConfig
+from tune.prepare import Resources, prepare_search
 from tune.report import summary
 from tune.runner import run_search
 from tune.search import list_spaces, read_experiment, resume
-from tune.settings import Resources, prepare_search
 from tune.spaces import SPACES
 
 RUNS = ROOT / "experiments" / "runs"
@@ -96,7 +97,7 @@ def test_interrupted_and_resumed_equals_never_stopped(small, run_name):
             with pytest.raises(InputError, match=f"--{flag} can't change on --resume, it is "):
                 resume({"resume": str(broken), flag: other})
         search = json.loads((broken / "search.json").read_text())
-        search["data"]["fingerprint"]["val"]["sha256_sampled"] = "of another file"
+        search["data"]["fingerprint"]["val"] = {"of": "another file"}
         (broken / "search.json").write_text(json.dumps(search))
         with pytest.raises(InputError, match=r"val\.bin has changed since the search began"):
             resume({"resume": str(broken)})
@@ -108,20 +109,20 @@ def test_interrupted_and_resumed_equals_never_stopped(small, run_name):
 
 @pytest.mark.parametrize(
     ("part", "field", "value", "status"),
-    [("train", "weight_decay", 1e30, "diverged"), ("model", "n_head", 3, "failed")],
+    [("training", "weight_decay", 1e30, "diverged"), ("model", "block_size", 64, "failed")],
 )
 def test_trials_that_end_badly_are_kept_with_the_reason(part, field, value, status, tmp_path, byte_files):
     train, val = map(str, byte_files)
-    config = SearchConfig(train_file=train, val_file=val, num_samples=1, budget_tokens=262144, name="x", space="v1")
+    config = SearchConfig(train_file=(train,), val_file=(val,), num_samples=1, budget_tokens=262144, name="x", space="v1")
     search = prepare_search(config, tmp_path)
-    search[part][field] = value
+    search = dataclasses.replace(search, **{part: dataclasses.replace(getattr(search, part), **{field: value})})
     assert run_search(tmp_path, search, Resources(1, 0, 1))
     trials = pd.read_csv(tmp_path / "trials.csv")
     assert trials["status"].tolist() == [status] and trials["tokens_seen"][0] <= 16384
     assert not (tmp_path / "best_config.json").exists()
     assert f"1 {status}" in summary(tmp_path)
     if status == "failed":
-        assert "n_embd is 64; it must be a multiple of n_head (3)" in summary(tmp_path)
+        assert "max_len 128 exceeds the model's block_size of 64" in summary(tmp_path)
         assert "in run_trial" in (tmp_path / "error-00000.txt").read_text()
 
 

@@ -1,12 +1,8 @@
 """The memory of a search: one JSON object a line, appended and synced before anything acts on it.
 
-Events: `session` and `session_end` (one run of the command), `trial` (a configuration was drawn or bred, or is to be
-confirmed), `report` (a trial's evaluation and the decision on it), `checkpoint` (a report's state is safely stored),
-`pruned` (checkpoints are about to be deleted), `promote` (a paused trial goes on), `lost` (a trial's process died, it
-starts again), `failed` (a trial ended with an error), `close` and `reopen` (no more trials are drawn; they are again),
-`bred` (no more offspring is tried), `finalists` (so many go on at the last rung), `confirm` (how many trials will be
-confirmed, where that differs from the plan). Everything else, tables and schedulers' memory included, is computed from
-these.
+Events: `session`, `session_end` (one run of the command), `trial` (a configuration begins), `resume` (a paused trial goes
+on), `report` (an evaluation, its decision), `checkpoint` (its state is stored), `pruned` (checkpoints will be deleted),
+`lost` (a process died, the trial starts again), `failed` (an error ended it).
 """
 
 import errno

@@ -1,19 +1,20 @@
 """What the user may ask of a search: every option, its default, its help, and its checks."""
 
+import re
 from dataclasses import dataclass
 
 from myllm.config import get_preset
-from myllm.data import EMBEDDED
 from myllm.errors import InputError
-from tune.results import valid_name
-from tune.schedulers import SCHEDULERS, Ladder, default_ladder, geometric_ladder, parse_ladder
+from myllm.sources import EMBEDDED, is_embedded
+from myllm.token_layout import DTYPES
+from tune.schedulers import SCHEDULERS, Rungs, geometric_rungs, parse_rungs
 from tune.spaces import get_space
-from tune.state import UNLIMITED_TRIALS
 from tune.storage import Storage
+from tune.trials import UNLIMITED_TRIALS
 
+SEARCHERS = ("gp", "random", "optuna")
 DEFAULT_TRIALS = 16
-CONFIRMED = 3  # trials by default; by replays (experiments/LOG.md)
-CONFIRM_WORTH = 16  # full trainings that a search of limited time must have room for before it pays to confirm
+CONFIRMED = 3  # trials by default
 
 
 @dataclass(frozen=True)
@@ -24,28 +25,32 @@ class SearchConfig:
     """search space: v1 (learning rate, batch size), v2 (and warm-up, clip norm), v3 (and decay, beta2, schedule, floor)"""
     preset: str = "nano"
     """model shape and reference settings"""
-    train_file: str = EMBEDDED
-    """training data: .bin, UTF-8 text, or 'embedded'"""
-    val_file: str = EMBEDDED
+    train_file: tuple[str, ...] = (EMBEDDED,)
+    """training data: token files (.bin, .npy), text (.txt, .jsonl, .parquet), folders or globs of them, or 'embedded'"""
+    val_file: tuple[str, ...] = (EMBEDDED,)
     """validation data, likewise"""
+    token_dtype: str | None = None
+    """what bare .bin files hold: uint16, uint32, int32 or int64 (unset: uint16)"""
+    text_column: str | None = None
+    """column of .jsonl and .parquet files that holds the text (unset: found)"""
     tokenizer: str | None = None
-    """byte, a tiktoken encoding, or a .tiktoken file (unset: what the data says; gpt2 for a bare .bin, else byte)"""
+    """byte, a tiktoken encoding, a .tiktoken file or a tokenizer.json (unset: what the data says; bare .bin: gpt2; text:
+    byte)"""
     num_samples: int | None = None
     """trials in total, the preset's reference configuration included (unset: 16; with --time_budget as many as it lets)"""
     budget_tokens: int | None = None
     """tokens of one full training, rounded down so that all batch sizes share the report marks (unset: the preset's)"""
     time_budget: float | None = None
-    """seconds, all sessions together: trials are drawn until the rest is needed to finish the best of them, and asha
-    promotes none before that; where there is room to confirm, it then tries offspring of the best (unset: no limit)"""
+    """seconds, all sessions together: half of them look for good configurations, half finish the best (unset: no limit)"""
     name: str | None = None
     """folder under experiments/runs (unset: preset-space-date-time)"""
     seed: int = 0
     """seed of the draws and of every trial's initialisation and data order"""
-    scheduler: str = "asha"
-    """asha pauses trials at rungs and promotes the best; asha-stop stops all but the best; fifo trains all to the end"""
+    scheduler: str = "half"
+    """half: cheap rungs, then half of the time finishes the best, on several seeds; asha promotes at rungs, asha-stop stops
+    there; hyperband starts at several rungs; fifo trains all to the end"""
     rungs: str | None = None
-    """where trials are compared: share of the budget:one in how many goes on, ...
-    (unset: for asha 0.1875:8, from 32 trials on 0.03125:2,0.0625:6,0.1875:3; for asha-stop 0.0625:4,0.25:4)"""
+    """where trials are compared: share of the budget:one in how many goes on, ... (unset: the scheduler's own)"""
     grace_period: float | None = None
     """short way to rungs: the first, as a share of the budget; the next are reduction_factor times as far"""
     reduction_factor: int | None = None
@@ -53,10 +58,11 @@ class SearchConfig:
     rung_metric: str = "val_loss"
     """what rungs compare: val_loss, or val_loss_ema (of averaged weights, which can be ahead of the rate's decay)"""
     confirm: int | None = None
-    """best configurations that, with the reference, run again on a fresh seed; the best at the last rung run up to it on
-    two before some go on (unset: 3 from 8 trials on, with --time_budget if 16 full trainings fit, else 0)"""
-    searcher: str = "random"
-    """random, or optuna: TPE on the trials so far"""
+    """best configurations that, with the reference, run again on a fresh seed when all else is done (unset: 3 from 8 trials
+    on; half does so by itself as it goes)"""
+    searcher: str = "gp"
+    """gp: even draws, and proposals by a Gaussian process where the scheduler asks for them; random: even draws alone;
+    optuna: TPE on the trials so far"""
     warm_start: tuple[str, ...] = ()
     """earlier runs of the same space: their best configurations are tried first, and optuna learns from all of them"""
     max_failures: int = 3
@@ -97,7 +103,7 @@ class SearchConfig:
         whole("reduction_factor", 2, optional=True)
         one_of("scheduler", *SCHEDULERS)
         one_of("rung_metric", "val_loss", "val_loss_ema")
-        one_of("searcher", "random", "optuna")
+        one_of("searcher", *SEARCHERS)
         one_of("keep_checkpoints", "best", "all")
         grace = self.grace_period
         if grace is not None and (not isinstance(grace, (int, float)) or not 0 < grace < 1):
@@ -107,13 +113,15 @@ class SearchConfig:
         seconds = self.time_budget
         if seconds is not None and (not isinstance(seconds, (int, float)) or isinstance(seconds, bool) or not seconds > 0):
             raise InputError(f"--time_budget is {seconds!r}; it must be a positive number of seconds")
-        self.ladder  # noqa: B018 (raises for rungs that are none)
+        self.resolved_rungs  # noqa: B018 (raises for rungs that are none)
         gpus = self.gpus_per_trial
         if gpus is not None and (not isinstance(gpus, (int, float)) or not (0 <= gpus < 1 or gpus == int(gpus) >= 1)):
             raise InputError(f"--gpus_per_trial is {gpus!r}; it must be a share below 1 or a whole number of GPUs")
-        if (self.train_file == EMBEDDED) != (self.val_file == EMBEDDED):
+        if self.token_dtype is not None:
+            one_of("token_dtype", *DTYPES)
+        if is_embedded(self.train_file) != is_embedded(self.val_file):
             raise InputError("--train_file and --val_file belong together: give both, or neither for the embedded corpus")
-        if self.name is not None and not valid_name(self.name):
+        if self.name is not None and not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}", self.name):
             raise InputError(f"--name {self.name!r} is no folder name; use letters, digits, dots, dashes, underscores")
         if self.storage_path is not None:
             check_storage(self.storage_path)
@@ -121,15 +129,13 @@ class SearchConfig:
         get_preset(self.preset)
 
     @property
-    def ladder(self) -> Ladder:
-        """The rungs that the flags describe."""
-        if self.scheduler == "fifo":
-            return ()
+    def resolved_rungs(self) -> Rungs:
+        """The rungs that the flags describe, or the scheduler's own."""
         if self.rungs is not None:
-            return parse_ladder(self.rungs)
-        if self.scheduler == "asha" and self.grace_period is None and self.reduction_factor is None:
-            return default_ladder(self.trials)
-        return geometric_ladder(self.grace_period or 1 / 16, self.reduction_factor or 4)
+            return parse_rungs(self.rungs)
+        if self.grace_period is None and self.reduction_factor is None:
+            return SCHEDULERS[self.scheduler].default_rungs
+        return geometric_rungs(self.grace_period or 1 / 16, self.reduction_factor or 4)
 
     @property
     def trials(self) -> int:

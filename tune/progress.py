@@ -2,17 +2,18 @@
 
 import sys
 import time
+from collections import Counter
 
-from tune.state import COMPLETED, INTERRUPTED, UNLIMITED_TRIALS, SearchState
+from tune.trials import REPEAT, STATUSES, UNLIMITED_TRIALS, Trials, standings
 
 LIVE_SECONDS, LOG_SECONDS = 0.5, 15.0  # between lines on a terminal, and in a log file
 
 
 class Progress:
-    """Shows one line about `state` on stderr, rewritten in place on a terminal."""
+    """Shows one line about `trials` on stderr, rewritten in place on a terminal."""
 
-    def __init__(self, state: SearchState):
-        self.state = state
+    def __init__(self, trials: Trials):
+        self.trials = trials
         self.live = sys.stderr.isatty()
         self.start = time.monotonic()
         self.last = -1e9
@@ -31,16 +32,16 @@ class Progress:
             print("\r\x1b[2K", end="", file=sys.stderr, flush=True)
 
     def line(self) -> str:
-        """Time, trials by state, and the best loss of those at the full budget."""
-        statuses = list(self.state.status.values())
-        planned = self.state.plan.num_samples
-        total = f"/{planned + len(self.state.confirms)}" if planned < UNLIMITED_TRIALS else ""
-        ended = len(statuses) - statuses.count(INTERRUPTED)
-        counts = ", ".join(f"{statuses.count(s)} {s}" for s in dict.fromkeys(statuses) if s != INTERRUPTED)
-        tokens = sum(self.state.tokens_seen(trial_id) for trial_id in self.state.status)
-        text = f"{time.monotonic() - self.start:5.0f} s  {ended}{total} trials ended" + (f" ({counts})" if counts else "")
-        text += f", {len(self.state.running)} running, {tokens / 1e6:,.1f}M tokens"
-        done = [(self.state.last_loss(t), t) for t, status in self.state.status.items() if status == COMPLETED]
-        if done:
-            text += f", best val_loss {min(done)[0]:.4f} (trial {min(done)[1]})"
+        """Time, trials by status, and the best so far."""
+        trials = self.trials
+        statuses = Counter(trial.status for trial in trials.by_id.values() if trial.kind != REPEAT)
+        total = f"/{trials.num_samples}" if trials.num_samples < UNLIMITED_TRIALS else ""
+        counts = "".join(f", {statuses[s]} {s}" for s in STATUSES if statuses[s])
+        tokens = sum(trial.tokens for trial in trials.by_id.values())
+        text = f"{time.monotonic() - self.start:5.0f} s  {len(trials.drawn)}{total} trials{counts}"
+        text += f", {tokens / 1e6:,.1f}M tokens"
+        reached, best = standings(trials)
+        if best:
+            text += f", best val_loss {best[0].mean_at(reached):.4f} (trial {best[0].trial_id}"
+            text += ")" if reached == trials.budget_tokens else f" at {reached / trials.budget_tokens:.0%})"
         return text

@@ -5,39 +5,33 @@ python tune/report.py experiments/runs/NAME
 
 import base64
 import html
-import json
 import math
 import os
+from collections import Counter
 from pathlib import Path
 
 import pandas as pd
 
 from myllm.errors import InputError, Parser, run_command
+from myllm.files import disk_use
 from tune.journal import read_journal
-from tune.results import RESULT_COLUMNS, best_trial, read_tables, search_seconds, standings
-from tune.state import COMPLETED, DEFAULT_TRIAL, FAILED, STATUSES, UNLIMITED_TRIALS
+from tune.results import leaders, search_seconds, tables
+from tune.settings import Search
+from tune.trials import COMPLETED, DEFAULT_TRIAL, FAILED, REPEAT, RUNNING, UNLIMITED_TRIALS, Trial, Trials
 
 
-def load(run_dir: Path) -> tuple[dict, pd.DataFrame, pd.DataFrame]:
-    """(search.json, trials, history) of a run folder. Raises InputError where it is none, or has no tables yet."""
-    try:
-        search = json.loads((run_dir / "search.json").read_text())
-    except FileNotFoundError:
-        raise InputError(f"{run_dir} is no run folder: it has no search.json") from None
-    except ValueError:
-        raise InputError(f"{run_dir / 'search.json'} is damaged") from None
-    if not (run_dir / "trials.csv").is_file():
+def load(run_dir: Path) -> tuple[Search, Trials, list[dict]]:
+    """(settings, trials, events) of a run folder. Raises InputError where it is none, or nothing has begun yet."""
+    search, events = Search.read(run_dir), read_journal(run_dir)
+    if not events:
         raise InputError(f"{run_dir} has no results yet; go on with: python tune/search.py --resume {run_dir}")
-    return search, *read_tables(run_dir)
+    return search, Trials(search.budget_tokens, search.config.trials, search.config.rung_metric, events), events
 
 
-def searched_columns(trials: pd.DataFrame) -> list[str]:
-    """The columns of trials.csv that hold hyper-parameters."""
-    return [name for name in trials.columns if name not in RESULT_COLUMNS and name != "trial_id"]
-
-
-def _settings(trial: pd.Series, names: list[str]) -> str:
-    return "  ".join(f"{name} {trial[name]:.4g}" for name in names)
+def _settings(trial: Trial) -> str:
+    return "  ".join(
+        f"{name} {value if isinstance(value, str) else f'{value:.4g}'}" for name, value in trial.config.items()
+    )
 
 
 def _losses(standing: pd.Series) -> str:
@@ -53,77 +47,71 @@ def _gain(table: pd.DataFrame) -> str:
     if table.index[0] == DEFAULT_TRIAL:
         return "none: no trial was better than the default"
     text = f"{default['val_loss'] - best['val_loss']:.4f} nats/token over the default"
-    rivals = (table["seeds"] == best["seeds"]).sum()
+    rivals = (table["seeds"] > 1).sum()
     if best["seeds"] == 1 or rivals < 2:
         return text + ", on one seed: flattered by selection"
-    return text + f"; the best of the {rivals} on {best['seeds']:.0f} seeds with probability {best['probability_best']:.2f}"
-
-
-def disk_use(folder: Path) -> int:
-    """Bytes of all files below `folder`."""
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    return text + f"; the best of the {rivals} on several seeds with probability {best['probability_best']:.2f}"
 
 
 def summary(run_dir: Path) -> str:
     """The best-config summary: what was searched, what was found beside the default, what it took, what comes next."""
-    search, trials, _ = load(run_dir)
-    config, planned, shown = search["config"], search["num_samples"], os.path.relpath(run_dir)
-    names = searched_columns(trials)
-    drawn = trials[trials["confirms"] == ""]
-    counts = drawn["status"].value_counts()
-    events = read_journal(run_dir)
-    lost = sum(event["event"] == "lost" for event in events)
+    search, trials, events = load(run_dir)
+    config, shown = search.config, os.path.relpath(run_dir)
+    planned = f" of {trials.num_samples}" if trials.num_samples < UNLIMITED_TRIALS else ""
+    statuses = Counter("interrupted" if trial.status == RUNNING else trial.status for trial in trials.drawn)
+    counted = [f"{count} {status}" for status, count in sorted(statuses.items())]
+    tokens = sum(trial.tokens for trial in trials.by_id.values())
+    table = leaders(trials)
     lines = [
         "",
-        f"Search {config['name']}: space {config['space']}, preset {config['preset']}, scheduler {config['scheduler']}, "
-        f"seed {config['seed']}, {search['data']['train_file']} data, tokenizer {search['data']['tokenizer']}",
-        f"  searched  {'; '.join(f'{name} {text}' for name, text in search['ranges'].items())}",
-        f"  trials    {len(drawn)}{f' of {planned}' if planned < UNLIMITED_TRIALS else ''}: "
-        + ", ".join(
-            f"{counts.get(status, 0)} {status}" for status in STATUSES if counts.get(status, 0) or status != "interrupted"
-        ),
-        f"  took      {search_seconds(events):,.0f} s, {trials['tokens_seen'].sum() / 1e6:,.1f}M tokens "
-        f"({search['train']['budget_tokens'] / 1e6:,.1f}M a full training), {disk_use(run_dir) / 1e6:,.1f} MB of disk"
-        + (f", checkpoints in {config['storage_path']}" if "://" in (config.get("storage_path") or "") else ""),
+        f"Search {config.name}: space {config.space}, preset {config.preset}, scheduler {config.scheduler}, "
+        f"seed {config.seed}, {search.data.train_file} data, tokenizer {search.data.tokenizer}",
+        f"  searched  {'; '.join(f'{name} {text}' for name, text in search.ranges.items())}",
+        f"  trials    {len(trials.drawn)}{planned}: {', '.join(counted)}",
+        f"  took      {search_seconds(events):,.0f} s, {tokens / 1e6:,.1f}M tokens "
+        f"({search.budget_tokens / 1e6:,.1f}M a full training), {disk_use(run_dir) / 1e6:,.1f} MB of disk"
+        + (f", checkpoints in {config.storage_path}" if "://" in (config.storage_path or "") else ""),
     ]
-    best, table = best_trial(trials), standings(trials)
-    if best is None:
-        lines.append("  best      none yet: no trial has reached the full budget")
+    if table.empty:
+        lines.append("  best      none yet: no trial has reported")
     else:
-        lines.append(f"  best      trial {best['trial_id']}: {_settings(best, names)}")
+        share = table["tokens_seen"].iloc[0] / search.budget_tokens
+        early = "" if share == 1 else f", at {share:.3g} of the budget: none has reached the end"
+        lines.append(f"  best      trial {table.index[0]}: {_settings(trials.by_id[table.index[0]])}{early}")
         lines.append(f"            {_losses(table.iloc[0])}")
     if DEFAULT_TRIAL in table.index:
-        default = trials[trials["trial_id"] == DEFAULT_TRIAL].iloc[0]
-        lines.append(f"  default   trial {DEFAULT_TRIAL}: {_settings(default, names)}")
+        lines.append(f"  default   trial {DEFAULT_TRIAL}: {_settings(trials.by_id[DEFAULT_TRIAL])}")
         lines.append(f"            {_losses(table.loc[DEFAULT_TRIAL])}")
         lines.append(f"  gain      {_gain(table)}")
-    if lost:
+    if lost := sum(event["event"] == "lost" for event in events):
         lines.append(
             f"  lost      {lost} times a trial's process or machine; it went on from its last checkpoint (error-*.txt)"
         )
-    for _, trial in trials[trials["status"] == FAILED].iterrows():
-        lines.append(f"  failed    trial {trial['trial_id']}: {trial['reason']} (error-{trial['trial_id']}.txt)")
+    for trial in trials.by_id.values():
+        if trial.status == FAILED:
+            lines.append(f"  failed    trial {trial.trial_id}: {trial.reason} (error-{trial.trial_id}.txt)")
     lines += ["  next", f"    read again      python tune/report.py {shown}"]
-    more = f"num_samples {2 * planned}" if planned < UNLIMITED_TRIALS else f"time_budget {2 * config['time_budget']:g}"
+    more = f"num_samples {2 * trials.num_samples}" if planned else f"time_budget {2 * config.time_budget:g}"
     lines.append(f"    go on           python tune/search.py --resume {shown} --{more}")
-    if best is not None:
+    if not table.empty:
         lines.append(
             f"    train the best  python myllm/training/trainer.py --config {shown}/best_config.json --save_model final.pth"
         )
     return "\n".join(lines)
 
 
-def draw_curves(history: pd.DataFrame, trials: pd.DataFrame, path: Path) -> None:
+def draw_curves(history: pd.DataFrame, trials: Trials, path: Path) -> None:
     """val_loss over tokens, a line a trial; the best and the default stand out."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
-    best = best_trial(trials)
-    drawn = history[history["trial_id"].isin(trials.loc[trials["confirms"] == "", "trial_id"])]
-    for trial_id, rows in drawn.groupby("trial_id"):
+    best = next(iter(leaders(trials).index), None)
+    for trial_id, rows in history.groupby("trial_id"):
+        if trials.by_id[trial_id].kind == REPEAT:
+            continue
         style = {"color": "0.75", "linewidth": 1}
-        if best is not None and trial_id == best["trial_id"]:
+        if trial_id == best:
             style = {"color": "C0", "linewidth": 2, "label": f"best ({trial_id})", "zorder": 3}
         elif trial_id == DEFAULT_TRIAL:
             style = {"color": "C1", "linewidth": 2, "label": "default", "zorder": 2}
@@ -138,11 +126,10 @@ def draw_curves(history: pd.DataFrame, trials: pd.DataFrame, path: Path) -> None
     figure.savefig(path, dpi=120)
 
 
-def draw_parameters(trials: pd.DataFrame, path: Path) -> None:
+def draw_parameters(trials: pd.DataFrame, names: list[str], path: Path) -> None:
     """The last val_loss against each hyper-parameter; full dots reached the full budget."""
     from matplotlib.figure import Figure
 
-    names = searched_columns(trials)
     shown = trials[trials["val_loss"].map(math.isfinite)]
     figure = Figure(figsize=(3.2 * len(names), 3), layout="constrained")
     for axes, name in zip(figure.subplots(1, len(names), sharey=True, squeeze=False)[0], names, strict=True):
@@ -157,21 +144,22 @@ def draw_parameters(trials: pd.DataFrame, path: Path) -> None:
 
 def write_report(run_dir: Path) -> None:
     """Writes curves.png, parameters.png and report.html (one file, figures inside) into the run folder."""
-    search, trials, history = load(run_dir)
+    search, trials, _ = load(run_dir)
+    table, history = tables(trials, search.config.seed)
     figures = []
     if not history.empty:
         draw_curves(history, trials, run_dir / "curves.png")
-        draw_parameters(trials, run_dir / "parameters.png")
+        draw_parameters(table, list(search.ranges), run_dir / "parameters.png")
         for name in ("curves.png", "parameters.png"):
             data = base64.b64encode((run_dir / name).read_bytes()).decode()
             figures.append(f'<p><img alt="{name}" src="data:image/png;base64,{data}"></p>')
-    table = trials.drop(columns=["checkpoint"]).to_html(index=False, float_format=lambda value: f"{value:.4g}", na_rep="")
-    title = html.escape(search["config"]["name"])
+    rows = table.drop(columns=["checkpoint"]).to_html(index=False, float_format=lambda value: f"{value:.4g}", na_rep="")
+    title = html.escape(search.config.name)
     (run_dir / "report.html").write_text(
         f"<!doctype html><meta charset=utf-8><title>{title}</title>"
         "<style>body{font:14px sans-serif;margin:2em}table{border-collapse:collapse}td,th{padding:2px 8px;text-align:right}"
         "tr:nth-child(even){background:#f4f4f4}img{max-width:100%}</style>"
-        f"<h1>{title}</h1><pre>{html.escape(summary(run_dir).strip())}</pre>{''.join(figures)}{table}"
+        f"<h1>{title}</h1><pre>{html.escape(summary(run_dir).strip())}</pre>{''.join(figures)}{rows}"
     )
 
 

@@ -1,72 +1,54 @@
-"""The journal -> two tidy tables and the best configuration. Column names live here. Imports no ray."""
+"""The trials -> two tidy tables, who is best, and the best configuration. Column names live here. Imports no ray."""
 
 import json
 import math
-import os
-import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from tune.state import COMPLETED, SearchState
+from myllm.files import write_text
+from tune.trials import DIVERGED, REPEAT, REPORTED, Trials, standings
 
-HISTORY_COLUMNS = [
-    "trial_id",
-    "step",
-    "tokens_seen",
-    "train_loss",
-    "val_loss",
-    "val_loss_ema",
-    "val_bpb",
-    "learning_rate",
-    "grad_norm",
-    "train_seconds",
-    "tok_per_sec",
-]
+if TYPE_CHECKING:
+    from tune.settings import Search
+
+HISTORY_COLUMNS = ["trial_id", *(name for name in REPORTED if name != "diverged")]
 RESULT_COLUMNS = [
-    "confirms",  # the trial whose configuration this one repeats on a fresh seed; empty for a drawn one
-    "seed",
-    "status",
-    "val_loss",
-    "val_bpb",
-    "train_loss",
-    "best_val_loss",
-    "tokens_seen",
-    "step",
-    "train_seconds",
-    "tok_per_sec",
-    "checkpoint",
-    "reason",
+    *("kind", "of", "seed", "status", "val_loss", "val_bpb", "train_loss", "best_val_loss", "tokens_seen", "step"),
+    *("train_seconds", "tok_per_sec", "checkpoint", "reason"),
 ]
+"""kind: drawn, proposed from what was known, or repeat: a configuration on another seed, that of the trial `of`"""
+DATA_KEYS = ("train_file", "val_file", "token_dtype", "text_column", "tokenizer", "tokenizer_sha256", "fingerprint")
+"""what best_config.json says of the data"""
 
 
-def tables(state: SearchState) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """(trials, history) of a search: one row a trial; one row a report, each mark once."""
+def tables(trials: Trials, seed: int = 0) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """(trials, history) of a search with that seed: one row a trial; one row a report, each mark once."""
     rows = []
-    for trial_id, config in state.configs.items():
-        last = state.last_report(trial_id) or {}
-        finite = [r["val_loss"] for r in state.reports[trial_id].values() if math.isfinite(r["val_loss"])]
-        checkpoints = state.checkpoints[trial_id]
+    for trial in trials.by_id.values():
+        last = trial.reports.get(trial.tokens, {})
+        finite = [report["val_loss"] for report in trial.reports.values() if math.isfinite(report["val_loss"])]
         rows.append(
-            {"trial_id": trial_id, "seed": state.plan.seed}
-            | config
+            {"trial_id": trial.trial_id, "seed": seed}
+            | trial.config
             | {
-                "confirms": state.confirms.get(trial_id, ""),
-                "status": state.status[trial_id],
+                "kind": trial.kind,
+                "of": trial.of if trial.kind == REPEAT else "",
+                "status": trial.status,
                 "best_val_loss": min(finite, default=math.nan),
-                "checkpoint": checkpoints[max(checkpoints)] if checkpoints else "",
-                "reason": state.reasons.get(trial_id, ""),
+                "checkpoint": trial.checkpoints[max(trial.checkpoints)] if trial.checkpoints else "",
+                "reason": trial.reason,
             }
             | {name: last.get(name, math.nan) for name in ("val_loss", "val_bpb", "train_loss", "tok_per_sec")}
             | {name: last.get(name, 0) for name in ("tokens_seen", "step", "train_seconds")}
         )
-    searched = list(next(iter(state.configs.values()), {}))
-    trials = pd.DataFrame(rows, columns=["trial_id", *searched, *RESULT_COLUMNS]).sort_values("trial_id", ignore_index=True)
-    reports = [report for of_trial in state.reports.values() for report in of_trial.values()]
+    searched = list(trials.drawn[0].config) if trials.drawn else []
+    table = pd.DataFrame(rows, columns=["trial_id", *searched, *RESULT_COLUMNS]).sort_values("trial_id", ignore_index=True)
+    reports = [report for trial in trials.by_id.values() for report in trial.reports.values()]
     history = pd.DataFrame(reports, columns=HISTORY_COLUMNS)
-    return trials, history.sort_values(["trial_id", "step"], ignore_index=True)
+    return table, history.sort_values(["trial_id", "tokens_seen"], ignore_index=True)
 
 
 def search_seconds(events: list[dict[str, Any]]) -> float:
@@ -79,27 +61,29 @@ def search_seconds(events: list[dict[str, Any]]) -> float:
     return total + last - begin
 
 
-def standings(trials: pd.DataFrame) -> pd.DataFrame:
-    """The configurations that reached the full budget, best first; indexed by the drawn trial's id.
+def leaders(trials: Trials) -> pd.DataFrame:
+    """The configurations that came so far as any did, best first; indexed by trial_id. The order is that of `standings`.
 
-    Columns: val_loss and val_bpb, means over seeds; spread, the largest minus the smallest val_loss; seeds, how many;
-    probability_best, among the configurations with as many seeds as the first, NaN where seeds do not tell.
-    Configurations with more seeds come before those with fewer: one seed says little (equal means: the earlier first).
+    Columns: tokens_seen, where they are compared; val_loss and val_bpb there, means over seeds; spread, the largest minus
+    the smallest val_loss; seeds, how many; probability_best, among those with more than one seed, else NaN.
     """
-    done = trials[trials["status"] == COMPLETED]
-    groups = done.groupby(done["confirms"].where(done["confirms"] != "", done["trial_id"]))
-    table = pd.DataFrame(
-        {
-            "val_loss": groups["val_loss"].mean(),
-            "val_bpb": groups["val_bpb"].mean(),
-            "spread": groups["val_loss"].max() - groups["val_loss"].min(),
-            "seeds": groups.size(),
-            "probability_best": math.nan,
-        }
-    ).sort_values(["seeds", "val_loss"], ascending=[False, True], kind="stable")
-    leaders = table.index[table["seeds"] == table["seeds"].max()]
-    table.loc[leaders, "probability_best"] = probability_best(groups["val_loss"].agg(list)[leaders].tolist())
-    return table
+    tokens, ordered = standings(trials)
+    rows = []
+    for trial in ordered:
+        seeds = [t for t in (trial, *trial.repeats) if tokens in t.losses or t.status == DIVERGED]
+        losses, bits = (
+            [t.reports[tokens][n] if tokens in t.losses else math.inf for t in seeds] for n in ("val_loss", "val_bpb")
+        )
+        spread = max(losses) - min(losses)
+        rows.append((trial.trial_id, tokens, np.mean(losses), np.mean(bits), spread, len(losses), losses))
+    columns = ["trial_id", "tokens_seen", "val_loss", "val_bpb", "spread", "seeds", "losses"]
+    table = pd.DataFrame(rows, columns=columns).set_index("trial_id")
+    table["probability_best"] = math.nan
+    repeated = table.index[(table["seeds"] > 1) & np.isfinite(table["val_loss"].astype(float))]
+    table["probability_best"] = pd.Series(
+        probability_best(table.loc[repeated, "losses"].tolist()), index=repeated, dtype=float
+    )
+    return table.drop(columns="losses")
 
 
 def probability_best(losses: list[list[float]], draws: int = 20_000) -> list[float]:
@@ -120,55 +104,30 @@ def probability_best(losses: list[list[float]], draws: int = 20_000) -> list[flo
     return np.bincount(drawn.argmin(axis=1), minlength=len(losses)) / draws
 
 
-def best_trial(trials: pd.DataFrame) -> pd.Series | None:
-    """The drawn trial whose configuration leads the standings; None where none has completed."""
-    table = standings(trials)
-    return None if table.empty else trials.set_index("trial_id", drop=False).loc[table.index[0]]
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replaces `path` by `text`, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_results(run_dir: Path, state: SearchState, search: dict[str, Any]) -> None:
-    """Writes trials.csv, history.csv and, once a trial has completed, best_config.json."""
-    trials, history = tables(state)
-    write_atomically(run_dir / "trials.csv", trials.to_csv(index=False))
-    write_atomically(run_dir / "history.csv", history.to_csv(index=False))
-    best = best_trial(trials)
-    if best is None:
+def write_results(run_dir: Path, trials: Trials, search: "Search") -> None:
+    """Writes trials.csv, history.csv and, once a trial has reported, best_config.json."""
+    for name, table in zip(("trials", "history"), tables(trials, search.config.seed), strict=True):
+        write_text(run_dir / f"{name}.csv", table.to_csv(index=False))
+    table = leaders(trials)
+    if table.empty:
         return
-    standing = standings(trials).iloc[0].to_dict()
+    best = trials.by_id[table.index[0]]
     config = {
-        "preset": search["config"]["preset"],
-        "model": search["model"],
-        "train": search["train"] | state.configs[best["trial_id"]],
-        "data": search["data"],
-        "result": {"trial_id": best["trial_id"]} | standing | {"seeds": int(standing["seeds"])},
+        "preset": search.config.preset,
+        "model": vars(search.model),
+        "train": vars(search.train_config(best.config)),
+        "data": {
+            name: getattr(search.data, name)
+            for name in (
+                "train_file",
+                "val_file",
+                "token_dtype",
+                "text_column",
+                "tokenizer",
+                "tokenizer_sha256",
+                "fingerprint",
+            )
+        },
+        "result": {"trial_id": best.trial_id} | table.reset_index().iloc[0].to_dict(),
     }
-    size = config["train"]["micro_batch_size"]
-    if size is not None:
-        config["train"]["micro_batch_size"] = min(size, config["train"]["batch_size"])
-    steps = config["train"]["budget_tokens"] // (config["train"]["batch_size"] * config["train"]["max_len"])
-    config["train"]["eval_freq"] = max(1, steps // search["num_reports"])
-    write_atomically(run_dir / "best_config.json", json.dumps(config, indent=2, default=lambda v: v.item()) + "\n")
-
-
-def read_tables(run_dir: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """(trials, history) from a run folder's CSV files."""
-    texts = {"trial_id": str, "confirms": str, "checkpoint": str, "reason": str, "status": str}
-    trials = pd.read_csv(run_dir / "trials.csv", dtype=texts, keep_default_na=True).fillna(
-        {"confirms": "", "checkpoint": "", "reason": ""}
-    )
-    return trials, pd.read_csv(run_dir / "history.csv", dtype={"trial_id": str})
-
-
-def valid_name(name: str) -> bool:
-    """Whether `name` is a plain folder name: letters, digits, dot, dash, underscore; no dot first."""
-    return re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}", name) is not None
+    write_text(run_dir / "best_config.json", json.dumps(config, indent=2, default=lambda v: v.item()) + "\n")

@@ -25,13 +25,15 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from myllm.errors import InputError, RunError
+from myllm.files import is_disk_full
 from tune.interrupts import Interrupts
+from tune.prepare import Resources
 from tune.progress import Progress
 from tune.results import write_results
-from tune.schedulers import CONTINUE
-from tune.session import Segment, Session, is_disk_full, open_state
-from tune.settings import Resources, task_of, write_search
+from tune.session import Segment, Session
+from tune.settings import Search
 from tune.trainable import run_trial
+from tune.trials import CONTINUE
 
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing leaves the machine unless the user sets Ray's own switch
@@ -48,27 +50,26 @@ TABLES_SECONDS = 10.0  # between rewrites of trials.csv and history.csv while a 
 
 
 class JournalledScheduler(FIFOScheduler):
-    """Passes the state's decisions to Ray: going on, or an end of the segment, be it for good or to wait at a rung."""
+    """Passes decisions to Ray: going on, or an end of the segment, be it for good or to wait at a rung."""
 
     def __init__(self, session: Session):
         super().__init__()
         self.session = session
 
     def on_trial_result(self, tune_controller: Any, trial: Segment, result: dict) -> str:
-        with self.session.disk_errors():
-            decision = self.session.state.decide(trial.ours, result)
-        return TrialScheduler.CONTINUE if decision == CONTINUE else TrialScheduler.STOP
+        goes_on = self.session.on_report(trial, result) == CONTINUE
+        return TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP
 
 
 class Housekeeping(tune.Callback):
     """Journals checkpoints, keeps the tables fresh, shows progress, and ends what can't go on."""
 
     def __init__(self, session: Session):
-        self.session, self.progress = session, Progress(session.state)
+        self.session, self.progress = session, Progress(session.trials)
         self.last_tables = time.monotonic()
 
     def on_checkpoint(self, iteration: int, trials: list[Trial], trial: Segment, checkpoint: Any, **info: Any) -> None:
-        self.session.on_checkpoint(trial, trial.last_result["step"], checkpoint.path)
+        self.session.on_checkpoint(trial, trial.last_result["tokens_seen"], checkpoint.path)
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         if self.session.fatal:  # Ray swallows errors of some callbacks
@@ -77,29 +78,27 @@ class Housekeeping(tune.Callback):
         if time.monotonic() - self.last_tables > TABLES_SECONDS:
             self.last_tables = time.monotonic()
             with self.session.disk_errors():
-                write_results(self.session.run_dir, self.session.state, self.session.search)
+                write_results(self.session.run_dir, self.session.trials, self.session.search)
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
         self.progress.clear()
 
 
-def run_search(run_dir: Path, search: dict[str, Any], resources: Resources) -> bool:
+def run_search(run_dir: Path, search: Search, resources: Resources) -> bool:
     """Runs, or goes on with, the search in `run_dir`; True where it ended by itself, False where it was interrupted.
 
     Writes search.json before anything starts. Raises InputError where another process is running it, and RunError where
     the disk is full.
     """
-    state = open_state(run_dir, search)
-    session = Session(run_dir, search, state, resources.slots)
+    session = Session(run_dir, search, resources.workers)
     with session.disk_errors():
-        write_search(run_dir, search)
-        session.watch_time()
+        search.write(run_dir)
     with Interrupts(f"python tune/search.py --resume {os.path.relpath(run_dir)}") as interrupts:
         try:
-            if not state.is_over():
+            if not session.is_over:
                 with session.disk_errors():
                     session.tidy()
-                    state.record("session", session=session.number, slots=resources.slots)
+                    session.coordinator.record("session", session=session.number, workers=resources.workers)
                 _run_trials(session, resources, interrupts)
         except KeyboardInterrupt:
             pass  # before Ray's loop began
@@ -113,40 +112,43 @@ def run_search(run_dir: Path, search: dict[str, Any], resources: Resources) -> b
             ray.shutdown()
             if session.started:
                 with contextlib.suppress(OSError):  # a full disk: the last event before it counts
-                    state.record("session_end", session=session.number)
+                    session.coordinator.record("session_end", session=session.number)
         with session.disk_errors():
             session.tidy()
-            write_results(run_dir, state, search)
-    return state.is_over()
+            write_results(run_dir, session.trials, search)
+    return session.is_over
 
 
 def _run_trials(session: Session, resources: Resources, interrupts: Interrupts) -> None:
     """Starts or joins Ray and lets it work off the session; returns early when interrupted."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(resources.slots)
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(resources.workers)
     for name in ("ray", "ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    config = session.search["config"]
-    options: dict[str, Any] = dict(
-        address=config["address"] or "local", log_to_driver=False, logging_level=logging.CRITICAL
-    )
-    if config["address"] is None:
+    config = session.search.config
+    options: dict[str, Any] = dict(address=config.address or "local", log_to_driver=False, logging_level=logging.CRITICAL)
+    if config.address is None:
         # Ray listens on every network, also where it is given 127.0.0.1, unless it is told that clusters are not wanted.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # for Ray's other processes
         ray_constants.ENABLE_RAY_CLUSTER = False  # for this one, which has read the variable already
         options |= dict(
-            num_cpus=resources.slots * resources.cpus_per_trial,
-            num_gpus=math.ceil(resources.slots * resources.gpus_per_trial),
-            include_dashboard=config["dashboard"],
+            num_cpus=resources.workers * resources.cpus_per_trial,
+            num_gpus=math.ceil(resources.workers * resources.gpus_per_trial),
+            include_dashboard=config.dashboard,
         )
     ray.init(**options)
     interrupts.install()
-    task = task_of(session.search, resources, tuple(rung.mark for rung in session.state.scheduler.rungs))
     try:
         tune.run(  # not a Tuner: that pickles its arguments into the run folder, and nothing here is restored from it
             tune.with_resources(
-                tune.with_parameters(run_trial, task=task),
+                tune.with_parameters(
+                    run_trial,
+                    search=session.search,
+                    milestones=session.coordinator.scheduler.milestones,
+                    threads=resources.cpus_per_trial,
+                    device="cuda" if resources.gpus_per_trial else "cpu",
+                ),
                 {"cpu": resources.cpus_per_trial, "gpu": resources.gpus_per_trial},
             ),
             name=f"session_{session.number}",

@@ -5,71 +5,36 @@ python tune/search.py --resume experiments/runs/NAME
 """
 
 import argparse
-import ast
 import dataclasses
 import importlib.util
-import inspect
 import os
 import sys
 import time
 import tomllib
-import typing
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from myllm.config import get_preset
-from myllm.data import EMBEDDED
+from myllm.config import field_help, get_preset, value_type
 from myllm.errors import InputError, Parser, RunError, run_command
+from myllm.files import cache_dir
+from myllm.machine import available_cpus
+from myllm.sources import is_embedded
 from tune.options import SearchConfig
+from tune.prepare import RUNS_DIR, check_comparable, prepare_search, ranges_of, settle_resources
 from tune.report import summary, write_report
 from tune.runner import cluster_resources, run_search
-from tune.samplers import warm_start_trials
-from tune.settings import (
-    RUNS_DIR,
-    available_cpus,
-    check_comparable,
-    prepare_search,
-    ranges_of,
-    read_search,
-    settle_resources,
-)
+from tune.searchers import warm_start_trials
+from tune.settings import Search
 from tune.spaces import SPACES, sample
-from tune.state import UNLIMITED_TRIALS
+from tune.trials import UNLIMITED_TRIALS
 
 RESUME_FLAGS = (
-    *(
-        "num_samples",
-        "time_budget",
-        "confirm",
-        "max_failures",
-        "keep_checkpoints",
-        "cpus_per_trial",
-        "gpus_per_trial",
-        "max_concurrent",
-    ),
-    *("address", "dashboard"),
+    *("num_samples", "time_budget", "confirm", "max_failures", "keep_checkpoints"),
+    *("cpus_per_trial", "gpus_per_trial", "max_concurrent", "address", "dashboard"),
 )
 """what may change on --resume: nothing that would make earlier trials and later ones incomparable"""
-
-
-def value_type(field: dataclasses.Field) -> type:
-    """The type of an option's value: str, int, float, bool, or tuple (of texts)."""
-    if typing.get_origin(field.type) is tuple:
-        return tuple
-    return next(iter(typing.get_args(field.type)), field.type)  # of `int | None`, int
-
-
-def field_help(config_class: type) -> dict[str, str]:
-    """The text under each field of a dataclass, as its help."""
-    body = ast.parse(inspect.getsource(config_class)).body[0].body
-    return {
-        field.target.id: text.value.value
-        for field, text in pairwise(body)
-        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr)
-    }
 
 
 def parse_args() -> argparse.Namespace:
@@ -84,13 +49,12 @@ def parse_args() -> argparse.Namespace:
         if kind is bool:
             how = {"action": "store_true"}
         elif kind is tuple:
-            how = {"nargs": "+", "metavar": "DIR"}
+            how = {"nargs": "+", "metavar": "PATH"}
         parser.add_argument(f"--{field.name}", help=(helps[field.name] + default).replace("%", "%%"), **how)
     parser.add_argument("--experiment", metavar="FILE.toml", help="file with any of these settings; flags beside it win")
     parser.add_argument("--resume", metavar="DIR", help=f"go on with a run; beside it only {', '.join(RESUME_FLAGS)}")
     parser.add_argument("--list_spaces", action="store_true", help="show what each space searches for --preset, and end")
     parser.add_argument("--trust", action="store_true", help="resume a run folder that belongs to another user")
-
     return parser.parse_args()
 
 
@@ -110,58 +74,58 @@ def read_experiment(path: str, given: dict[str, Any]) -> dict[str, Any]:
     for key, value in values.items():
         if key not in kinds:
             raise InputError(f"--experiment {path}: unknown key {key!r}; known are {', '.join(kinds)}")
+        if kinds[key] is tuple and isinstance(value, str):
+            value = values[key] = [value]
         expected = {float: (int, float), tuple: list}.get(kinds[key], kinds[key])
         if not isinstance(value, expected) or (isinstance(value, bool) and kinds[key] is not bool):
             raise InputError(f"--experiment {path}: {key} is {value!r}; it must be a {kinds[key].__name__}")
-        if isinstance(value, str) and key not in given:
-            values[key] = os.path.expandvars(value)
-            if "$" in values[key]:
+        if isinstance(value, str | list) and key not in given:
+            expanded = [os.path.expandvars(str(text)) for text in ([value] if isinstance(value, str) else value)]
+            values[key] = expanded[0] if isinstance(value, str) else expanded
+            if any("$" in text for text in expanded):
                 raise InputError(
                     f"--experiment {path}: {key} is {value!r}, and that variable is not set; set it or give --{key}"
                 )
     return values
 
 
-def start(given: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
+def start(given: dict[str, Any]) -> tuple[Path, Search]:
     """A new run folder and its checked settings."""
     experiment = given.pop("experiment", None)
     values = (read_experiment(experiment, given) if experiment else {}) | given
-    if "warm_start" in values:
-        values["warm_start"] = tuple(os.path.abspath(path) for path in values["warm_start"])
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    values["warm_start"] = tuple(os.path.abspath(path) for path in values.get("warm_start", ()))
     config = SearchConfig(**values)
     name = config.name or f"{config.preset}-{config.space}-{time.strftime('%Y%m%d-%H%M%S')}"
     folder = config.storage_path if config.storage_path and "://" not in config.storage_path else RUNS_DIR
     run_dir = Path(folder).resolve() / name
     if run_dir.exists():
         raise InputError(f"--name {name}: {run_dir} exists; go on with --resume {run_dir}, or choose another name")
-    search = prepare_search(dataclasses.replace(config, name=name), RUNS_DIR / ".cache")
-    search["warm_start"] = warm_start_trials(search)
-    return run_dir, search
+    search = prepare_search(dataclasses.replace(config, name=name), cache_dir())
+    return run_dir, dataclasses.replace(search, warm_start=warm_start_trials(search))
 
 
-def resume(given: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
+def resume(given: dict[str, Any]) -> tuple[Path, Search]:
     """The run folder to go on with, and its settings with what may change."""
     run_dir = Path(given.pop("resume")).resolve()
     trust = given.pop("trust", False)
-    search = read_search(run_dir)
+    search = Search.read(run_dir)
     owner = run_dir.stat().st_uid
     if owner != os.getuid() and not trust:
         raise InputError(f"{run_dir} belongs to another user (id {owner}); look at what is in it, then resume with --trust")
-    before = search["config"]
+    before = search.config
     for flag, value in given.items():
-        if flag not in RESUME_FLAGS and before.get(flag) != value:
+        value = tuple(value) if isinstance(value, list) else value
+        if flag not in RESUME_FLAGS and getattr(before, flag, None) != value:
             raise InputError(
-                f"--{flag} can't change on --resume, it is {before.get(flag)}: "
+                f"--{flag} can't change on --resume, it is {getattr(before, flag, None)}: "
                 "earlier trials could not be compared with later ones"
             )
-    asked = before["num_samples"] or (search["num_samples"] if before["time_budget"] is None else 0)
+    asked = before.num_samples or (before.trials if before.time_budget is None else 0)
     if given.get("num_samples", asked) < asked:
         raise InputError(f"--num_samples is {given['num_samples']}, the total; the run already asked for {asked}")
-    search["config"] = before | {flag: value for flag, value in given.items() if flag in RESUME_FLAGS}
-    config = SearchConfig(**search["config"])
-    search["num_samples"], search["confirm"] = config.trials, config.confirmations
-    check_comparable(search, RUNS_DIR / ".cache")
-    return run_dir, search
+    config = dataclasses.replace(before, **{flag: value for flag, value in given.items() if flag in RESUME_FLAGS})
+    return run_dir, check_comparable(dataclasses.replace(search, config=config), cache_dir())
 
 
 def list_spaces(preset_name: str) -> str:
@@ -186,7 +150,7 @@ def main() -> int:
     if not resumed and given.pop("trust", False):
         raise InputError("--trust belongs to --resume")
     run_dir, search = (resume if resumed else start)(given)
-    config = SearchConfig(**search["config"])
+    config = search.config
     if config.dashboard and importlib.util.find_spec("aiohttp_cors") is None:
         raise InputError("--dashboard needs more of Ray: pip install 'ray[default]'")
     if config.address is None:
@@ -196,12 +160,11 @@ def main() -> int:
     resources = settle_resources(config, *available)
     run_dir.mkdir(parents=True, exist_ok=resumed)
     shown = os.path.relpath(run_dir)
-    data = "the embedded corpus" if config.train_file == EMBEDDED else config.train_file
-    train = search["train"]
+    data = "the embedded corpus" if is_embedded(config.train_file) else " ".join(config.train_file)
     trials = f"{config.trials} trials" if config.trials < UNLIMITED_TRIALS else f"{config.time_budget:g} s of trials"
     print(
         f"{trials} of space {config.space}, preset {config.preset}, on {data}: "
-        f"{train['budget_tokens']:,} tokens a full training, {resources.slots} at once, in {shown}",
+        f"{search.budget_tokens:,} tokens a full training, {resources.workers} at once, in {shown}",
         flush=True,
     )
     try:

@@ -20,14 +20,16 @@ class LogUniform:
 
     low: float
     high: float
+    ordered = False
+    """whether these are numbers to choose from"""
 
     def at(self, place: float) -> float:
         """The value at `place` of the range, 0 <= place < 1."""
         return self.low * (self.high / self.low) ** place
 
-    def near(self, value: float, way: float) -> float:
-        """The value that lies the share `way` of the range above `value`, or below it; the range's end beyond that."""
-        return min(max(value * (self.high / self.low) ** way, self.low), self.high)
+    def place(self, value: float) -> float:
+        """Where `value` lies in the range, from 0 to 1; the range's end for one beyond it."""
+        return min(max(math.log(value / self.low) / math.log(self.high / self.low), 0.0), 1.0)
 
     def __str__(self) -> str:
         return f"{self.low:.3g} to {self.high:.3g} (log)"
@@ -43,9 +45,20 @@ class Choice:
         """The value at `place` of the list, 0 <= place < 1."""
         return self.values[int(place * len(self.values))]
 
-    def near(self, value: Any, way: float) -> Any:
-        """`value`: from one choice there is no way to another."""
-        return value
+    @property
+    def ordered(self) -> bool:
+        """Whether these are numbers to choose from: neighbours, batches of 16 and 32, share what was learnt."""
+        return all(isinstance(value, (int, float)) for value in self.values)
+
+    def nearest(self, value: Any) -> int:
+        """The index of `value`, or of the number next to it."""
+        if not self.ordered:
+            return self.values.index(value)
+        return min(range(len(self.values)), key=lambda index: abs(self.values[index] - value))
+
+    def place(self, value: Any) -> float:
+        """Where `value` lies in the list, from 0 to 1."""
+        return self.nearest(value) / max(1, len(self.values) - 1)
 
     def __str__(self) -> str:
         return ", ".join(map(str, self.values))

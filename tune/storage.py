@@ -1,10 +1,13 @@
 """Where a search's checkpoints lie: a local or shared folder, or any filesystem that pyarrow reads (s3://bucket/folder)."""
 
+import math
 import shutil
 import zipfile
 from pathlib import Path
 
 import pyarrow.fs
+
+from tune.trials import COMPLETED, DEFAULT_TRIAL, PAUSED, REPEAT, RUNNING, Trial, Trials
 
 STATE_FILE = "state.pt"
 """name of the training state inside a checkpoint's folder"""
@@ -56,3 +59,21 @@ class Storage:
             for folder in Path(self.path).glob("session_*/*/checkpoint_*"):
                 if str(folder.relative_to(self.path)) not in kept:
                     shutil.rmtree(folder, ignore_errors=True)
+
+
+def worth_keeping(trials: Trials, trial: Trial) -> set[int]:
+    """The checkpoints of a trial, by tokens_seen, that are worth their room.
+
+    Of a trial that runs the last two (the older in case the newer is damaged) and the best; of a completed one the last and
+    the best; of one that waits at a rung the last, while it is among the better half of those that came there. Of others
+    none: one that goes on all the same begins anew.
+    """
+    stored = sorted(trial.checkpoints)
+    if not stored or trial.status not in (RUNNING, COMPLETED, PAUSED):
+        return set()
+    if trial.status == PAUSED:
+        rivals = trials.at(trial.tokens)
+        waits = trial.kind == REPEAT or trial.trial_id == DEFAULT_TRIAL or trial in rivals[: math.ceil(len(rivals) / 2)]
+        return {stored[-1]} if waits else set()
+    best = min(stored, key=lambda tokens: trial.losses.get(tokens, math.inf))
+    return {best, *stored[-1 if trial.status == COMPLETED else -2 :]}

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from myllm.config import PRESETS, GPTConfig, TrainConfig, from_dict, get_preset
+from myllm.config import PRESETS, GPTConfig, TrainConfig, field_help, from_dict, get_preset, value_type
 from myllm.data import Windows, default_tokenizer, prepare
 from myllm.errors import InputError, Parser, run_command, warn
 from myllm.files import check_writable
@@ -33,26 +33,12 @@ from myllm.training.train_utils import (
 
 CONFIG_KEYS = ("preset", "model", "train", "data", "result")
 DATA_KEYS = ("train_file", "val_file", "tokenizer", "tokenizer_sha256", "token_dtype", "text_column", "fingerprint")
-TRAIN_FLAGS = {
-    "learning_rate": (float, "peak learning rate"),
-    "batch_size": (int, "windows per optimizer step"),
-    "max_len": (int, "tokens per window"),
-    "stride": (int, "tokens between windows (default: max_len)"),
-    "epochs": (int, "passes over the training file, in total, also when resuming"),
-    "budget_tokens": (int, "tokens to train on, instead of --epochs (default: the preset's)"),
-    "eval_freq": (int, "optimizer steps between evaluations (default: 100)"),
-    "warmup_ratio": (float, "v2: share of the steps in which the rate rises"),
-    "min_lr_ratio": (float, "v2: floor of the schedule, as a share of the peak (default: 0.1)"),
-    "schedule": (str, "v2: cosine, or wsd: constant, then a linear cooldown (default: cosine)"),
-    "cooldown_ratio": (float, "wsd: share of the steps in which the rate falls (default: 0.2)"),
-    "clip_norm": (float, "v2: largest gradient norm (default: 1.0)"),
-    "weight_decay": (float, "AdamW's weight decay (default: 0.1)"),
-    "beta1": (float, "AdamW's first beta (default: 0.9)"),
-    "beta2": (float, "AdamW's second beta (default: the preset's)"),
-    "beta2_half_life": (float, "tokens after which a squared gradient counts half, instead of --beta2"),
-    "micro_batch_size": (int, "windows per forward pass (default: the preset's)"),
-    "seed": (int, "seed of initialisation, dropout and data order (default: 0)"),
-}
+TRAIN_FLAGS = (
+    *("learning_rate", "batch_size", "max_len", "stride", "epochs", "budget_tokens", "eval_freq", "warmup_ratio"),
+    *("min_lr_ratio", "schedule", "cooldown_ratio", "clip_norm", "weight_decay", "beta1", "beta2", "beta2_half_life"),
+    *("micro_batch_size", "seed"),
+)
+"""fields of the TrainConfig that are flags"""
 
 
 def parse_args() -> argparse.Namespace:
@@ -67,8 +53,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--tokenizer", help="byte, a tiktoken encoding, .tiktoken or tokenizer.json (default: by the data)")
     parser.add_argument("--token_dtype", choices=list(DTYPES), help="what bare .bin files hold (default: uint16)")
     parser.add_argument("--text_column", help="column of .jsonl and .parquet files that is the text (default: found)")
-    for name, (kind, text) in TRAIN_FLAGS.items():
-        parser.add_argument(f"--{name}", type=kind, help=text)
+    helps, fields = field_help(TrainConfig), {field.name: field for field in dataclasses.fields(TrainConfig)}
+    for name in TRAIN_FLAGS:
+        parser.add_argument(f"--{name}", type=value_type(fields[name]), help=helps[name].replace("%", "%%"))
     parser.add_argument("--eval_iter", type=int, help="batches of each of train and val per evaluation (default: 4)")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="arithmetic (default: bfloat16 on GPUs)")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ..., or auto")

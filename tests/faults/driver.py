@@ -1,21 +1,24 @@
 """Runs, or goes on with, the search in a folder, as tune/search.py does: python driver.py RUN_DIR SLOTS [FAULT]
 
-FAULT `oom` makes the first trial run out of memory above 3 windows, the others at any. This file is the main module, so Ray
-sends its functions to the workers by value.
+FAULT `oom` makes the first trial run out of memory above 3 windows, the others at any; `own` adds a rule to the registry.
+This file is the main module, so Ray sends its functions to the workers by value.
 """
 
-import json
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # own_rule
+
 from myllm.errors import run_command
 from tune import runner
-from tune.settings import Resources
-from tune.state import DEFAULT_TRIAL
+from tune.prepare import Resources
+from tune.schedulers import SCHEDULERS
+from tune.settings import Search
 from tune.trainable import run_trial
+from tune.trials import DEFAULT_TRIAL
 
 
-def out_of_memory(config, task):
+def out_of_memory(config, **task):
     import torch
     from ray import tune
 
@@ -31,17 +34,20 @@ def out_of_memory(config, task):
 
     GPT.forward = limited
     try:
-        run_trial(config, task)
+        run_trial(config, **task)
     finally:
         GPT.forward = forward
 
 
 def main():
     run_dir, slots, *fault = sys.argv[1:]
-    search = json.loads((Path(run_dir) / "search.json").read_text())
     if fault == ["oom"]:
         runner.run_trial = out_of_memory
-    finished = runner.run_search(Path(run_dir), search, Resources(1, 0, int(slots)))
+    if fault == ["own"]:
+        from own_rule import OwnRule
+
+        SCHEDULERS["own"] = OwnRule
+    finished = runner.run_search(Path(run_dir), Search.read(Path(run_dir)), Resources(1, 0, int(slots)))
     return 0 if finished else 130
 
 

@@ -1,5 +1,6 @@
 """Tools of the fault tests: a tiny search in a folder, its processes, and what must be equal in the end."""
 
+import dataclasses
 import json
 import os
 import random
@@ -11,12 +12,13 @@ from pathlib import Path
 
 import pandas as pd
 
+import tune.settings
 from tune.options import SearchConfig
-from tune.settings import prepare_search, write_search
+from tune.prepare import prepare_search
 
 DRIVER = Path(__file__).parent / "driver.py"
 TIMES = ["train_seconds", "tok_per_sec"]
-SHORT = dict(num_samples=3, confirm=2, rungs="0.25:8")
+SHORT = dict(num_samples=3, confirm=2, scheduler="asha", rungs="0.25:3")
 """a search in which all trials wait at a rung before the best and the reference go on, and then again on a fresh seed"""
 MARKER = "MYLLM_FAULT_TEST"  # an environment variable that all processes of one search inherit
 
@@ -27,19 +29,20 @@ class Search:
     def __init__(self, folder, data, slots=1, fault=None, **options):
         self.folder, self.slots, self.fault = Path(folder), slots, fault
         self.folder.mkdir()
-        train, val = map(str, data)
+        train, val = ((str(path),) for path in data)
         config = SearchConfig(train_file=train, val_file=val, budget_tokens=262144, name=self.folder.name, **options)
         search = prepare_search(config, self.folder.parent / "cache")
-        search["model"] |= {"n_layer": 1, "n_head": 2, "n_embd": 16}
-        search["train"] |= {"max_len": 32, "stride": 32, "budget_tokens": search["train"]["budget_tokens"] // 4}
-        search["report_tokens"] //= 4
-        write_search(self.folder, search)
+        budget, training = search.budget_tokens // 4, search.training
+        dataclasses.replace(
+            search,
+            model=dataclasses.replace(search.model, n_layer=1, n_head=2, n_embd=16),
+            training=dataclasses.replace(training, max_len=32, stride=32, budget_tokens=budget),
+            report_tokens=search.report_tokens // 4,
+        ).write(self.folder)
 
     def change(self, **config):
-        search = json.loads((self.folder / "search.json").read_text())
-        search["config"] |= config
-        search["num_samples"] = SearchConfig(**search["config"]).trials
-        write_search(self.folder, search)
+        search = tune.settings.Search.read(self.folder)
+        dataclasses.replace(search, config=dataclasses.replace(search.config, **config)).write(self.folder)
 
     def start(self):
         command = [sys.executable, str(DRIVER), str(self.folder), str(self.slots), *([self.fault] if self.fault else [])]

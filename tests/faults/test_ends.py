@@ -60,7 +60,9 @@ def test_the_second_search_on_a_folder_is_refused_and_two_folders_do_not_disturb
 
 
 def test_a_finished_search_grows_in_the_same_rungs_and_keeps_all_checkpoints_if_told_so(byte_files, tmp_path):
-    search = Search(tmp_path / "run", byte_files, num_samples=4, confirm=2, rungs="0.125:2", keep_checkpoints="all")
+    search = Search(
+        tmp_path / "run", byte_files, num_samples=4, confirm=2, scheduler="asha", rungs="0.125:2", keep_checkpoints="all"
+    )
     search.finish()
     before, history = search.tables()
     grow = ["tune/search.py", "--resume", search.folder, "--num_samples", "8"]
@@ -69,7 +71,7 @@ def test_a_finished_search_grows_in_the_same_rungs_and_keeps_all_checkpoints_if_
     search.change(num_samples=8)
     search.finish()
     after, longer = search.tables()
-    drawn = after[after["confirms"].isna()]
+    drawn = after[after["of"].isna()]
     assert len(drawn) == 8
     assert len(history.merge(longer, how="inner")) == len(history)  # nothing of before has changed
     assert set(before["trial_id"]) <= set(after["trial_id"])

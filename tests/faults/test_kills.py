@@ -10,11 +10,13 @@ import time
 import pytest
 from harness import Search, assert_same, kill_drivers, kill_workers
 
+from tune.schedulers import SCHEDULERS
+
 KILLS = int(os.environ.get("FAULT_KILLS", "3"))
 
 
 def test_one_kill_of_each_kind(byte_files, undisturbed, tmp_path):
-    options = dict(num_samples=2, confirm=2, rungs="0.125:2")
+    options = dict(num_samples=2, confirm=2, scheduler="asha", rungs="0.125:2")
     whole, broken = undisturbed(**options), Search(tmp_path / "broken", byte_files, **options)
     assert kill_drivers(broken, 1, seed=1, most_events=15) == 1
     process = broken.start()
@@ -25,7 +27,7 @@ def test_one_kill_of_each_kind(byte_files, undisturbed, tmp_path):
     assert process.returncode == 0, errors
     assert_same(whole, broken)
     trials, _ = broken.tables()
-    again = trials[trials["confirms"].notna()]
+    again = trials[trials["of"].notna()]
     assert set(again["trial_id"]) == {"00000-seed", "00001-seed"} and set(again["status"]) == {"completed"}
     assert set(again["seed"]) == {1_000_003}
     lost = [event for event in broken.events() if event["event"] == "lost"]
@@ -34,7 +36,7 @@ def test_one_kill_of_each_kind(byte_files, undisturbed, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(("scheduler", "slots"), [("asha", 1), ("fifo", 2)])
+@pytest.mark.parametrize(("scheduler", "slots"), [("half", 1), ("asha", 1), ("fifo", 2)])
 def test_many_kills_over_a_search_of_sixteen(scheduler, slots, byte_files, undisturbed, tmp_path):
     options = dict(num_samples=16, scheduler=scheduler, max_failures=1000)
     whole, broken = undisturbed(slots, **options), Search(tmp_path / "broken", byte_files, slots, **options)
@@ -60,3 +62,17 @@ def test_a_process_that_dies_again_and_again_fails_with_its_reason(byte_files, t
     trials, _ = search.tables()
     assert trials["status"].tolist() == ["failed"] and "died" in trials["reason"][0]
     assert [event["event"] for event in search.events() if event["event"] in ("lost", "failed")] == ["lost", "failed"]
+
+
+def test_a_rule_that_somebody_adds_runs_live_and_after_a_kill(byte_files, tmp_path, monkeypatch):
+    from own_rule import OwnRule
+
+    monkeypatch.setitem(SCHEDULERS, "own", OwnRule)
+    options = dict(num_samples=3, confirm=1, scheduler="own", fault="own")
+    whole, broken = (Search(tmp_path / name, byte_files, **options) for name in ("whole", "broken"))
+    whole.finish()
+    assert kill_drivers(broken, 1, seed=3, most_events=40) == 1
+    broken.finish()
+    assert_same(whole, broken)
+    trials, _ = whole.tables()
+    assert sorted(trials["status"]) == ["completed"] * 4 + ["paused"]  # the best, the reference, both again

@@ -1,35 +1,42 @@
-"""The pure parts of a search: spaces, schedulers, journal, tables, resources. No Ray."""
+"""The pure parts of a search: spaces, journal, tables, who is best, resources, the clock. No Ray."""
 
+import dataclasses
 import itertools
 import json
 import math
-import time
 
 import numpy as np
 import pytest
+from conftest import BUDGET, begun, report
 
-from myllm.config import PRESETS
+from myllm.config import PRESETS, GPTConfig
 from myllm.errors import InputError
 from tune.journal import FILE_NAME, Journal, read_journal
 from tune.options import SearchConfig
-from tune.results import best_trial, probability_best, search_seconds, standings, tables, valid_name
-from tune.schedulers import CONTINUE, LADDER_OF_MANY, STOP, Asha, Fifo
-from tune.session import Session
-from tune.settings import settle_resources
+from tune.prepare import settle_resources
+from tune.results import leaders, probability_best, search_seconds, tables
+from tune.session import Stopwatch
+from tune.settings import Data, Search
 from tune.spaces import SPACES, get_space, sample
-from tune.state import REPORTED, Plan, SearchState
-from tune.trainable import trial_config
+from tune.trials import PAUSE, REPEAT, STOP, Trials
+
+
+def search_of(preset="nano", space="v2", **changes):
+    """The settings of a search, without data."""
+    config = SearchConfig(preset=preset, space=space, **changes)
+    training = PRESETS[preset].training(version=SPACES[space].version)
+    data = Data("embedded", "embedded", "byte", "0", {}, {}, 1.0)
+    return Search(config, PRESETS[preset].model(257), training, data, training.budget_tokens // 32, {})
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("space", SPACES)
 def test_every_draw_is_a_training_that_meets_the_marks(space, preset):
-    reference = PRESETS[preset]
-    train = vars(reference.training(version=SPACES[space].version))
-    report_tokens = reference.budget_tokens // 32
+    reference, search = PRESETS[preset], search_of(preset, space)
+    report_tokens = search.report_tokens
     for index in range(20):
         drawn = sample(get_space(space), reference, seed=3, index=index)
-        config = trial_config(train, report_tokens, drawn)
+        config = search.train_config(drawn)
         assert config.eval_freq * config.tokens_per_step == report_tokens
         assert 0.099 <= config.learning_rate / reference.learning_rate <= 10.01
         assert 0.25 <= config.batch_size / reference.batch_size <= 4
@@ -59,7 +66,25 @@ def test_draws_leave_no_holes():
 
 def test_an_unknown_hyper_parameter_is_an_error():
     with pytest.raises(InputError, match="lerning_rate"):
-        trial_config(vars(PRESETS["nano"].training()), 8192, {"lerning_rate": 1})
+        search_of().train_config({"lerning_rate": 1})
+
+
+def test_settings_are_read_back_as_they_were_written(tmp_path):
+    search = search_of(name="x", rungs="0.5:2", warm_start=("a", "b"))
+    search.write(tmp_path)
+    assert Search.read(tmp_path) == search
+    values = json.loads((tmp_path / "search.json").read_text())
+    for wrong, words in (
+        (values | {"format": 1}, "is of format 1"),
+        ({k: v for k, v in values.items() if k != "data"}, "is damaged"),
+        (values | {"model": {"n_layer": 0}}, "model"),
+        ([], "is damaged"),
+    ):
+        (tmp_path / "search.json").write_text(json.dumps(wrong))
+        with pytest.raises(InputError, match=words):
+            Search.read(tmp_path)
+    with pytest.raises(InputError, match="no run folder"):
+        Search.read(tmp_path / "other")
 
 
 def test_a_torn_last_line_is_dropped_and_other_damage_is_named(tmp_path):
@@ -79,21 +104,12 @@ def test_a_torn_last_line_is_dropped_and_other_damage_is_named(tmp_path):
         read_journal(tmp_path)
 
 
-def state_of(events, budget_tokens=200, scheduler=None, **changes):
-    """A search's state after `events`; what it records goes nowhere."""
-    plan = Plan(**dict(num_samples=9, budget_tokens=budget_tokens, seed=7, draw=lambda index, state: {}) | changes)
-    return SearchState(plan, scheduler or Fifo(), lambda event, **values: {"event": event} | values, events)
-
-
-def report(trial_id, tokens, loss, decision=CONTINUE, **changes):
-    values = dict(
-        event="report", trial_id=trial_id, decision=decision, step=tokens // 10, tokens_seen=tokens, val_loss=loss
-    )
-    return values | dict.fromkeys(set(REPORTED) - set(values), 1.0) | {"diverged": False} | changes
+def trials_of(events, budget_tokens=200):
+    return Trials(budget_tokens, num_samples=9, events=events)
 
 
 def test_tables_and_statuses():
-    events = [{"event": "trial", "trial_id": f"{i:05d}", "config": {"learning_rate": i}} for i in range(6)]
+    events = [begun(f"{i:05d}", config={"learning_rate": i}) for i in range(7)]
     events += [
         report("00000", 100, 3.0),
         report("00000", 200, 3.5, STOP),
@@ -101,33 +117,54 @@ def test_tables_and_statuses():
         report("00002", 100, math.nan, STOP, diverged=True),
         report("00003", 100, 1.0),
         report("00005", 200, 3.2, STOP),
+        report("00006", 100, 2.5, PAUSE),
         {"event": "failed", "trial_id": "00004", "reason": "boom"},
-        {"event": "checkpoint", "trial_id": "00005", "step": 20, "path": "ray/x"},
+        {"event": "checkpoint", "trial_id": "00005", "tokens_seen": 200, "path": "ray/x"},
     ]
-    trials, history = tables(state_of(events))
-    assert trials["status"].tolist() == ["completed", "stopped", "diverged", "interrupted", "failed", "completed"]
+    trials, history = tables(trials_of(events), seed=7)
+    assert trials["status"].tolist() == ["completed", "stopped", "diverged", "running", "failed", "completed", "paused"]
     assert trials["best_val_loss"].tolist()[:2] == [3.0, 2.0]
-    assert best_trial(trials)["trial_id"] == "00005" and trials["checkpoint"][5] == "ray/x"
-    assert trials["reason"][4] == "boom" and len(history) == 6
-    assert best_trial(tables(state_of(json.loads(json.dumps(events[:6]))))[0]) is None
+    assert leaders(trials_of(events)).index.tolist() == ["00005", "00000"] and trials["checkpoint"][5] == "ray/x"
+    assert trials["reason"][4] == "boom" and len(history) == 7 and set(trials["seed"]) == {7}
+    early = leaders(trials_of([*events[:7], events[7], events[9], events[11]]))  # none at the end: the furthest mark counts
+    assert early.index.tolist() == ["00003", "00001", "00000"] and set(early["tokens_seen"]) == {100}
+    assert leaders(trials_of([])).empty
+
+
+def seen_twice(losses):
+    """Events of trials that ended with these losses; `00001-seed` repeats 00001."""
+    events = []
+    for trial_id, loss in losses.items():
+        more = {"kind": REPEAT, "of": trial_id[:5]} if "-" in trial_id else {}
+        events += [begun(trial_id, config={"learning_rate": 1.0} | ({"seed": 8} if more else {}), **more)]
+        bad = math.isnan(loss)
+        events += [report(trial_id, 100 if bad else 200, loss, STOP, diverged=bad)]
+    return events
 
 
 def test_the_best_is_named_among_those_that_ran_on_two_seeds():
-    losses = {"00000": 3.0, "00001": 2.0, "00002": 2.5, "00001-seed": 4.0, "00002-seed": 2.7, "00000-seed": 3.0}
-    events = []
-    for trial_id, loss in losses.items():
-        event = {"event": "trial", "trial_id": trial_id, "config": {"learning_rate": 1.0}}
-        if "-" in trial_id:
-            event["config"]["seed"], event["confirms"] = 8, trial_id[:5]
-        events += [event, report(trial_id, 200, loss, STOP)]
-    trials, _ = tables(state_of(events))
-    table = standings(trials)
+    events = seen_twice({"00000": 3.0, "00001": 2.0, "00002": 2.5, "00001-seed": 4.0, "00002-seed": 2.7, "00000-seed": 3.0})
+    table = leaders(trials_of(events))
     assert table.index.tolist() == ["00002", "00000", "00001"]  # of equal means the earlier first
     assert table["val_loss"].tolist() == pytest.approx([2.6, 3.0, 3.0])
     assert table["spread"].tolist() == pytest.approx([0.2, 0.0, 2.0])
     assert table["probability_best"].sum() == pytest.approx(1) and table["probability_best"].idxmax() == "00002"
-    assert best_trial(trials)["trial_id"] == "00002" and trials["seed"].tolist() == [7, 8, 7, 8, 7, 8]
-    assert best_trial(trials[trials["confirms"] == ""])["trial_id"] == "00001"
+    trials, _ = tables(trials_of(events), seed=7)
+    assert trials["seed"].tolist() == [7, 8, 7, 8, 7, 8] and trials["of"].tolist() == [
+        "",
+        "00000",
+        "",
+        "00001",
+        "",
+        "00002",
+    ]
+    once = [event for event in events if "-" not in event["trial_id"]]
+    assert leaders(trials_of(once)).index[0] == "00001"
+
+
+def test_a_configuration_that_diverges_on_another_seed_is_not_the_best():
+    table = leaders(trials_of(seen_twice({"00000": 2.0, "00001": 3.0, "00000-seed": math.nan, "00001-seed": 3.1})))
+    assert table.index.tolist() == ["00001", "00000"] and table["val_loss"].tolist() == [pytest.approx(3.05), math.inf]
 
 
 def test_the_probability_of_the_best_has_its_closed_forms():
@@ -157,7 +194,7 @@ def test_seconds_count_every_session_and_no_pause():
 def test_resources_share_what_there_is():
     def settle(cpus, gpus, **changes):
         found = settle_resources(SearchConfig(**changes), cpus, gpus)
-        return found.cpus_per_trial, found.gpus_per_trial, found.slots
+        return found.cpus_per_trial, found.gpus_per_trial, found.workers
 
     assert settle(2, 0) == (1, 0, 2)
     assert settle(8, 0, cpus_per_trial=3) == (3, 0, 2)
@@ -174,45 +211,24 @@ def test_resources_share_what_there_is():
 
 @pytest.mark.parametrize("name", ["..", "../x", "a/b", "", ".cache", "a\n", "/etc"])
 def test_names_cannot_leave_the_runs_folder(name):
-    assert not valid_name(name)
     with pytest.raises(InputError, match="--name"):
         SearchConfig(name=name)
 
 
-@pytest.mark.parametrize("breed", [None, lambda index, state: {}])
-def test_a_slow_moment_at_the_start_closes_a_timed_search_only_until_it_is_over(tmp_path, breed):
-    config = {"keep_checkpoints": "best", "time_budget": 100.0, "confirm": None, "storage_path": None}
-    plan = Plan(num_samples=1000, budget_tokens=32_000, draw=lambda index, state: {}, breed=breed, confirm=3)
-    scheduler = Asha(LADDER_OF_MANY, 32_000, 1000, late=True)
-    state = SearchState(plan, scheduler, lambda event, **values: {"event": event, "time": time.time()} | values)
-    session = Session(tmp_path, {"config": config}, state, 2)
-    state.record("session", session=0, slots=2)
-    session.started = 1
+def test_the_stopwatch_counts_tokens_at_the_pace_of_the_slower_reports():
+    watch = Stopwatch(100.0)
+    assert watch.read(10.0).left == math.inf  # nothing is measured yet
+    for index in range(8):
+        pace = 100.0 if index < 4 else 50.0
+        watch.see({"tokens_seen": 1000, "train_seconds": 5.0}, {"tokens_seen": 2000, "train_seconds": 5.0 + 1000 / pace})
+    clock = watch.read(40.0)
+    assert clock.used == pytest.approx(40 * 50) and clock.left == pytest.approx(60 * 50)
+    assert watch.read(130.0).left == 0.0
+    assert Stopwatch(None).read(1e9).left == math.inf
 
-    def trials(count, tok_per_sec):
-        for _ in range(count):
-            trial_id = state.next_trial()
-            state.decide(trial_id, report(trial_id, 1000, 3.0, tok_per_sec=tok_per_sec))
-            state.running.discard(trial_id)
 
-    trials(8, 500.0)  # so 16 full trainings would take 614 s of two slots
-    session.watch_time()
-    assert state.closed and state.confirm == 0
-    state.record("reopen")
-    trials(40, 10_000.0)  # by now a quarter is slow no more
-    state.record("close")
-    session.watch_time()
-    assert not state.closed and state.confirm == 0
-    session.watch_time()
-    assert not state.closed and state.confirm == 3
-    kinds = [event["event"] for event in state.events]
-    session.watch_time()
-    assert [event["event"] for event in state.events] == kinds  # settled
-    state.record("close")
-    session.watch_time()
-    assert state.closed == bool(breed)  # what time there is goes to offspring, once that is begun
-    state.record("close")
-    state.record("bred")
-    state.record("trial", trial_id="00003-seed", config={}, confirms="00003")
-    session.watch_time()
-    assert state.closed  # too late for new ones: the finalists are being chosen
+def test_search_configurations_are_frozen():
+    search = search_of()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        search.report_tokens = 5
+    assert isinstance(search.model, GPTConfig) and search.budget_tokens != BUDGET

@@ -1,0 +1,18 @@
+"""A rule that somebody adds: the halfway better half goes on. It is all that they write, besides a line in the registry."""
+
+from tune.schedulers.base import Resume, Scheduler, Start
+from tune.trials import PAUSED
+
+
+class OwnRule(Scheduler):
+    default_rungs = ((1 / 2, 2),)
+
+    def suggest(self, trials, clock):
+        half = self.milestones[0]
+        if trials.draws_left > 0:
+            return Start(until=half) if clock.left >= half else None
+        if any(trial.tokens < half for trial in trials.running.values()):
+            return None
+        best = trials.at(half)[: max(1, trials.count_at(half) // 2)]
+        waiting = [trial for trial in best if trial.status == PAUSED and clock.left >= half]
+        return Resume(waiting[0].trial_id, until=trials.budget_tokens) if waiting else None

@@ -1,0 +1,114 @@
+"""Asks the scheduler, journals its answers, and hands out what follows: the same for a live search and a simulated one."""
+
+from collections.abc import Callable
+from typing import Any
+
+from tune.schedulers.base import Clock, Repeat, Resume, Scheduler, Start
+from tune.trials import (
+    CONTINUE,
+    DRAWN,
+    PAUSE,
+    PAUSED,
+    PROPOSED,
+    REPEAT,
+    REPORTED,
+    RUNNING,
+    SEED_STEP,
+    STOP,
+    Event,
+    Trial,
+    Trials,
+)
+
+Configure = Callable[[int, Trials, bool], dict[str, Any]]
+"""(index of the trial, the search so far, whether it is to be proposed) -> its hyper-parameters"""
+
+
+class Coordinator:
+    """One search. `append(event, **values)` makes an event last and returns it: only then it is acted on."""
+
+    def __init__(
+        self,
+        trials: Trials,
+        scheduler: Scheduler,
+        configure: Configure,
+        append: Callable[..., Event],
+        seed: int = 0,
+        max_failures: int = 3,
+    ):
+        self.trials, self.scheduler, self.configure, self.append = trials, scheduler, configure, append
+        self.seed, self.max_failures = seed, max_failures
+        self.active: set[str] = set()
+        """trials that a worker holds at this moment; the only thing here that is not in the events"""
+
+    def record(self, event: str, **values: Any) -> None:
+        """Makes an event last, then takes it in."""
+        self.trials.apply(self.append(event, **values))
+
+    def next_trial(self, clock: Clock) -> Trial | None:
+        """The trial that a free worker begins, or takes up where its last checkpoint is; None: none for now."""
+        waiting = (trial for trial in self.trials.running.values() if trial.trial_id not in self.active)
+        trial = next(waiting, None) or self._ask(clock)
+        if trial is not None:
+            self.active.add(trial.trial_id)
+        return trial
+
+    def is_over(self, clock: Clock) -> bool:
+        """Whether nothing is left to do."""
+        return not self.trials.running and not self.active and self.scheduler.suggest(self.trials, clock) is None
+
+    def on_report(self, trial: Trial, result: dict[str, Any], clock: Clock) -> str:
+        """The decision on a report. One made before (the trial went back to a checkpoint) is given again, not remade."""
+        tokens = result["tokens_seen"]
+        if tokens in trial.reports:
+            return CONTINUE if trial.status == RUNNING and tokens < trial.until else STOP
+        if result["diverged"] or tokens >= self.trials.budget_tokens:
+            decision = STOP
+        elif tokens >= trial.until:
+            decision = PAUSE
+        elif trial.kind == REPEAT:
+            decision = CONTINUE
+        else:
+            decision = self.scheduler.on_report(self.trials, trial, tokens, result[self.trials.metric])
+        self.record("report", trial_id=trial.trial_id, decision=decision, **{name: result[name] for name in REPORTED})
+        if decision == PAUSE and self._ask(clock, only=trial):  # it is its turn at once: no need to store and load it
+            return CONTINUE
+        return decision
+
+    def on_end(self, trial: Trial) -> None:
+        """A worker is done with `trial`, for now or for good."""
+        self.active.discard(trial.trial_id)
+
+    def on_failure(self, trial: Trial, may_pass: bool, reason: str) -> None:
+        """A trial's process ended with an error: it begins again from its last checkpoint, or fails for good."""
+        if trial.status != RUNNING:
+            return  # it had done all it had to
+        lost = may_pass and trial.lost < self.max_failures
+        self.record("lost" if lost else "failed", trial_id=trial.trial_id, reason=reason)
+
+    def _ask(self, clock: Clock, only: Trial | None = None) -> Trial | None:
+        """Does what the scheduler suggests; with `only`, nothing but letting that trial go on."""
+        action = self.scheduler.suggest(self.trials, clock)
+        if only is not None and action != Resume(only.trial_id, getattr(action, "until", 0)):
+            return None
+        if isinstance(action, Resume):
+            trial = self.trials.by_id[action.trial_id]
+            if trial.status != PAUSED:
+                raise ValueError(f"trial {trial.trial_id} is {trial.status}: it can't go on")
+            if trial.trial_id in self.active and only is None:
+                return None  # still storing its state
+            self.record("resume", trial_id=trial.trial_id, until=action.until)
+            return trial
+        if isinstance(action, Repeat):
+            number = len(self.trials.by_id[action.of].repeats) + 1
+            trial_id = f"{action.of}-seed{number if number > 1 else ''}"
+            config = self.trials.by_id[action.of].config | {"seed": (self.seed + number * SEED_STEP) % 2**31}
+            self.record("trial", trial_id=trial_id, kind=REPEAT, of=action.of, until=action.until, config=config)
+        elif isinstance(action, Start):
+            index = len(self.trials.drawn)
+            trial_id, kind = f"{index:05d}", PROPOSED if action.proposed else DRAWN
+            config = self.configure(index, self.trials, action.proposed)
+            self.record("trial", trial_id=trial_id, kind=kind, until=action.until, config=config)
+        else:
+            return None
+        return self.trials.by_id[trial_id]

@@ -1,0 +1,104 @@
+"""The default: one half of the time looks for good configurations on cheap rungs, the other finishes the best of them.
+
+Evidence, and the worth of each constant: experiments/LOG.md.
+"""
+
+import math
+from itertools import pairwise
+
+from tune.schedulers.base import Action, Clock, Repeat, Resume, Scheduler, Start, another_seed
+from tune.trials import COMPLETED, PAUSED, PROPOSED, RUNNING, Trial, Trials
+
+EXPLORED_FIRST = 4  # full trainings' worth, of all workers, before finishing begins to take its half
+ENOUGH = 4  # trials at the last rung before the best of them is looked at again
+ENOUGH_TO_LEARN = 8  # before proposals begin
+SEEDS_AT_RUNG = 2  # that a configuration has at the last rung before it goes on to the end
+SEEDS_AT_END = 4  # that the incumbent gets at most
+
+
+class Half(Scheduler):
+    """Explores, then finishes.
+
+    Exploring, a new configuration trains to the first rung; at each rung the better half goes on to the next, and the best
+    at the last one runs up to it on a second seed, so that none leads by luck. When enough have come there, every second
+    token goes into configurations that the searcher proposes. Finishing, the best at the last rung go on to the end, and
+    the incumbent, the lowest mean loss at the end, runs on more seeds before it is believed.
+
+    In a search that knows its end the last half of it finishes, in whole waves of trainings from the last rung to the end:
+    the longer the search, the more finish. One that does not know it finishes whenever less went into that than into
+    exploring.
+    """
+
+    default_rungs = ((1 / 32, 2), (1 / 8, 2), (1 / 4, 2))
+
+    def suggest(self, trials: Trials, clock: Clock) -> Action | None:
+        if math.isinf(clock.left):
+            return self._when_the_end_is_unknown(trials, clock)
+        to_finish = trials.budget_tokens - self._last
+        shared = clock.used + clock.left - EXPLORED_FIRST * trials.budget_tokens / trials.workers
+        waves = int(max(0.0, shared) / 2 / to_finish + 1e-9)
+        reserve = waves * (trials.budget_tokens if waves > 1 else to_finish)  # with the looks before
+        explored = self._explore(trials, clock.left - reserve) if clock.left > reserve else None
+        slack = clock.left % to_finish if clock.left >= to_finish else 0.0
+        return explored or self._finish(trials, clock, slack if waves > 1 else 0.0) or self._explore(trials, slack)
+
+    @property
+    def _last(self) -> int:
+        """Tokens at the last rung."""
+        return self.milestones[-1]
+
+    def _when_the_end_is_unknown(self, trials: Trials, clock: Clock) -> Action | None:
+        spent = sum(trial.until for trial in trials.by_id.values())
+        finishing = sum(max(0, trial.until - self._last) for trial in trials.by_id.values())
+        due = 2 * finishing < spent and trials.count_at(self._last) >= ENOUGH
+        finished = self._finish(trials, clock, clock.left) if due else None
+        return finished or self._explore(trials, clock.left) or self._finish(trials, clock, clock.left)
+
+    # Exploring
+
+    def _explore(self, trials: Trials, left: float) -> Action | None:
+        """The next step towards the last rung that takes at most `left` tokens."""
+        for here, there in reversed(list(pairwise(self.milestones))):
+            waiting = [trial for trial in trials.at(here) if trial.status == PAUSED and trial.tokens == here]
+            came = sum(trial.kind != PROPOSED for trial in trials.at(here))
+            if waiting and came - len(waiting) < came // self.factors[here] and left >= there - here:
+                return Resume(waiting[0].trial_id, until=there)
+        if trials.count_at(self._last) >= ENOUGH and left >= self._last:
+            best = self._ranked(trials)[0]
+            if len(best.repeats) + 1 < SEEDS_AT_RUNG:
+                return Repeat(best.trial_id, until=self._last)
+        if trials.draws_left <= 0:
+            return None
+        if trials.count_at(self._last) >= ENOUGH_TO_LEARN and left >= self._last:
+            spent = {True: 0, False: 0}
+            for trial in trials.drawn:
+                spent[trial.kind == PROPOSED] += min(trial.until, self._last)
+            if spent[True] < spent[False]:
+                return Start(until=self._last, proposed=True)
+        return Start(until=self.milestones[0]) if left >= self.milestones[0] else None
+
+    def _ranked(self, trials: Trials) -> list[Trial]:
+        """Those that came to the last rung, best first."""
+        return sorted(trials.at(self._last), key=lambda trial: trial.mean_at(self._last))
+
+    # Finishing
+
+    def _finish(self, trials: Trials, clock: Clock, slack: float) -> Action | None:
+        """The next step towards a configuration that one can believe in; `slack` tokens are more than finishing needs."""
+        budget = trials.budget_tokens
+        done = sorted((t for t in trials.drawn if t.status == COMPLETED), key=lambda trial: trial.mean_at(budget))
+        waiting = [trial for trial in self._ranked(trials) if trial.status == PAUSED]
+        if len(done) > 1 or (done and not waiting):
+            repeat = another_seed(done[0], trials, clock, SEEDS_AT_END)
+            if repeat:
+                return repeat
+        for trial in waiting:
+            if slack >= self._last and len(trial.repeats) + 1 < SEEDS_AT_RUNG:
+                return Repeat(trial.trial_id, until=self._last)
+            if any(repeat.status == RUNNING for repeat in trial.repeats):
+                continue
+            if clock.left >= budget - self._last:
+                return Resume(trial.trial_id, until=budget)
+        if math.isinf(clock.left):
+            return None
+        return next(filter(None, (another_seed(trial, trials, clock, SEEDS_AT_END) for trial in done)), None)

@@ -1,0 +1,219 @@
+"""Which configuration a search tries next: a pure function of the settings, the index, and the search so far.
+
+Nothing is stored besides the journal: what a searcher learns from is put together again at each draw.
+"""
+
+import importlib.util
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from myllm.config import get_preset
+from myllm.errors import InputError
+from tune.coordinator import Configure
+from tune.journal import read_journal
+from tune.results import leaders
+from tune.settings import Search
+from tune.spaces import Choice, LogUniform, get_space, sample
+from tune.surrogate import most_promising, projected
+from tune.trials import COMPLETED, DIVERGED, FAILED, PAUSED, REPEAT, RUNNING, Trial, Trials
+
+STARTUP = 10  # judged trials before TPE draws (optuna's default); until then all searchers begin alike
+CANDIDATES = 1000  # random configurations among which a proposal is chosen
+WARM_SHARE = 4  # one trial in this many repeats an earlier run's, at most
+
+Config = dict[str, Any]
+Ranges = Mapping[str, LogUniform | Choice]
+Standing = tuple[str, int, float]
+"""(status, tokens, val_loss in nats per token): how a trial ended, or at which rung it was judged last"""
+
+
+def searcher(search: Search) -> Configure:
+    """The configure(index, trials, proposed) of a search: the reference, what --warm_start found, then the searcher's.
+
+    Raises InputError where the searcher's package is missing.
+    """
+    config, warm = search.config, search.warm_start
+    space, preset, seed = get_space(config.space), get_preset(config.preset), config.seed
+    ranges, milestones = space.ranges(preset), (*search.scheduler().milestones, search.budget_tokens)
+    tries = [trial["config"] for trial in warm if trial["tried"]]
+    learns = config.searcher == "optuna"
+    if learns and importlib.util.find_spec("optuna") is None:
+        raise InputError("--searcher optuna needs the package optuna: pip install -r requirements.txt")
+
+    def configure(index: int, trials: Trials, proposed: bool) -> Config:
+        if 1 <= index <= len(tries):
+            return dict(tries[index - 1])
+        if learns and index > 0:
+            known = _known(trials, warm, milestones)
+            if sum(standing[0] != RUNNING for _, standing in known) >= STARTUP:
+                return _suggest(ranges, seed, index, known)
+        if proposed and config.searcher == "gp":
+            return _propose(ranges, seed, index, trials, milestones[:-1])
+        return sample(space, preset, seed, index)
+
+    return configure
+
+
+# Proposals
+
+
+def _propose(ranges: Ranges, seed: int, index: int, trials: Trials, milestones: Sequence[int]) -> Config:
+    """The most promising of many random configurations, by what is to be expected of the trials at the last milestone."""
+
+    def places(configs: Sequence[Config]) -> np.ndarray:
+        rows = [[values.place(config[name]) for name, values in ranges.items()] for config in configs]
+        return np.array(rows).reshape(-1, len(ranges))
+
+    drawn = np.random.default_rng([seed, index]).random((CANDIDATES, len(ranges)))
+    candidates = [{name: r.at(float(p)) for (name, r), p in zip(ranges.items(), row, strict=True)} for row in drawn]
+    known = projected(trials, milestones)
+    if not known:
+        return candidates[0]
+    told, losses, seeds = zip(*known, strict=True)
+    pending = [trial.config for trial in trials.running.values() if trial.kind != REPEAT and trial not in told]
+    points = places([trial.config for trial in told])
+    chosen = most_promising(points, np.array(losses), np.array(seeds), places(pending), places(candidates))
+    return candidates[chosen]
+
+
+# TPE
+
+
+def _suggest(ranges: Ranges, seed: int, index: int, known: list[tuple[Config, Standing]]) -> Config:
+    """TPE's configuration for trial `index`, given all that is `known`.
+
+    Optuna 5.0 ranks (samplers/_tpe/sampler.py, _split_trials) COMPLETE trials before all PRUNED ones; these by their last
+    step, the largest first, then by the value there; those without a value last. So a diverged trial is PRUNED without one:
+    as COMPLETE, however large its loss, it would come before every trial that waits at a rung, and with a value at a late
+    step before those judged earlier. RUNNING trials count as bad (the constant liar).
+    """
+    import optuna  # here: it takes a second, and only this searcher needs it
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    seed = int(np.random.SeedSequence([seed, index]).generate_state(1)[0])
+    tpe = optuna.samplers.TPESampler(multivariate=True, constant_liar=True, n_startup_trials=0, seed=seed)
+    study = optuna.create_study(sampler=tpe, storage=optuna.storages.InMemoryStorage(), direction="minimize")
+    distributions = {name: _distribution(values) for name, values in ranges.items()}
+    for config, (status, tokens, loss) in known:
+        state, result = {
+            COMPLETED: ("COMPLETE", {"value": loss}),
+            PAUSED: ("PRUNED", {"intermediate_values": {tokens: loss}}),
+            DIVERGED: ("PRUNED", {}),
+            RUNNING: ("RUNNING", {}),
+        }[status]
+        result |= {"state": optuna.trial.TrialState[state], "distributions": distributions}
+        params = {name: _to_optuna(values, config[name]) for name, values in ranges.items()}
+        study.add_trial(optuna.trial.create_trial(params=params, **result))
+    drawn = study.ask(distributions).params
+    return {name: ranges[name].values[drawn[name]] if ranges[name].ordered else drawn[name] for name in ranges}
+
+
+def _distribution(values: LogUniform | Choice) -> Any:
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    if isinstance(values, LogUniform):
+        return FloatDistribution(values.low, values.high, log=True)
+    # numbers by their places in order: neighbours share what was learnt, categories are strangers to each other
+    return IntDistribution(0, len(values.values) - 1) if values.ordered else CategoricalDistribution(values.values)
+
+
+def _to_optuna(values: LogUniform | Choice, value: Any) -> Any:
+    """Into the range, as optuna refuses others: preset micro's reference half-life of beta2 lies below v3's."""
+    if isinstance(values, LogUniform):
+        return min(max(value, values.low), values.high)
+    return values.nearest(value) if values.ordered else value
+
+
+def _known(trials: Trials, warm: Sequence[dict[str, Any]], milestones: Sequence[int]) -> list[tuple[Config, Standing]]:
+    """Every distinct configuration with its standing; one of an earlier run counts anew once it has ended here too."""
+    known = {_key(t["config"]): (t["config"], (t["status"], t["tokens_seen"], t["val_loss"])) for t in warm}
+    for trial in trials.drawn:
+        if trial.status == FAILED:
+            continue  # a failure is the code's or the machine's, and says nothing of the configuration
+        standing = _standing(trial, milestones)
+        if standing[0] in (COMPLETED, DIVERGED) or _key(trial.config) not in known:
+            known[_key(trial.config)] = trial.config, standing
+    return list(known.values())
+
+
+def _standing(trial: Trial, milestones: Sequence[int]) -> Standing:
+    """Where a trial drawn by this search stands, by the mean loss over its seeds.
+
+    One that runs on past a rung stands at that rung, with those that wait there: it is among the best of them, and would
+    count as bad if it were RUNNING.
+    """
+    judged = [tokens for tokens in milestones if tokens in trial.losses]
+    if trial.status == DIVERGED or not judged:
+        return DIVERGED if trial.status == DIVERGED else RUNNING, 0, math.nan
+    return COMPLETED if trial.status == COMPLETED else PAUSED, judged[-1], trial.mean_at(judged[-1])
+
+
+# Warm start
+
+
+def warm_start_trials(search: Search) -> tuple[dict[str, Any], ...]:
+    """What the earlier runs of --warm_start know, read once: search.json keeps it, whatever happens to those runs.
+
+    Distinct configurations other than the reference, each with "config", "status" (completed, paused or diverged),
+    "val_loss" (nats per token, the mean over seeds; None for diverged ones), "tokens_seen", and "tried": whether the search
+    tries it itself, in this order. Those are the best of each run's standings, taken in turn.
+
+    Raises InputError that names what is wrong with the first run that cannot seed this search.
+    """
+    space, preset = get_space(search.config.space), get_preset(search.config.preset)
+    reference = _key(sample(space, preset, search.config.seed, 0))
+    runs = [_read_run(Path(folder), search) for folder in search.config.warm_start]
+    in_turn = itertools.chain.from_iterable(itertools.zip_longest(*(best for best, _ in runs)))
+    found: dict[tuple, dict[str, Any]] = {}
+    for trial in (*filter(None, in_turn), *(trial for _, others in runs for trial in others)):
+        if _key(trial["config"]) not in (reference, *found):
+            tried = trial["status"] == COMPLETED and len(found) < max(1, search.config.trials // WARM_SHARE)
+            found[_key(trial["config"])] = trial | {"tried": tried}
+    return tuple(found.values())
+
+
+def _read_run(folder: Path, search: Search) -> tuple[list[dict], list[dict]]:
+    """(completed trials, best first; paused, stopped and diverged ones) of a run that `search` can start from."""
+    try:
+        earlier = Search.read(folder)
+    except InputError as error:
+        raise InputError(f"--warm_start: {error}; give folders of earlier runs") from None
+    for what, theirs, ours in (
+        ("space", earlier.config.space, search.config.space),
+        ("preset", earlier.config.preset, search.config.preset),
+        ("tokenizer", earlier.data.tokenizer, search.data.tokenizer),
+        ("budget_tokens", earlier.budget_tokens, search.budget_tokens),
+        ("training data", earlier.data.fingerprint["train"], search.data.fingerprint["train"]),
+        ("validation data", earlier.data.fingerprint["val"], search.data.fingerprint["val"]),
+        ("set of ranges", earlier.ranges, search.ranges),
+    ):
+        if theirs != ours:
+            how = "is not that of" if isinstance(ours, dict) else f"is {theirs}, not {ours} as in"
+            raise InputError(f"--warm_start {folder}: its {what} {how} this search; choose the same, or leave that run out")
+    trials = Trials(earlier.budget_tokens, earlier.config.trials, events=read_journal(folder))
+    milestones = (*earlier.scheduler().milestones, earlier.budget_tokens)
+    told = {trial.trial_id: (trial.config, _standing(trial, milestones)) for trial in trials.drawn}
+    rows = {
+        trial_id: {
+            "config": config,
+            "status": status,
+            "tokens_seen": tokens,
+            "val_loss": None if math.isnan(loss) else loss,
+        }
+        for trial_id, (config, (status, tokens, loss)) in told.items()
+    }
+    completed = [trial_id for trial_id in leaders(trials).index if rows[trial_id]["status"] == COMPLETED]
+    if not completed:
+        raise InputError(f"--warm_start {folder}: no trial of it has completed; let one end first, or leave that run out")
+    others = [row for row in rows.values() if row["status"] in (PAUSED, DIVERGED)]
+    return [rows[trial_id] for trial_id in completed], others
+
+
+def _key(config: Config) -> tuple:
+    """The configuration as something to compare and look up."""
+    return tuple(sorted(config.items()))
