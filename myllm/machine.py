@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+CGROUPS = Path("/sys/fs/cgroup")
+
 
 def origin(packages: Iterable[str]) -> dict[str, Any]:
     """When, by which versions of `packages` and on what hardware something begins."""
@@ -30,8 +32,22 @@ def origin(packages: Iterable[str]) -> dict[str, Any]:
 
 
 def available_cpus() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """CPU cores that this process may use, by its affinity mask and by its container's quota."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = cpu_quota(CGROUPS)
+    return cores if quota is None else max(1, min(cores, int(quota)))
+
+
+def cpu_quota(root: Path) -> float | None:
+    """Cores' worth of time that a container may use, by cgroup version 2 or 1 below `root`; None without a limit."""
+    try:
+        if (root / "cpu.max").exists():
+            quota, period = (root / "cpu.max").read_text().split()
+        else:
+            quota, period = ((root / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        return int(quota) / int(period) if int(quota) > 0 else None
+    except (OSError, ValueError):  # no cgroups, or "max"
+        return None
 
 
 def git_commit() -> str | None:

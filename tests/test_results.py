@@ -131,6 +131,14 @@ def test_tables_and_statuses():
     assert leaders(trials_of([])).empty
 
 
+def test_one_that_ended_alone_is_compared_where_others_have_come():
+    events = [begun("00000"), begun("00001"), report("00000", 100, 3.0), report("00000", 200, 2.5, STOP)]
+    assert leaders(trials_of(events)).index.tolist() == ["00000"]
+    events.append(report("00001", 100, 2.8, PAUSE))
+    table = leaders(trials_of(events))
+    assert table.index.tolist() == ["00001", "00000"] and set(table["tokens_seen"]) == {100}
+
+
 def seen_twice(losses):
     """Events of trials that ended with these losses; `00001-seed` repeats 00001."""
     events = []

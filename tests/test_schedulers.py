@@ -124,6 +124,14 @@ def test_half_believes_no_single_seed():
     assert first.of == "00000" and first.losses.keys() >= {400}  # a second seed at the rung, before it goes on
 
 
+@pytest.mark.parametrize("samples", [1, 2, 3, 5])
+def test_a_search_of_few_still_finishes_its_best(samples):
+    search = new_search("half", num_samples=samples, confirm=1)
+    play(search, lambda trial, tokens: 9.0 if trial.of == "00000" else float(trial.of))
+    done = {trial.trial_id for trial in search.trials.drawn if trial.status == COMPLETED}
+    assert done >= {"00000", "00001" if samples > 1 else "00000"} and len(done) < max(3, samples)
+
+
 @pytest.mark.parametrize("workers", [1, 2, 8])
 def test_the_longer_half_searches_the_more_it_finishes(workers):
     finished = []

@@ -21,6 +21,7 @@ from tune.spaces import Choice, get_space
 RUNS_DIR = Path(__file__).resolve().parent.parent / "experiments" / "runs"
 EMA_RATIO = 0.1  # horizon of the averaged weights of --rung_metric val_loss_ema
 PACKAGES = ("torch", "ray", "tiktoken", "numpy", "pandas", "optuna")  # whose versions search.json keeps
+CODE = ("python", "packages", "git_commit")  # of a search's origin
 NUM_REPORTS = 32  # token marks a full training
 MIN_EVAL_TOKENS, MAX_EVAL_TOKENS, EVAL_SHARE = 4096, 2**20, 1 / 256  # of val, at each mark; the share is of the budget
 TRAIN_EVAL = 4  # one window of train for so many of val: train_loss is there to be read, nothing is decided by it
@@ -114,6 +115,14 @@ def prepare_search(config: SearchConfig, cache_dir: Path) -> Search:
         ranges=ranges_of(config.space, preset),
         origin=origin(PACKAGES),
     )
+
+
+def changed_code(search: Search) -> str:
+    """What of the code is not as it was when the search began, in one line; empty where nothing is."""
+    now, before = origin(PACKAGES), search.origin
+    changes = {name: (before["packages"].get(name), version) for name, version in now["packages"].items()}
+    changes |= {name: (before[name], now[name]) for name in CODE if name != "packages"}
+    return ", ".join(f"{name} {old} -> {new}" for name, (old, new) in changes.items() if old != new)
 
 
 def check_comparable(search: Search, cache_dir: Path) -> Search:

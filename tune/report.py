@@ -65,7 +65,7 @@ def summary(run_dir: Path) -> str:
     lines = [
         "",
         f"Search {config.name}: space {config.space}, preset {config.preset}, scheduler {config.scheduler}, "
-        f"seed {config.seed}, {search.data.train_file} data, tokenizer {search.data.tokenizer}",
+        f"seed {config.seed}, {' '.join(config.train_file)} data, tokenizer {search.data.tokenizer}",
         f"  searched  {'; '.join(f'{name} {text}' for name, text in search.ranges.items())}",
         f"  trials    {len(trials.drawn)}{planned}: {', '.join(counted)}",
         f"  took      {search_seconds(events):,.0f} s, {tokens / 1e6:,.1f}M tokens "
@@ -76,7 +76,7 @@ def summary(run_dir: Path) -> str:
         lines.append("  best      none yet: no trial has reported")
     else:
         share = table["tokens_seen"].iloc[0] / search.budget_tokens
-        early = "" if share == 1 else f", at {share:.3g} of the budget: none has reached the end"
+        early = "" if share == 1 else f", compared at {share:.3g} of the budget"
         lines.append(f"  best      trial {table.index[0]}: {_settings(trials.by_id[table.index[0]])}{early}")
         lines.append(f"            {_losses(table.iloc[0])}")
     if DEFAULT_TRIAL in table.index:

@@ -62,7 +62,7 @@ def search_seconds(events: list[dict[str, Any]]) -> float:
 
 
 def leaders(trials: Trials) -> pd.DataFrame:
-    """The configurations that came so far as any did, best first; indexed by trial_id. The order is that of `standings`.
+    """The configurations that came as far as two did, best first; indexed by trial_id. The order is that of `standings`.
 
     Columns: tokens_seen, where they are compared; val_loss and val_bpb there, means over seeds; spread, the largest minus
     the smallest val_loss; seeds, how many; probability_best, among those with more than one seed, else NaN.
@@ -116,18 +116,7 @@ def write_results(run_dir: Path, trials: Trials, search: "Search") -> None:
         "preset": search.config.preset,
         "model": vars(search.model),
         "train": vars(search.train_config(best.config)),
-        "data": {
-            name: getattr(search.data, name)
-            for name in (
-                "train_file",
-                "val_file",
-                "token_dtype",
-                "text_column",
-                "tokenizer",
-                "tokenizer_sha256",
-                "fingerprint",
-            )
-        },
+        "data": {name: getattr(search.data, name) for name in DATA_KEYS},
         "result": {"trial_id": best.trial_id} | table.reset_index().iloc[0].to_dict(),
     }
     write_text(run_dir / "best_config.json", json.dumps(config, indent=2, default=lambda v: v.item()) + "\n")

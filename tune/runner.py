@@ -26,8 +26,9 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from myllm.errors import InputError, RunError
 from myllm.files import is_disk_full
+from myllm.machine import origin
 from tune.interrupts import Interrupts
-from tune.prepare import Resources
+from tune.prepare import CODE, PACKAGES, Resources
 from tune.progress import Progress
 from tune.results import write_results
 from tune.session import Segment, Session
@@ -98,7 +99,8 @@ def run_search(run_dir: Path, search: Search, resources: Resources) -> bool:
             if not session.is_over:
                 with session.disk_errors():
                     session.tidy()
-                    session.coordinator.record("session", session=session.number, workers=resources.workers)
+                    code = {name: value for name, value in origin(PACKAGES).items() if name in CODE}
+                    session.coordinator.record("session", session=session.number, workers=resources.workers, **code)
                 _run_trials(session, resources, interrupts)
         except KeyboardInterrupt:
             pass  # before Ray's loop began

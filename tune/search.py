@@ -22,7 +22,7 @@ from myllm.files import cache_dir
 from myllm.machine import available_cpus
 from myllm.sources import is_embedded
 from tune.options import SearchConfig
-from tune.prepare import RUNS_DIR, check_comparable, prepare_search, ranges_of, settle_resources
+from tune.prepare import RUNS_DIR, changed_code, check_comparable, prepare_search, ranges_of, settle_resources
 from tune.report import summary, write_report
 from tune.runner import cluster_resources, run_search
 from tune.searchers import warm_start_trials
@@ -158,6 +158,8 @@ def main() -> int:
     else:
         available = cluster_resources(config.address)
     resources = settle_resources(config, *available)
+    if resumed and (changes := changed_code(search)):
+        print(f"note: the code has changed since the search began: {changes}")
     run_dir.mkdir(parents=True, exist_ok=resumed)
     shown = os.path.relpath(run_dir)
     data = "the embedded corpus" if is_embedded(config.train_file) else " ".join(config.train_file)

@@ -2,6 +2,7 @@
 
 import bisect
 import math
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -51,11 +52,6 @@ class Trial:
     """times that its process or machine was lost"""
     reason: str = ""
     """why it failed"""
-
-    @property
-    def loss(self) -> float:
-        """Loss of the last finite report; infinite before the first."""
-        return self.losses[max(self.losses)] if self.losses else math.inf
 
     def seeds_at(self, tokens: int) -> list[float]:
         """The losses at `tokens` of this trial and of its repeats, one a seed; infinite where a repeat diverged."""
@@ -144,12 +140,13 @@ class Trials:
 
 
 def standings(trials: Trials) -> tuple[int, list[Trial]]:
-    """(tokens, the configurations that came so far, best first): at the full budget, or the furthest that any has reached.
+    """(tokens, the configurations that came so far, best first): the furthest that two have come, or the only one.
 
     Compared by the mean loss over seeds. Those that have at least TRUSTED_SEEDS seeds there, or the most that any has, come
     before those that have fewer: a single seed flatters. Of equals the earlier is the better.
     """
-    tokens = max((tokens for trial in trials.drawn for tokens in trial.losses), default=0)
+    reached = Counter(tokens for trial in trials.drawn for tokens in trial.losses)
+    tokens = max((tokens for tokens in reached if reached[tokens] > 1), default=max(reached, default=0))
     there = trials.at(tokens)
     trusted = min(TRUSTED_SEEDS, max((len(trial.seeds_at(tokens)) for trial in there), default=0))
 

@@ -61,7 +61,8 @@ class Half(Scheduler):
         for here, there in reversed(list(pairwise(self.milestones))):
             waiting = [trial for trial in trials.at(here) if trial.status == PAUSED and trial.tokens == here]
             came = sum(trial.kind != PROPOSED for trial in trials.at(here))
-            if waiting and came - len(waiting) < came // self.factors[here] and left >= there - here:
+            places = max(came // self.factors[here], trials.draws_left <= 0)  # of a search of few at least one goes on
+            if waiting and came - len(waiting) < places and left >= there - here:
                 return Resume(waiting[0].trial_id, until=there)
         if trials.count_at(self._last) >= ENOUGH and left >= self._last:
             best = self._ranked(trials)[0]
