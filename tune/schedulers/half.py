@@ -10,8 +10,7 @@ from tune.schedulers.base import Action, Clock, Repeat, Resume, Scheduler, Start
 from tune.trials import COMPLETED, PAUSED, PROPOSED, RUNNING, Trial, Trials
 
 EXPLORED_FIRST = 4  # full trainings' worth, of all workers, before finishing begins to take its half
-ENOUGH = 4  # trials at the last rung before the best of them is looked at again
-ENOUGH_TO_LEARN = 8  # before proposals begin
+ENOUGH = 8  # trials at the last rung before the best of them is looked at again, and proposals begin
 SEEDS_AT_RUNG = 2  # that a configuration has at the last rung before it goes on to the end
 SEEDS_AT_END = 4  # that the incumbent gets at most
 
@@ -50,7 +49,7 @@ class Half(Scheduler):
     def _when_the_end_is_unknown(self, trials: Trials, clock: Clock) -> Action | None:
         spent = sum(trial.until for trial in trials.by_id.values())
         finishing = sum(max(0, trial.until - self._last) for trial in trials.by_id.values())
-        due = 2 * finishing < spent and trials.count_at(self._last) >= ENOUGH
+        due = 2 * finishing < spent - EXPLORED_FIRST * trials.budget_tokens
         finished = self._finish(trials, clock, clock.left) if due else None
         return finished or self._explore(trials, clock.left) or self._finish(trials, clock, clock.left)
 
@@ -70,7 +69,7 @@ class Half(Scheduler):
                 return Repeat(best.trial_id, until=self._last)
         if trials.draws_left <= 0:
             return None
-        if trials.count_at(self._last) >= ENOUGH_TO_LEARN and left >= self._last:
+        if trials.count_at(self._last) >= ENOUGH and left >= self._last:
             spent = {True: 0, False: 0}
             for trial in trials.drawn:
                 spent[trial.kind == PROPOSED] += min(trial.until, self._last)
