@@ -22,8 +22,8 @@ pick yet it is that of the preset's reference configuration, which one has witho
 Methods take turns within each search seed, another one first each time. What comes after the time is up does not count.
 Leave the machine to it: Ray's start-up is on the clock, and a busy machine makes it several times as long.
 
-It shows what one has in hand when, on this data, budget and machine. Ours knows its end and promotes late, so before it
-there is only the reference: its curve over time is that of one search, not of searches with less time. It does not show
+It shows what one has in hand when, on this data, budget and machine. Ours knows its end, and before it names what is best
+at a rung: its curve over time is that of one search, not of searches with less time. It does not show
 other sizes, GPUs, longer searches, or the peers in an expert's hands: our rungs were chosen by replays of such small
 trainings (LOG.md), theirs are as in the ASHA paper. Ours tries the reference configuration first; the peers do with
 --reference. A few search seeds tell apart only what differs by more than their spread. Draws repeat with the seed; what

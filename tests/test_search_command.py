@@ -38,6 +38,7 @@ def small(byte_files, run_name):
     """Flags of a search that takes seconds: the least budget, on tiny files."""
     train, val = byte_files
     flags = ["--train_file", train, "--val_file", val, "--budget_tokens", "262144", "--num_samples", "2", "--confirm", "0"]
+    flags += ["--scheduler", "asha"]
     return ["tune/search.py", *map(str, flags), "--max_concurrent", "1", "--name", run_name]
 
 
