@@ -89,7 +89,7 @@ class Coordinator:
     def _ask(self, clock: Clock, only: Trial | None = None) -> Trial | None:
         """Does what the scheduler suggests; with `only`, nothing but letting that trial go on."""
         action = self.scheduler.suggest(self.trials, clock)
-        if only is not None and action != Resume(only.trial_id, getattr(action, "until", 0)):
+        if only is not None and not (isinstance(action, Resume) and action.trial_id == only.trial_id):
             return None
         if isinstance(action, Resume):
             trial = self.trials.by_id[action.trial_id]

@@ -73,8 +73,8 @@ def prepare_search(config: SearchConfig, cache_dir: Path) -> Search:
     largest = max(batch_sizes.values)
     if len(windows["train"]) < largest:
         raise InputError(
-            f"{config.train_file}: its {len(windows['train'])} windows of {max_len} tokens are fewer than the largest batch"
-            f" of space {config.space} with preset {config.preset}, {largest} windows"
+            f"{' '.join(config.train_file)}: its {len(windows['train'])} windows of {max_len} tokens are fewer than the"
+            f" largest batch of space {config.space} with preset {config.preset}, {largest} windows"
         )
     wanted = config.budget_tokens or preset.budget_tokens
     report_tokens = wanted // (NUM_REPORTS * largest * max_len) * largest * max_len

@@ -3,16 +3,14 @@
 import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from myllm.files import write_text
+from tune.settings import Search
 from tune.trials import DIVERGED, REPEAT, REPORTED, Trials, standings
-
-if TYPE_CHECKING:
-    from tune.settings import Search
 
 HISTORY_COLUMNS = ["trial_id", *(name for name in REPORTED if name != "diverged")]
 RESULT_COLUMNS = [
@@ -104,7 +102,7 @@ def probability_best(losses: list[list[float]], draws: int = 20_000) -> list[flo
     return np.bincount(drawn.argmin(axis=1), minlength=len(losses)) / draws
 
 
-def write_results(run_dir: Path, trials: Trials, search: "Search") -> None:
+def write_results(run_dir: Path, trials: Trials, search: Search) -> None:
     """Writes trials.csv, history.csv and, once a trial has reported, best_config.json."""
     for name, table in zip(("trials", "history"), tables(trials, search.config.seed), strict=True):
         write_text(run_dir / f"{name}.csv", table.to_csv(index=False))
