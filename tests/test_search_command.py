@@ -57,7 +57,7 @@ def test_interrupted_and_resumed_equals_never_stopped(small, run_name):
             assert word in done.stdout, done.stdout
         assert {p.name for p in whole.iterdir()} == {
             *("search.json", "journal.jsonl", "trials.csv", "history.csv", "best_config.json", "report.html", "ray"),
-            *("curves.png", "parameters.png"),
+            *("summary.txt", "summary.json", "figures"),
         }
 
         process = subprocess.Popen(

@@ -1,174 +1,89 @@
-"""What people read: a summary on the terminal, figures, and one HTML page. Reads only files; imports no ray.
+"""What people read: a summary on the terminal and in files, figures, one HTML page. Reads only files; imports no ray.
 
 python tune/report.py experiments/runs/NAME
+python tune/report.py experiments/runs/NAME --open
+python tune/report.py experiments/runs/ONE experiments/runs/OTHER
 """
 
-import base64
-import html
-import math
-import os
-from collections import Counter
+import json
+import webbrowser
 from pathlib import Path
 
-import pandas as pd
-
 from myllm.errors import InputError, Parser, run_command
-from myllm.files import disk_use
-from tune.journal import read_journal
-from tune.results import leaders, search_seconds, tables
-from tune.settings import Search
-from tune.trials import COMPLETED, DEFAULT_TRIAL, FAILED, REPEAT, RUNNING, UNLIMITED_TRIALS, Trial, Trials
+from myllm.files import obstacle, write_text
+from tune.analysis import Surface
+from tune.results import load, tables
+from tune.settings import FILE_NAME
+from tune.summary import facts, text
+from tune.trials import DIVERGED, FAILED, Trials
 
-
-def load(run_dir: Path) -> tuple[Search, Trials, list[dict]]:
-    """(settings, trials, events) of a run folder. Raises InputError where it is none, or nothing has begun yet."""
-    search, events = Search.read(run_dir), read_journal(run_dir)
-    if not events:
-        raise InputError(f"{run_dir} has no results yet; go on with: python tune/search.py --resume {run_dir}")
-    return search, Trials(search.budget_tokens, search.config.trials, search.config.rung_metric, events), events
-
-
-def _settings(trial: Trial) -> str:
-    return "  ".join(
-        f"{name} {value if isinstance(value, str) else f'{value:.4g}'}" for name, value in trial.config.items()
-    )
-
-
-def _losses(standing: pd.Series) -> str:
-    text = f"val_loss {standing['val_loss']:.4f} nats/token  val_bpb {standing['val_bpb']:.4f} bits/byte"
-    if standing["seeds"] > 1:
-        text += f"  (mean of {standing['seeds']:.0f} seeds, spread {standing['spread']:.4f})"
-    return text
-
-
-def _gain(table: pd.DataFrame) -> str:
-    """What the best is worth over the default, and how far to trust that."""
-    best, default = table.iloc[0], table.loc[DEFAULT_TRIAL]
-    if table.index[0] == DEFAULT_TRIAL:
-        return "none: no trial was better than the default"
-    text = f"{default['val_loss'] - best['val_loss']:.4f} nats/token over the default"
-    rivals = (table["seeds"] > 1).sum()
-    if best["seeds"] == 1 or rivals < 2:
-        return text + ", on one seed: flattered by selection"
-    return text + f"; the best of the {rivals} on several seeds with probability {best['probability_best']:.2f}"
+FIGURES = "figures"
+"""folder of the run that holds a PNG and a CSV of each figure"""
 
 
 def summary(run_dir: Path) -> str:
-    """The best-config summary: what was searched, what was found beside the default, what it took, what comes next."""
+    """The summary that is printed."""
+    return text(facts(run_dir, *load(run_dir)), run_dir)
+
+
+def write_report(run_dir: Path) -> str:
+    """Writes summary.txt, summary.json, report.html and figures/ into the run folder; returns the summary."""
+    from tune.figures import figures
+    from tune.page import page
+    from tune.pictures import write_pictures
+
     search, trials, events = load(run_dir)
-    config, shown = search.config, os.path.relpath(run_dir)
-    planned = f" of {trials.num_samples}" if trials.num_samples < UNLIMITED_TRIALS else ""
-    statuses = Counter("interrupted" if trial.status == RUNNING else trial.status for trial in trials.drawn)
-    counted = [f"{count} {status}" for status, count in sorted(statuses.items())]
-    tokens = sum(trial.tokens for trial in trials.by_id.values())
-    table = leaders(trials)
-    lines = [
-        "",
-        f"Search {config.name}: space {config.space}, preset {config.preset}, scheduler {config.scheduler}, "
-        f"seed {config.seed}, {' '.join(config.train_file)} data, tokenizer {search.data.tokenizer}",
-        f"  searched  {'; '.join(f'{name} {text}' for name, text in search.ranges.items())}",
-        f"  trials    {len(trials.drawn)}{planned}: {', '.join(counted)}",
-        f"  took      {search_seconds(events):,.0f} s, {tokens / 1e6:,.1f}M tokens "
-        f"({search.budget_tokens / 1e6:,.1f}M a full training), {disk_use(run_dir) / 1e6:,.1f} MB of disk"
-        + (f", checkpoints in {config.storage_path}" if "://" in (config.storage_path or "") else ""),
-    ]
-    if table.empty:
-        lines.append("  best      none yet: no trial has reported")
-    else:
-        share = table["tokens_seen"].iloc[0] / search.budget_tokens
-        early = "" if share == 1 else f", compared at {share:.3g} of the budget"
-        lines.append(f"  best      trial {table.index[0]}: {_settings(trials.by_id[table.index[0]])}{early}")
-        lines.append(f"            {_losses(table.iloc[0])}")
-    if DEFAULT_TRIAL in table.index:
-        lines.append(f"  default   trial {DEFAULT_TRIAL}: {_settings(trials.by_id[DEFAULT_TRIAL])}")
-        lines.append(f"            {_losses(table.loc[DEFAULT_TRIAL])}")
-        lines.append(f"  gain      {_gain(table)}")
-    if lost := sum(event["event"] == "lost" for event in events):
-        lines.append(
-            f"  lost      {lost} times a trial's process or machine; it went on from its last checkpoint (error-*.txt)"
-        )
-    for trial in trials.by_id.values():
-        if trial.status == FAILED:
-            lines.append(f"  failed    trial {trial.trial_id}: {trial.reason} (error-{trial.trial_id}.txt)")
-    lines += ["  next", f"    read again      python tune/report.py {shown}"]
-    more = f"num_samples {2 * trials.num_samples}" if planned else f"time_budget {2 * config.time_budget:g}"
-    lines.append(f"    go on           python tune/search.py --resume {shown} --{more}")
-    if not table.empty:
-        lines.append(
-            f"    train the best  python myllm/training/trainer.py --config {shown}/best_config.json --save_model final.pth"
-        )
-    return "\n".join(lines)
-
-
-def draw_curves(history: pd.DataFrame, trials: Trials, path: Path) -> None:
-    """val_loss over tokens, a line a trial; the best and the default stand out."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.add_subplot()
-    best = next(iter(leaders(trials).index), None)
-    for trial_id, rows in history.groupby("trial_id"):
-        if trials.by_id[trial_id].kind == REPEAT:
-            continue
-        style = {"color": "0.75", "linewidth": 1}
-        if trial_id == best:
-            style = {"color": "C0", "linewidth": 2, "label": f"best ({trial_id})", "zorder": 3}
-        elif trial_id == DEFAULT_TRIAL:
-            style = {"color": "C1", "linewidth": 2, "label": "default", "zorder": 2}
-        axes.plot(rows["tokens_seen"], rows["val_loss"], **style)
-    axes.set_xlabel("tokens seen")
-    axes.set_ylabel("val_loss (nats per token)")
-    finite = history["val_loss"][history["val_loss"].map(math.isfinite)]
-    if len(finite):
-        axes.set_ylim(finite.min() * 0.98, finite.quantile(0.98) * 1.02)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend()
-    figure.savefig(path, dpi=120)
-
-
-def draw_parameters(trials: pd.DataFrame, names: list[str], path: Path) -> None:
-    """The last val_loss against each hyper-parameter; full dots reached the full budget."""
-    from matplotlib.figure import Figure
-
-    shown = trials[trials["val_loss"].map(math.isfinite)]
-    figure = Figure(figsize=(3.2 * len(names), 3), layout="constrained")
-    for axes, name in zip(figure.subplots(1, len(names), sharey=True, squeeze=False)[0], names, strict=True):
-        for full, face in ((True, "C0"), (False, "none")):
-            part = shown[(shown["status"] == COMPLETED) == full]
-            axes.scatter(part[name], part["val_loss"], facecolors=face, edgecolors="C0")
-        axes.set_xscale("log", base=2 if name == "batch_size" else 10)
-        axes.set_xlabel(name)
-    figure.axes[0].set_ylabel("last val_loss (nats per token)")
-    figure.savefig(path, dpi=120)
-
-
-def write_report(run_dir: Path) -> None:
-    """Writes curves.png, parameters.png and report.html (one file, figures inside) into the run folder."""
-    search, trials, _ = load(run_dir)
     table, history = tables(trials, search.config.seed)
-    figures = []
-    if not history.empty:
-        draw_curves(history, trials, run_dir / "curves.png")
-        draw_parameters(table, list(search.ranges), run_dir / "parameters.png")
-        for name in ("curves.png", "parameters.png"):
-            data = base64.b64encode((run_dir / name).read_bytes()).decode()
-            figures.append(f'<p><img alt="{name}" src="data:image/png;base64,{data}"></p>')
-    rows = table.drop(columns=["checkpoint"]).to_html(index=False, float_format=lambda value: f"{value:.4g}", na_rep="")
-    title = html.escape(search.config.name)
-    (run_dir / "report.html").write_text(
-        f"<!doctype html><meta charset=utf-8><title>{title}</title>"
-        "<style>body{font:14px sans-serif;margin:2em}table{border-collapse:collapse}td,th{padding:2px 8px;text-align:right}"
-        "tr:nth-child(even){background:#f4f4f4}img{max-width:100%}</style>"
-        f"<h1>{title}</h1><pre>{html.escape(summary(run_dir).strip())}</pre>{''.join(figures)}{rows}"
+    found = facts(run_dir, search, trials, events)
+    notes = {"budget": time_spent(trials, events, found)}
+    surface = None
+    try:
+        surface = Surface(search, trials)
+    except ValueError as error:
+        notes["importance"] = f"What matters: nothing can be said yet, {error}."
+    shown = figures(search, trials, history, surface)
+    write_pictures(run_dir / FIGURES, shown)
+    write_text(run_dir / "report.html", page(search, found, shown, table.drop(columns="checkpoint"), notes))
+    write_text(run_dir / "summary.json", json.dumps(found, indent=2) + "\n")
+    said = text(found, run_dir)
+    write_text(run_dir / "summary.txt", said.lstrip("\n") + "\n")
+    return said
+
+
+def time_spent(trials: Trials, events: list[dict], found: dict) -> str:
+    """Which share of the workers' time went into training, and what was lost to trials that diverged or failed."""
+    trained = sum(trial.reports[trial.tokens]["train_seconds"] for trial in trials.by_id.values() if trial.reports)
+    workers = max((event["workers"] for event in events if event["event"] == "session"), default=1)
+    whole = workers * found["cost"]["seconds"]
+    lost = sum(trial.tokens for trial in trials.by_id.values() if trial.status in (DIVERGED, FAILED))
+    share = f"{min(1.0, trained / whole):.0%}" if whole else "an unknown share"
+    return (
+        f"{share} of the time of {workers} workers went into training and evaluation, the rest into starting, storing and "
+        f"waiting. Trials that diverged or failed took {lost / max(1, found['cost']['tokens']):.1%} of the tokens."
     )
 
 
 def main() -> None:
-    parser = Parser(prog="report.py", description="Prints a run's summary again and rewrites its figures and report.html.")
-    parser.add_argument("run", help="run folder, experiments/runs/NAME")
-    run_dir = Path(parser.parse_args().run).resolve()
-    print(summary(run_dir))
-    write_report(run_dir)
+    parser = Parser(prog="report.py", description="Prints a run's summary and rewrites its report; several: compares.")
+    parser.add_argument("runs", nargs="+", metavar="run", help="run folder, experiments/runs/NAME")
+    parser.add_argument("--open", action="store_true", help="show the page in the browser")
+    args = parser.parse_args()
+    folders = [Path(run).resolve() for run in args.runs]
+    if len(set(folders)) < len(folders):
+        raise InputError("the same run is named twice: name those to compare, each once")
+    if len(folders) == 1:
+        reason = obstacle(folders[0] / "report.html") if (folders[0] / FILE_NAME).is_file() else None
+        if reason:
+            raise InputError(f"{folders[0]}: the report can't be written: {reason}")
+        print(write_report(folders[0]))
+        page = folders[0] / "report.html"
+    else:
+        from tune.compare import compare
+
+        said, page = compare(folders)
+        print(said)
+    if args.open and not webbrowser.open(page.as_uri()):
+        print(f"no browser here; open {page}")
 
 
 if __name__ == "__main__":

@@ -2,15 +2,19 @@
 
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from myllm.errors import InputError
 from myllm.files import write_text
+from tune.belief import CONSIDERED, expected_losses, interval
+from tune.journal import read_journal
 from tune.settings import Search
-from tune.trials import DIVERGED, REPEAT, REPORTED, Trials, standings
+from tune.trials import DEFAULT_TRIAL, DIVERGED, DRAWN, PROPOSED, REPEAT, REPORTED, STATUSES, Trials, standings
 
 HISTORY_COLUMNS = ["trial_id", *(name for name in REPORTED if name != "diverged")]
 RESULT_COLUMNS = [
@@ -18,8 +22,73 @@ RESULT_COLUMNS = [
     *("train_seconds", "tok_per_sec", "checkpoint", "reason"),
 ]
 """kind: drawn, proposed from what was known, or repeat: a configuration on another seed, that of the trial `of`"""
+UNITS = {
+    "kind": "drawn evenly, proposed from what was known, or a repeat of the trial `of` on another seed",
+    "of": "the trial that a repeat repeats; empty for others",
+    "seed": "of initialisation and data order",
+    "status": "completed (full budget), paused (may go on), stopped (for good), diverged, failed, running",
+    "val_loss": "nats per token, at its last report; of leaders: mean over seeds at tokens_seen",
+    "val_bpb": "bits per byte of text, likewise; comparable between tokenizers",
+    "val_loss_ema": "nats per token, of averaged weights; NaN where none are kept",
+    "train_loss": "nats per token, on fixed windows of the training data",
+    "best_val_loss": "nats per token, the lowest of its reports",
+    "tokens_seen": "tokens trained on; of leaders: where they are compared",
+    "step": "optimizer steps",
+    "train_seconds": "seconds of training and evaluation, without starting and waiting",
+    "tok_per_sec": "tokens a second since the report before",
+    "learning_rate": "at the report; of trials: the peak",
+    "grad_norm": "of the gradient before clipping",
+    "checkpoint": "path of its newest below the storage's root; empty where none is kept",
+    "reason": "why it failed",
+    "spread": "nats per token between the best and the worst seed",
+    "seeds": "trainings of this configuration that came as far",
+    "losses": "nats per token, one a seed",
+    "low": "nats per token, lower end of the interval of the expected val_loss",
+    "high": "nats per token, its upper end",
+    "probability_best": "of having the lowest expected val_loss of these",
+    "regret": "nats per token that choosing it is expected to cost, beside the truly best of these",
+    "gain_low": "nats per token, lower end of the interval of what it is better than the default",
+    "gain_high": "nats per token, its upper end",
+}
+"""what each column of the tables counts; hyper-parameters are as TrainConfig documents them"""
+KINDS = (DRAWN, PROPOSED, REPEAT)
 DATA_KEYS = ("train_file", "val_file", "token_dtype", "text_column", "tokenizer", "tokenizer_sha256", "fingerprint")
 """what best_config.json says of the data"""
+
+
+def load(run_dir: Path) -> tuple[Search, Trials, list[dict[str, Any]]]:
+    """(settings, trials, events) of a run folder. Raises InputError where it is none, or nothing has begun yet."""
+    search, events = Search.read(run_dir), read_journal(run_dir)
+    if not events:
+        raise InputError(f"{run_dir} has no results yet; go on with: python tune/search.py --resume {run_dir}")
+    return search, Trials(search.budget_tokens, search.config.trials, search.config.rung_metric, events), events
+
+
+@dataclass(frozen=True)
+class RunTables:
+    """What a search found, for pandas. UNITS says what each column counts; losses are nats per token."""
+
+    search: Search
+    """its settings"""
+    trials: pd.DataFrame
+    """a row a trial, indexed by trial_id: hyper-parameters, what it is, where it stands, its last losses"""
+    history: pd.DataFrame
+    """a row a report: trial_id, tokens_seen and what was measured there"""
+    leaders: pd.DataFrame
+    """the configurations that came as far as the best, best first, indexed by trial_id, with intervals (90%)"""
+
+
+def load_run(run_dir: str | Path) -> RunTables:
+    """The tables of a run folder, from its journal. Raises InputError where it is none, or nothing has begun yet."""
+    search, trials, _ = load(Path(run_dir).resolve())
+    table, history = tables(trials, search.config.seed)
+    for name, values in (("kind", KINDS), ("status", STATUSES)):
+        table[name] = pd.Categorical(table[name], categories=values)
+    table = table.astype({"trial_id": "string", "of": "string", "checkpoint": "string", "reason": "string"})
+    table = table.astype({"tokens_seen": "int64", "step": "int64"}).set_index("trial_id")
+    history = history.astype({"trial_id": "string", "tokens_seen": "int64", "step": "int64"})
+    ahead = leaders(trials)
+    return RunTables(search, table, history, ahead.join(believed(ahead)))
 
 
 def tables(trials: Trials, seed: int = 0) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -63,7 +132,7 @@ def leaders(trials: Trials) -> pd.DataFrame:
     """The configurations that came as far as two did, best first; indexed by trial_id. The order is that of `standings`.
 
     Columns: tokens_seen, where they are compared; val_loss and val_bpb there, means over seeds; spread, the largest minus
-    the smallest val_loss; seeds, how many; probability_best, among those with more than one seed, else NaN.
+    the smallest val_loss; seeds, how many; losses, those val_losses.
     """
     tokens, ordered = standings(trials)
     rows = []
@@ -75,31 +144,33 @@ def leaders(trials: Trials) -> pd.DataFrame:
         spread = max(losses) - min(losses)
         rows.append((trial.trial_id, tokens, np.mean(losses), np.mean(bits), spread, len(losses), losses))
     columns = ["trial_id", "tokens_seen", "val_loss", "val_bpb", "spread", "seeds", "losses"]
-    table = pd.DataFrame(rows, columns=columns).set_index("trial_id")
-    table["probability_best"] = math.nan
-    repeated = table.index[(table["seeds"] > 1) & np.isfinite(table["val_loss"].astype(float))]
-    table["probability_best"] = pd.Series(
-        probability_best(table.loc[repeated, "losses"].tolist()), index=repeated, dtype=float
-    )
-    return table.drop(columns="losses")
+    return pd.DataFrame(rows, columns=columns).set_index("trial_id")
 
 
-def probability_best(losses: list[list[float]], draws: int = 20_000) -> list[float]:
-    """How probable it is that each configuration has the lowest expected loss, given its `losses` on some seeds.
+def believed(table: pd.DataFrame) -> pd.DataFrame:
+    """How far to trust `leaders`: the best CONSIDERED of them and the default, in the same order.
 
-    Taken for normal noise with one variance for all, unknown, and nothing known before (Gelman et al., Bayesian Data
-    Analysis, section 3.2: the variance is scaled inverse chi-squared, the means are normal around the sample means). The
-    answer is a share of `draws`, always the same ones. NaN where no configuration has two seeds.
+    Columns, NaN where no configuration has two seeds: low and high, the interval of the expected val_loss;
+    probability_best, of having the lowest; regret, the expected cost of choosing this one beside the truly best; gain_low
+    and gain_high, the interval of what it is better than the default. All losses in nats per token.
     """
-    freedom = sum(len(of_one) - 1 for of_one in losses)
-    if freedom == 0:
-        return [math.nan] * len(losses)
-    means = np.array([np.mean(of_one) for of_one in losses])
-    squares = sum(float(np.sum((np.array(of_one) - mean) ** 2)) for of_one, mean in zip(losses, means, strict=True))
-    rng = np.random.default_rng(0)
-    sigma = np.sqrt(squares / rng.chisquare(freedom, (draws, 1)))
-    drawn = means + sigma / np.sqrt([len(of_one) for of_one in losses]) * rng.standard_normal((draws, len(losses)))
-    return np.bincount(drawn.argmin(axis=1), minlength=len(losses)) / draws
+    finite = table[np.isfinite(table["val_loss"].astype(float))]
+    shown = finite[(np.arange(len(finite)) < CONSIDERED) | (finite.index == DEFAULT_TRIAL)]
+    ids = list(shown.index)
+    reference = ids.index(DEFAULT_TRIAL) if DEFAULT_TRIAL in ids[1:] else None
+    drawn = expected_losses(shown["losses"].tolist(), reference)
+    names = ["low", "high", "probability_best", "regret", "gain_low", "gain_high"]
+    found = pd.DataFrame(math.nan, index=shown.index, columns=names)
+    if drawn is None:
+        return found
+    lowest = drawn.min(axis=1)
+    found["probability_best"] = np.bincount(drawn.argmin(axis=1), minlength=len(ids)) / len(drawn)
+    for at, trial_id in enumerate(ids):
+        found.loc[trial_id, ["low", "high"]] = interval(drawn[:, at])
+        found.loc[trial_id, "regret"] = (drawn[:, at] - lowest).mean()
+        if reference is not None and at != reference:
+            found.loc[trial_id, ["gain_low", "gain_high"]] = interval(drawn[:, reference] - drawn[:, at])
+    return found
 
 
 def write_results(run_dir: Path, trials: Trials, search: Search) -> None:
@@ -110,11 +181,12 @@ def write_results(run_dir: Path, trials: Trials, search: Search) -> None:
     if table.empty:
         return
     best = trials.by_id[table.index[0]]
+    result = table.join(believed(table)).drop(columns="losses").loc[best.trial_id].dropna()
     config = {
         "preset": search.config.preset,
         "model": vars(search.model),
         "train": vars(search.train_config(best.config)),
         "data": {name: getattr(search.data, name) for name in DATA_KEYS},
-        "result": {"trial_id": best.trial_id} | table.reset_index().iloc[0].to_dict(),
+        "result": {"trial_id": best.trial_id} | result.to_dict(),
     }
     write_text(run_dir / "best_config.json", json.dumps(config, indent=2, default=lambda v: v.item()) + "\n")

@@ -1,0 +1,217 @@
+"""What people read of a run: summary, page and tables, of a recorded search and of hostile ones."""
+
+import json
+import math
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jsonschema
+import pandas as pd
+import pytest
+from conftest import ROOT, run_command_line
+
+from myllm.errors import InputError
+from tune.analysis import Axis, Surface, edges
+from tune.compare import compare
+from tune.report import write_report
+from tune.results import UNITS, load, load_run
+
+RECORDED = ROOT / "tests" / "recorded" / "nano-v2"
+SCHEMA = json.loads((ROOT / "tune" / "summary.schema.json").read_text())
+
+
+def copied(folder: Path, name: str = "nano-v2") -> Path:
+    """The recorded run, where it may be written to."""
+    return shutil.copytree(RECORDED, folder / name, ignore=shutil.ignore_patterns("golden.txt"))
+
+
+def changed(run: Path, change) -> None:
+    """Applies `change` to every event of the run's journal; what it returns is written."""
+    events = [json.loads(line) for line in (run / "journal.jsonl").read_text().splitlines()]
+    (run / "journal.jsonl").write_text("".join(json.dumps(event) + "\n" for event in change(events)))
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory) -> Path:
+    """The run with its report, written from the folder above it."""
+    folder = tmp_path_factory.mktemp("report")
+    run, before = copied(folder), Path.cwd()
+    os.chdir(folder)
+    try:
+        write_report(run)
+    finally:
+        os.chdir(before)
+    return run
+
+
+def test_the_summary_of_a_recorded_search_is_the_one_it_was(report):
+    assert (report / "summary.txt").read_text() == (RECORDED / "golden.txt").read_text()
+
+
+def test_summary_json_is_as_its_schema_says_it_is(report, tmp_path):
+    found = json.loads((report / "summary.json").read_text())
+    jsonschema.validate(found, SCHEMA)
+    assert found["best"]["trial_id"] == "00001" and found["gain"]["low"] < found["gain"]["mean"] < found["gain"]["high"]
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(found | {"more": 1}, SCHEMA)
+    early = copied(tmp_path)
+    changed(early, lambda events: events[:2])  # begun, and nothing reported
+    write_report(early)
+    found = json.loads((early / "summary.json").read_text())
+    jsonschema.validate(found, SCHEMA)
+    assert found["best"] is None and found["trust"] == "no"
+
+
+def test_every_figure_has_a_picture_and_a_table(report):
+    names = ["budget", "curves", "importance", "landscape", "parallel", "parameters"]
+    assert sorted(p.name for p in (report / "figures").iterdir()) == [
+        f"{n}.{kind}" for n in names for kind in ("csv", "png")
+    ]
+    curves = pd.read_csv(report / "figures" / "curves.csv", dtype={"trial_id": str})
+    assert len(curves) == len(load_run(report).history) and set(curves["fate"]) >= {"best", "default", "paused"}
+    budget = pd.read_csv(report / "figures" / "budget.csv")
+    tokens = json.loads((report / "summary.json").read_text())["cost"]["tokens"]
+    assert budget[["drawn", "proposed", "repeat"]].to_numpy().sum() == tokens
+
+
+def test_the_page_needs_no_network_and_is_small(report):
+    page = (report / "report.html").read_text()
+    assert len(page) < 6e6
+    own = page.replace(__import__("plotly").offline.get_plotlyjs(), "")
+    assert not re.search(r"(src|href)\s*=\s*[\"']?(https?:)?//", own)
+    order = [own.index(f"id={name}") for name in ("next", "curves", "parameters", "landscape", "parallel", "importance")]
+    assert own.index('id="answer"') < order[0] and order == sorted(order)
+
+
+def test_names_and_errors_can_not_break_out_of_the_page(tmp_path):
+    run, evil = copied(tmp_path), "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
+    changed(run, lambda events: [*events, {"event": "failed", "time": 1e9, "trial_id": "00002", "reason": evil}])
+    search = json.loads((run / "search.json").read_text())
+    search["config"] |= {"train_file": [evil], "val_file": [evil]}
+    search["data"] |= {"train_file": [evil], "val_file": [evil]}
+    (run / "search.json").write_text(json.dumps(search))
+    write_report(run)
+    page = (run / "report.html").read_text()
+    assert "alert(1)" in page and "<script>alert" not in page and "<img src=x" not in page
+
+
+def test_a_run_without_repeats_claims_no_interval(tmp_path):
+    run = copied(tmp_path)
+    changed(run, lambda events: [event for event in events if "-seed" not in event.get("trial_id", "")])
+    said = write_report(run)
+    found = json.loads((run / "summary.json").read_text())
+    jsonschema.validate(found, SCHEMA)
+    assert found["best"]["low"] is None and found["trust"] == "no" and "luck and merit" in said
+    assert any("--confirm" in row["command"] for row in found["next"])
+
+
+def test_edges_name_the_flag_that_looks_beyond():
+    axes = [Axis.read("learning_rate", "0.001 to 0.1 (log)"), Axis.read("batch_size", "4, 8, 16")]
+    assert edges(axes, {"learning_rate": 0.01, "batch_size": 8}) == []
+    found = {edge.axis.name: edge.flag for edge in edges(axes, {"learning_rate": 0.095, "batch_size": 16})}
+    assert found == {
+        "learning_rate": "--range learning_rate=0.0095:0.95",
+        "batch_size": "--choices batch_size=4,8,16,32,64",
+    }
+    assert edges([Axis.read("schedule", "cosine, wsd")], {"schedule": "cosine"}) == []
+    for text, values in (("0.001 to 0.1 (log)", (0.001, 0.01, 0.1)), ("0 to 1", (0.0, 0.5, 1.0)), ("2, 4, 8", (2, 4, 8))):
+        axis = Axis.read("x", text)
+        assert [axis.place(v) for v in values] == pytest.approx([0, 0.5, 1])
+        assert [axis.value(p) for p in (0, 0.5, 1)] == pytest.approx(values)
+
+
+def test_importance_finds_what_the_loss_follows(tmp_path):
+    run = copied(tmp_path)
+
+    def by_clip_alone(events):
+        configs = {event["trial_id"]: event["config"] for event in events if event["event"] == "trial"}
+        for event in events:
+            if event["event"] == "report":
+                event["val_loss"] = 3 + 0.3 * math.log10(configs[event["trial_id"]]["clip_norm"]) ** 2
+        return events
+
+    changed(run, by_clip_alone)
+    rows = Surface(*load(run)[:2]).importance()
+    assert rows[0]["hyper_parameter"] == "clip_norm" and rows[0]["low"] > max(row["importance"] for row in rows[1:])
+
+
+def test_tables_for_pandas_are_typed_and_every_column_is_documented():
+    run = load_run(RECORDED)
+    searched = set(run.search.ranges)
+    for table in (run.trials, run.history, run.leaders):
+        assert set(table.columns) - searched - {"trial_id"} <= set(UNITS)
+    assert run.trials["tokens_seen"].dtype == "int64" and run.trials["status"].dtype == "category"
+    repeats = run.trials[run.trials["kind"] == "repeat"]
+    assert len(repeats) == 6 and set(repeats["of"]) <= set(run.trials.index) and (repeats["seed"] != 0).all()
+    assert run.leaders.index[0] == "00001" and run.leaders["low"].iloc[0] < run.leaders["val_loss"].iloc[0]
+
+
+def test_comparing_searches(tmp_path):
+    one, other = copied(tmp_path, "one"), copied(tmp_path, "other")
+    search = json.loads((other / "search.json").read_text())
+    search["config"]["seed"] = 7
+    (other / "search.json").write_text(json.dumps(search))
+    said, page = compare([one, other])
+    assert "nats per token" in said and re.search(r"^seed +0 +7$", said, re.MULTILINE) and page == one / "compare.html"
+    search["data"]["tokenizer_sha256"] = "another"
+    (other / "search.json").write_text(json.dumps(search))
+    said, page = compare([one, other])
+    assert "val_bpb" in said and "val_loss" not in said and "differ in data or tokenizer" in said
+    done = run_command_line("tune/report.py", one, one)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "named twice" in done.stderr
+
+
+def many(run: Path, count: int) -> None:
+    """Makes a search of `count` trials with 32 reports each of the recorded one."""
+    search = json.loads((run / "search.json").read_text())
+    search["config"]["num_samples"] = count
+    (run / "search.json").write_text(json.dumps(search))
+    rng, base = random.Random(0), {}
+    for line in (run / "journal.jsonl").read_text().splitlines():
+        event = json.loads(line)
+        base.setdefault(event["event"], event)
+    step = 786432 // 32
+    with open(run / "journal.jsonl", "w") as file:
+        file.write(json.dumps(base["session"]) + "\n")
+        for index in range(count):
+            rate, batch = 3e-4 * 100 ** rng.random(), rng.choice([4, 8, 16, 32, 64])
+            config = {"learning_rate": rate, "batch_size": batch}
+            config |= {"warmup_ratio": 0.003 * 60 ** rng.random(), "clip_norm": 0.1 * 100 ** rng.random()}
+            begun = base["trial"] | {"trial_id": f"{index:05d}", "config": config, "until": 786432}
+            file.write(json.dumps(begun) + "\n")
+            level = 2 + 0.3 * math.log10(rate / 3e-3) ** 2 + 0.05 * math.log2(batch) + rng.gauss(0, 0.02)
+            for mark in range(1, 33):
+                loss = {"val_loss": level + 1.5 / mark, "tokens_seen": mark * step, "decision": "continue"}
+                file.write(json.dumps(base["report"] | loss | {"trial_id": f"{index:05d}"}) + "\n")
+
+
+@pytest.mark.parametrize("count", [1000, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_large_searches_fit(count, tmp_path):
+    run = copied(tmp_path)
+    many(run, count)
+    code = (
+        "import resource, sys, tune.report; sys.argv = ['report.py', sys.argv[1]]; tune.report.main(); "
+        "print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, run], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.split("peak ")[1]) < 1e6  # kB
+    assert count > 1000 or (run / "report.html").stat().st_size < 6e6
+
+
+def test_the_example_notebook_runs(tmp_path):
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    notebook = nbformat.read(ROOT / "experiments" / "read_a_run.ipynb", as_version=4)
+    nbclient.NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(ROOT / "experiments")}}).execute()
+    shown = json.dumps([cell.get("outputs") for cell in notebook.cells])
+    assert "00001" in shown and "image/png" in shown
+
+
+def test_no_run_is_one_line(tmp_path):
+    with pytest.raises(InputError, match="no run folder"):
+        load_run(tmp_path)

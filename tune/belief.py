@@ -1,0 +1,86 @@
+"""What a few seeds tell of the expected losses of configurations: draws from their joint posterior. No files, no trials.
+
+A loss is the configuration's expected loss plus the noise of one seed. Few have been seen on several seeds, and those were
+picked for their low losses. So noise and losses are learnt from all at once: the variances between seeds are scaled inverse
+chi-squared around a common one (Smyth 2004, "Linear models and empirical Bayes methods"), and the expected losses normal
+around a common mean (Gelman et al., Bayesian Data Analysis, chapter 5), which pulls the best towards the others by as much
+as its lead may be luck. How often the intervals hold: experiments/LOG.md, "coverage".
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.special import betaln
+
+DRAWS = 2000
+LEVEL = 0.9  # of every interval
+SEEN_ONCE = 2.0
+"""noise of a configuration with one seed, in that of the repeated ones: these are among the best, and the best are calm"""
+SKEWED = 1.15  # noise that a few seeds show, in what it is: now and then one goes much worse
+CONSIDERED = 50  # of the best; the others have no chance, and would only say how bad the bad are
+FREEDOMS = np.array([1.0, 2.0, 4.0, 8.0, 16.0])  # how alike the configurations' variances may be, in degrees of freedom
+SCALES = np.logspace(-3, 1, 41)  # of the common variance, in that of all seeds pooled
+SPREADS = np.logspace(-2, 1, 25)  # of the expected losses, in that of the means seen
+
+
+def expected_losses(losses: Sequence[Sequence[float]], reference: int | None = None) -> np.ndarray | None:
+    """(DRAWS, n) expected losses of n configurations, given the finite `losses` of each, one a seed.
+
+    That of the `reference`, which nobody picked for its loss, is not pulled towards the others. None where no
+    configuration has two seeds: nothing is known of the noise then. The draws are the same at each call.
+    """
+    seeds = np.array([len(of_one) for of_one in losses])
+    if not len(seeds) or seeds.max() < 2:
+        return None
+    rng = np.random.default_rng(0)
+    means = np.array([np.mean(of_one) for of_one in losses])
+    squares = np.array([np.sum((np.array(of_one) - mean) ** 2) for of_one, mean in zip(losses, means, strict=True)])
+    variances = _variances(squares, seeds - 1, rng) * np.where(seeds == 1, SEEN_ONCE, SKEWED) ** 2 / seeds  # of the means
+    noise = rng.standard_normal(variances.shape)
+    drawn = means + np.sqrt(variances) * noise
+    picked = np.array([index != reference for index in range(len(seeds))])
+    if picked.sum() > 2 and np.ptp(means[picked]) > 0:
+        drawn[:, picked] = _pulled(means[picked], variances[:, picked], noise[:, picked], rng)
+    return drawn
+
+
+def _variances(squares: np.ndarray, free: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """(DRAWS, n) variances between seeds, from the sums of squares (n,) and their degrees of freedom (n,)."""
+    pooled = max(squares.sum() / free.sum(), 1e-18)
+    squares = np.maximum(squares, 1e-4 * pooled * free)  # two equal losses do not prove that there is no noise
+    freedom, common = (grid.reshape(-1, 1) for grid in np.meshgrid(FREEDOMS, pooled * SCALES, indexing="ij"))
+    d1 = free[free > 0]
+    ratio = squares[free > 0] / common / freedom  # a sample variance over the common one has an F distribution
+    log_p = d1 / 2 * np.log(ratio) - (d1 + freedom) / 2 * np.log1p(ratio) - betaln(d1 / 2, freedom / 2)
+    chosen = rng.choice(len(freedom), DRAWS, p=_shares(log_p.sum(axis=1)))
+    return (freedom[chosen] * common[chosen] + squares) / rng.chisquare(freedom[chosen] + free)
+
+
+def _pulled(means: np.ndarray, variances: np.ndarray, noise: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """(DRAWS, n) expected losses that are normal around a common mean, both unknown; `variances` are those of `means`."""
+    spreads = (means.std(ddof=1) * SPREADS) ** 2
+    log_p, centers, weights = np.empty((3, len(spreads), len(variances)))
+    for at, spread in enumerate(spreads):  # each a variance of the expected losses; its prior: half-Cauchy
+        weight = 1 / (spread + variances)
+        weights[at] = weight.sum(axis=1)
+        centers[at] = (weight * means).sum(axis=1) / weights[at]
+        misfit = (weight * (means - centers[at][:, None]) ** 2).sum(axis=1)
+        log_p[at] = (np.log(weight).sum(axis=1) - np.log(weights[at]) - misfit + np.log(spread)) / 2
+        log_p[at] -= np.log1p(SPREADS[at] ** 2)
+    below = np.cumsum(_shares(log_p), axis=0) < rng.random(len(variances))
+    at, draw = np.minimum(below.sum(axis=0), len(spreads) - 1), np.arange(len(variances))
+    center = centers[at, draw] + rng.standard_normal(len(draw)) / np.sqrt(weights[at, draw])
+    kept = spreads[at][:, None] / (spreads[at][:, None] + variances)  # share of a lead that is no luck
+    return center[:, None] + kept * (means - center[:, None]) + np.sqrt(kept * variances) * noise
+
+
+def _shares(log_p: np.ndarray) -> np.ndarray:
+    """Probabilities along the first axis."""
+    shares = np.exp(log_p - log_p.max(axis=0))
+    return shares / shares.sum(axis=0)
+
+
+def interval(draws: np.ndarray) -> tuple[float, float]:
+    """The middle LEVEL of them."""
+    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)

@@ -1,0 +1,130 @@
+"""Several searches side by side: one table, one page. Losses of different data or tokenizers never share a column."""
+
+import os
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from myllm.files import write_text
+from tune.figures import Figure
+from tune.page import document, escaped, figure_section, payload
+from tune.results import load, search_seconds
+from tune.settings import Search
+from tune.summary import facts, settings
+from tune.trials import Trials
+
+LINES = ("#2f81f7", "#d9730d", "#2da44e", "#a371b5", "#e5534b", "#8c959f", "#b35900", "#768390")
+
+
+def compare(folders: list[Path]) -> tuple[str, Path]:
+    """(the comparison as text, the page): written as compare.html beside the first run. Raises InputError for no run."""
+    runs = {os.path.relpath(folder): load(folder) for folder in folders}
+    found = {name: facts(folder, *run) for (name, run), folder in zip(runs.items(), folders, strict=True)}
+    alike = len({comparable(search) for search, _, _ in runs.values()}) == 1
+    metric, unit = ("val_loss", "nats per token") if alike else ("val_bpb", "bits per byte")
+    rows = []
+    for name, run in runs.items():
+        best, gain, cost = (found[name][key] for key in ("best", "gain", "cost"))
+        row: dict[str, Any] = {"run": name, metric: best and best[metric]}
+        if alike:
+            row |= {"low": best and best["low"], "high": best and best["high"], "gain": gain and gain["mean"]}
+        row |= {"share_of_budget": best and best["share_of_budget"], "trials": found[name]["trials"]["begun"]}
+        row |= {"tokens": cost["tokens"], "seconds": round(cost["seconds"], 1)}
+        row["best"] = settings(best["config"]) if best else ""
+        row["rely_on_it"] = found[name]["trust"]
+        rows.append(row | differing(run[0], [other for other, _, _ in runs.values()]))
+    table = pd.DataFrame(rows)
+    note = (
+        f"Losses are in {unit}."
+        if alike
+        else "The runs differ in data or tokenizer: their losses per token say nothing beside each other, so only "
+        "bits per byte are shown, and these too are of different texts where the data differs."
+    )
+    figure = progress(runs, metric, unit)
+    page = folders[0] / "compare.html"
+    write_text(page, compared_page(table, note, figure))
+    write_text(folders[0] / "compare.csv", table.to_csv(index=False))
+    shown = table.set_index("run").T.to_string(na_rep="", float_format=lambda value: f"{value:.5g}")
+    return f"\n{shown}\n\n{note}\npage: {shlex.quote(os.path.relpath(page))}", page
+
+
+def comparable(search: Search) -> str:
+    """What must be the same for losses in nats per token to be compared: the validation data, the tokenizer, the window."""
+    return repr((search.data.fingerprint.get("val"), search.data.tokenizer_sha256, search.training.eval_windows))
+
+
+def differing(search: Search, others: list[Search]) -> dict[str, Any]:
+    """The settings in which not all searches agree, ranges included, with this one's values."""
+
+    def flat(one: Search) -> dict[str, Any]:
+        values = {name: value for name, value in vars(one.config).items() if name not in ("name", "warm_start")}
+        values |= {f"range of {name}": value for name, value in one.ranges.items()}
+        values["model"] = " ".join(f"{n}={v}" for n, v in vars(one.model).items())
+        return values | {"budget_tokens": one.budget_tokens}
+
+    mine, every = flat(search), [flat(one) for one in others]
+    names = dict.fromkeys(name for one in every for name in one)
+    return {name: mine.get(name) for name in names if len({repr(one.get(name)) for one in every}) > 1}
+
+
+def progress(runs: dict[str, tuple[Search, Trials, list[dict]]], metric: str, unit: str) -> Figure:
+    """The lowest loss so far, of single reports, against the tokens and the seconds of each search."""
+    rows = []
+    for name, (_, _, events) in runs.items():
+        tokens, before, best = 0, dict[str, int](), float("inf")
+        session: list[dict] = []
+        past = 0.0
+        for event in events:
+            if event["event"] == "session":
+                past, session = past + search_seconds(session), []
+            session.append(event if event["event"] == "session" else {"event": "", "time": event["time"]})
+            if event["event"] != "report":
+                continue
+            tokens += max(0, event["tokens_seen"] - before.get(event["trial_id"], 0))
+            before[event["trial_id"]] = event["tokens_seen"]
+            if event[metric] < best:
+                best = event[metric]
+                seconds = past + event["time"] - session[0]["time"]
+                rows.append({"run": name, "tokens": tokens, "seconds": round(seconds, 1), metric: best})
+    table = pd.DataFrame(rows, columns=["run", "tokens", "seconds", metric])
+    data = []
+    for number, (name, part) in enumerate(table.groupby("run", sort=False)):
+        for axis, along in (("", "tokens"), ("2", "seconds")):
+            data.append(
+                {
+                    "type": "scatter",
+                    "mode": "lines",
+                    "line": {"shape": "hv", "color": LINES[number % len(LINES)]},
+                    "name": escaped(name),
+                    "legendgroup": escaped(name),
+                    "showlegend": not axis,
+                    "x": part[along].tolist(),
+                    "y": part[metric].round(5).tolist(),
+                    "xaxis": f"x{axis}",
+                    "yaxis": f"y{axis}",
+                }
+            )
+    lowest = table.groupby("run")[metric].min()
+    top = {"range": [float(lowest.min()) * 0.98, float(lowest.max()) * 1.3]} if len(lowest) else {}
+    layout = {"grid": {"rows": 1, "columns": 2, "pattern": "independent"}, "xaxis": {"title": {"text": "tokens"}}}
+    layout |= {"xaxis2": {"title": {"text": "seconds"}}, "yaxis2": top}
+    layout["yaxis"] = {"title": {"text": f"{metric}, {unit}"}} | top
+    says = f"The lowest {metric} reported so far, single seeds, against what the search had spent."
+    return Figure("progress", "Best so far", says, table, {"data": data, "layout": layout}, lambda picture: None)
+
+
+def compared_page(table: pd.DataFrame, note: str, figure: Figure) -> str:
+    """One page with a column a run."""
+    cells = "".join(
+        f"<tr><th scope=row>{escaped(name)}</th>"
+        + "".join(f"<td class=words>{escaped('' if v is None or v != v else v)}</td>" for v in table[name])
+        + "</tr>"
+        for name in table.columns
+    )
+    body = (
+        f"<h1>Searches compared</h1><main><p>{escaped(note)}</p><div class=wide tabindex=0 role=region aria-label=runs>"
+        f"<table id=runs>{cells}</table></div>{figure_section(figure)}</main>"
+    )
+    return document("Searches compared", body, payload(table, [figure]))

@@ -1,0 +1,204 @@
+"""The answer of a search: facts for machines (summary.json, whose schema is summary.schema.json), and the same as text."""
+
+import math
+import os
+import shlex
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from myllm.files import disk_use
+from myllm.sources import is_embedded
+from tune.analysis import axes_of, edges
+from tune.belief import LEVEL
+from tune.results import believed, leaders, search_seconds
+from tune.settings import Search
+from tune.trials import DEFAULT_TRIAL, FAILED, RUNNING, UNLIMITED_TRIALS, Trials
+
+FORMAT = 1
+TRUSTED = 0.9  # probability of being the best from which on it is said to be
+ALIKE = 0.002  # share of the loss below which a wrong choice does not matter
+
+
+def facts(run_dir: Path, search: Search, trials: Trials, events: list[dict]) -> dict[str, Any]:
+    """All that is said of a search, in JSON's types; see summary.schema.json for what each means, with its unit."""
+    config = search.config
+    statuses = Counter("interrupted" if trial.status == RUNNING else trial.status for trial in trials.drawn)
+    table = leaders(trials)
+    found: dict[str, Any] = {
+        "format": FORMAT,
+        "name": config.name,
+        "space": config.space,
+        "preset": config.preset,
+        "scheduler": config.scheduler,
+        "seed": config.seed,
+        "data": " ".join(config.train_file),
+        "tokenizer": search.data.tokenizer,
+        "ranges": search.ranges,
+        "budget_tokens": search.budget_tokens,
+        "trials": {
+            "begun": len(trials.drawn),
+            "planned": trials.num_samples if trials.num_samples < UNLIMITED_TRIALS else None,
+            "repeats": len(trials.by_id) - len(trials.drawn),
+            "by_status": dict(sorted(statuses.items())),
+        },
+        "cost": {
+            "seconds": search_seconds(events),
+            "tokens": sum(trial.tokens for trial in trials.by_id.values()),
+            "checkpoint_bytes": disk_use(run_dir / "ray"),
+            "lost": sum(event["event"] == "lost" for event in events),
+        },
+        "failed": {trial.trial_id: trial.reason for trial in trials.by_id.values() if trial.status == FAILED},
+        "level": LEVEL,
+        "best": None,
+        "default": None,
+        "gain": None,
+        "edges": [],
+    }
+    if not table.empty:
+        belief = believed(table)
+
+        def standing(trial_id: str) -> dict[str, Any]:
+            row = table.loc[trial_id].drop("losses").to_dict() | (
+                belief.loc[trial_id, ["low", "high", "probability_best", "regret"]].to_dict()
+                if trial_id in belief.index
+                else dict.fromkeys(("low", "high", "probability_best", "regret"), math.nan)
+            )
+            return {"trial_id": trial_id, "config": trials.by_id[trial_id].config} | {k: plain(v) for k, v in row.items()}
+
+        best = table.index[0]
+        found["best"] = standing(best) | {"share_of_budget": float(table["tokens_seen"].iloc[0] / search.budget_tokens)}
+        found["best"]["rivals"] = len(belief)
+        if DEFAULT_TRIAL in table.index:
+            found["default"] = standing(DEFAULT_TRIAL)
+        if DEFAULT_TRIAL in table.index and best != DEFAULT_TRIAL:
+            low, high = belief.loc[best, ["gain_low", "gain_high"]] if best in belief.index else (math.nan, math.nan)
+            mean = table.loc[DEFAULT_TRIAL, "val_loss"] - table.loc[best, "val_loss"]
+            found["gain"] = {"mean": plain(mean), "low": plain(low), "high": plain(high)}
+        for edge in edges(axes_of(search), trials.by_id[best].config):
+            found["edges"].append(
+                {"hyper_parameter": edge.axis.name, "value": edge.value, "end": edge.end, "search_next": edge.flag}
+            )
+    found["trust"], found["verdict"] = trust(found)
+    found["next"] = [{"what": what, "command": command} for what, command in commands(run_dir, search, trials, found)]
+    return found
+
+
+def plain(value: Any) -> Any:
+    """A number of JSON's; None for one that is not finite."""
+    value = value.item() if hasattr(value, "item") else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def trust(found: dict[str, Any]) -> tuple[str, str]:
+    """(yes, partly or no; one sentence): whether the answer is to be relied on, and why."""
+    best, default, gain = found["best"], found["default"], found["gain"]
+    if best is None:
+        return "no", "No answer yet: no trial has reported."
+    if best["trial_id"] == DEFAULT_TRIAL:
+        return "partly", "No trial was better than the default: keep it, or search longer."
+    if best["low"] is None:
+        return "no", "Do not rely on it yet: nothing was seen on two seeds, so luck and merit can't be told apart."
+    if best["share_of_budget"] < 1:
+        share = f"{best['share_of_budget']:.3g}"
+        return "no", f"A first guess: no two trials came to the end, they are compared at {share} of the budget."
+    names = " and ".join(edge["hyper_parameter"] for edge in found["edges"])
+    edge = f" It lies at the edge of {names}'s range: better ones may lie beyond." if names else ""
+    if default is None or gain is None or gain["low"] is None:
+        return "partly", "The default did not come as far, so there is nothing to compare with." + edge
+    if gain["low"] <= 0:
+        return "no", "The default may be as good: the gain's interval includes zero." + edge
+    if best["probability_best"] >= TRUSTED:
+        return ("partly" if edge else "yes"), "Rely on it: better than the default, and the best that was tried." + edge
+    if best["regret"] <= ALIKE * best["val_loss"]:
+        words = f"others may be as good, but choosing it costs at most about {best['regret']:.4f} nats."
+        return ("partly" if edge else "yes"), f"Rely on it: better than the default; {words}{edge}"
+    words = f"it is the best of those tried with probability {best['probability_best']:.2f} only."
+    return "partly", f"Better than the default, that is sure; {words}{edge}"
+
+
+def commands(run_dir: Path, search: Search, trials: Trials, found: dict[str, Any]) -> list[tuple[str, str]]:
+    """(what, command) of each way on, to be typed where the user stands."""
+    config, shown = search.config, shlex.quote(os.path.relpath(run_dir))
+    planned = trials.num_samples < UNLIMITED_TRIALS
+    more = f"num_samples {2 * trials.num_samples}" if planned else f"time_budget {2 * config.time_budget:g}"
+    known = [("read again", f"python tune/report.py {shown}")]
+    resume = f"python tune/search.py --resume {shown}"
+    known.append(("go on", f"{resume} --{more}"))
+    best = found["best"]
+    if best is None:
+        return known
+    if found["trust"] != "yes" and best["share_of_budget"] == 1 and best["seeds"] < 2:
+        known.append(("be sure", f"{resume} --confirm 5"))
+    if found["edges"]:
+        flags = ["--space", config.space, "--preset", config.preset]
+        if not is_embedded(config.train_file):
+            flags += ["--train_file", *map(os.path.relpath, search.data.train_file)]
+            flags += ["--val_file", *map(os.path.relpath, search.data.val_file), "--tokenizer", search.data.tokenizer]
+        flags += [word for edge in found["edges"] for word in edge["search_next"].split(" ", 1)]
+        flags += ["--warm_start", os.path.relpath(run_dir)]
+        known.append(("look beyond", f"python tune/search.py {shlex.join(flags)}"))
+    train = f"python myllm/training/trainer.py --config {shown}/best_config.json --save_model final.pth"
+    return [*known, ("train the best", train)]
+
+
+def settings(config: dict[str, Any]) -> str:
+    """A configuration on one line."""
+    return "  ".join(f"{name} {value if isinstance(value, str) else f'{value:.4g}'}" for name, value in config.items())
+
+
+def _losses(standing: dict[str, Any]) -> str:
+    low, high, seeds = standing["low"], standing["high"], standing["seeds"]
+    sure = f"  ({LEVEL:.0%}: {low:.4f} to {high:.4f})" if low is not None else ""
+    loss, bits = (math.inf if standing[name] is None else standing[name] for name in ("val_loss", "val_bpb"))
+    text = f"val_loss {loss:.4f} nats/token{sure}  val_bpb {bits:.4f} bits/byte"
+    return text + (f"  (mean of {seeds} seeds)" if seeds > 1 else "  (one seed)")
+
+
+def text(found: dict[str, Any], run_dir: Path) -> str:
+    """The summary that is printed: what was searched, what was found beside the default, what it took, what comes next."""
+    trials, cost, best = found["trials"], found["cost"], found["best"]
+    counted = ", ".join(f"{count} {status}" for status, count in trials["by_status"].items())
+    planned = f" of {trials['planned']}" if trials["planned"] is not None else ""
+    lines = [
+        "",
+        f"Search {found['name']}: space {found['space']}, preset {found['preset']}, scheduler {found['scheduler']}, "
+        f"seed {found['seed']}, {found['data']} data, tokenizer {found['tokenizer']}",
+        f"  searched  {'; '.join(f'{name} {values}' for name, values in found['ranges'].items())}",
+        f"  trials    {trials['begun']}{planned}: {counted}",
+        f"  took      {cost['seconds']:,.0f} s, {cost['tokens'] / 1e6:,.1f}M tokens "
+        f"({found['budget_tokens'] / 1e6:,.1f}M a full training), {cost['checkpoint_bytes'] / 1e6:,.1f} MB of checkpoints",
+    ]
+    if best is None:
+        lines.append("  best      none yet: no trial has reported")
+    else:
+        early = "" if best["share_of_budget"] == 1 else f", compared at {best['share_of_budget']:.3g} of the budget"
+        lines.append(f"  best      trial {best['trial_id']}: {settings(best['config'])}{early}")
+        lines.append(f"            {_losses(best)}")
+    if found["default"]:
+        lines.append(f"  default   trial {DEFAULT_TRIAL}: {settings(found['default']['config'])}")
+        lines.append(f"            {_losses(found['default'])}")
+    if found["gain"]:
+        gain = found["gain"]
+        size = "more than can be said" if gain["mean"] is None else f"{gain['mean']:.4f} nats/token"
+        sure = f"  ({LEVEL:.0%}: {gain['low']:.4f} to {gain['high']:.4f})" if gain["low"] is not None else ""
+        lines.append(f"  gain      {size} over the default{sure}")
+        if best["probability_best"] is not None:
+            of = f"of the {best['rivals']} that came as far"
+            lines.append(f"            the best {of} with probability {best['probability_best']:.2f}")
+        else:
+            lines.append("            on one seed: flattered by selection")
+    lines.append(f"  trust     {found['verdict']}")
+    for edge in found["edges"]:
+        lines.append(
+            f"  edge      {edge['hyper_parameter']} {edge['value']:.4g} is at its range's end; next {edge['search_next']}"
+        )
+    if cost["lost"]:
+        times = f"{cost['lost']} times a trial's process or machine; it went on from its last checkpoint (error-*.txt)"
+        lines.append(f"  lost      {times}")
+    for trial_id, reason in found["failed"].items():
+        lines.append(f"  failed    trial {trial_id}: {reason} (error-{trial_id}.txt)")
+    lines.append("  next")
+    width = max(len(row["what"]) for row in found["next"])
+    lines += [f"    {row['what']:{width}}  {row['command']}" for row in found["next"]]
+    return "\n".join(lines)
