@@ -142,7 +142,11 @@ def test_hovering_names_the_trial_and_files_are_saved(opened):
     page.mouse.move(point["x"] + point["width"] / 2, point["y"] + point["height"] / 2)
     page.wait_for_selector("#plot-parameters .hovertext")
     assert re.search(r"trial \d{5}", page.locator("#plot-parameters .hovertext").first.text_content())
-    for kind, name, start in (("csv", "trials", b"trial_id,"), ("csv", "parallel", b"trial_id,"), ("png", "curves", b"\x89PNG")):
+    for kind, name, start in (
+        ("csv", "trials", b"trial_id,"),
+        ("csv", "parallel", b"trial_id,"),
+        ("png", "curves", b"\x89PNG"),
+    ):
         with page.expect_download() as download:
             page.locator(f"[data-save={kind}][data-of={name}]").click()
         path = download.value.path()
