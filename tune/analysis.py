@@ -15,7 +15,7 @@ from tune.trials import Trial, Trials
 
 FEWEST = 8  # trials from which anything can be said
 MOST = 150  # trials the surface is fitted to: half of them the best
-BASE = 128  # points from which Sobol's indices are estimated, a power of two
+BASE = 256  # points from which Sobol's indices are estimated, a power of two
 KERNELS, THINNED, BURNED = 16, 4, 32  # steps of the sampler; each kernel is one of a fitted process
 DRAWS = 6  # surfaces of each process
 EDGE = 0.05  # of a range
@@ -214,8 +214,15 @@ class Surface:
         mixed = [np.where(np.arange(d) == i, b, a) for i in range(d)]
         values = self.draw(np.concatenate([a, b, *mixed]))  # (draws, BASE * (d + 2))
         values = values.reshape(len(values), d + 2, BASE)
-        parts = {"f_A": values[:, 0], "f_B": values[:, 1], "f_AB": values[:, 2:].swapaxes(0, 1)}
-        total = np.clip(sobol_indices(func=parts, n=BASE).total_order, 0, 1)  # (draws, d)
+
+        def total_order(values: np.ndarray) -> np.ndarray:
+            parts = {"f_A": values[:, 0], "f_B": values[:, 1], "f_AB": values[:, 2:].swapaxes(0, 1)}
+            return np.clip(sobol_indices(func=parts, n=BASE).total_order, 0, 1)  # (draws, d)
+
+        # That the points are few is part of the doubt: half of what drawing them again changes, as they are no random ones
+        again = np.random.default_rng(0).integers(BASE, size=(len(values), 1, BASE))
+        resampled = np.take_along_axis(values, np.broadcast_to(again, values.shape), axis=2)
+        total = (total_order(values) + total_order(resampled)) / 2
         rows = []
         for axis, shares in zip(self.axes, total.T, strict=True):
             low, high = interval(shares)

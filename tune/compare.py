@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from myllm.files import write_text
-from tune.figures import Figure
+from tune.figures.base import Figure
 from tune.page import document, escaped, figure_section, payload
 from tune.results import load, search_seconds
 from tune.settings import Search

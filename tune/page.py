@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from tune.figures import Figure, to_json
+from tune.figures.base import Figure, to_json
 from tune.settings import Search
 
 ASSETS = Path(__file__).resolve().parent / "assets"

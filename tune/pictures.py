@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from myllm.files import whole_file, write_text
-from tune.figures import Figure
+from tune.figures.base import Figure
 
 
 def write_pictures(folder: Path, figures: list[Figure]) -> None:

@@ -1,0 +1,27 @@
+"""The figures of a report: for each a tidy table (its CSV), a plotly figure for the page, and a picture by matplotlib."""
+
+import pandas as pd
+
+from tune.analysis import Surface, axes_of
+from tune.figures.base import Figure
+from tune.figures.surface import importance, landscape, parameters
+from tune.figures.trials import budget, curves, parallel
+from tune.results import leaders
+from tune.settings import Search
+from tune.trials import Trials
+
+
+def figures(search: Search, trials: Trials, history: pd.DataFrame, surface: Surface | None) -> list[Figure]:
+    """All figures for which there is something to show, in the order in which a page shows them."""
+    if history.empty:
+        return []
+    axes = axes_of(search)
+    best = next(iter(leaders(trials).index), "")
+    shown = [curves(search, trials, history, best), parameters(search, trials, axes, surface, best)]
+    both = {axis.name: axis for axis in axes if axis.name in ("learning_rate", "batch_size")}
+    if surface and len(both) == 2:
+        shown.append(landscape(trials, surface, both["learning_rate"], both["batch_size"], best))
+    shown.append(parallel(trials, axes))
+    if surface:
+        shown.append(importance(surface))
+    return [*shown, budget(search, trials)]
