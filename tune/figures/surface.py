@@ -97,6 +97,9 @@ def parameters(search: Search, trials: Trials, axes: list[Axis], surface: Surfac
             faces = [c if m else "none" for c, m in zip(colours, part["measured"], strict=True)]
             panel.collections[-1].set_facecolors(faces)
             panel.set(xlabel=axis.name, xscale="log" if axis.is_log else "linear", ylim=y_axis["range"])
+            if axis.numbers:
+                panel.set_xticks(axis.numbers, axis.values)
+                panel.minorticks_off()
         panels[0].set_ylabel(f"loss at the end ({NATS})")
 
     says = (
