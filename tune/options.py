@@ -22,9 +22,18 @@ class SearchConfig:
     """What the user asked for."""
 
     space: str = "v2"
-    """search space: v1 (learning rate, batch size), v2 (and warm-up, clip norm), v3 (and decay, beta2, schedule, floor)"""
+    """search space: v1 (learning rate, batch size), v2 (and warm-up, clip norm), v3 (and decay, beta2, schedule, floor), or
+    own: nothing but --range and --choices"""
+    range: tuple[str, ...] = ()
+    """own ranges, NAME=MIN:MAX, log where the setting's own scale is; NAME=MIN:MAX:linear or :log says which"""
+    choices: tuple[str, ...] = ()
+    """own lists, NAME=VALUE,VALUE,..."""
+    fix: tuple[str, ...] = ()
+    """settings that are not searched, NAME=VALUE"""
     preset: str = "nano"
     """model shape and reference settings"""
+    model: str | None = None
+    """your own model, FILE.py:Class; see myllm/own_model.py (unset: GPT-2's decoder in the preset's shape)"""
     train_file: tuple[str, ...] = (EMBEDDED,)
     """training data: token files (.bin, .npy), text (.txt, .jsonl, .parquet), folders or globs of them, or 'embedded'"""
     val_file: tuple[str, ...] = (EMBEDDED,)

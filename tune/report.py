@@ -67,6 +67,8 @@ def summary(run_dir: Path) -> str:
         f"Search {config.name}: space {config.space}, preset {config.preset}, scheduler {config.scheduler}, "
         f"seed {config.seed}, {' '.join(config.train_file)} data, tokenizer {search.data.tokenizer}",
         f"  searched  {'; '.join(f'{name} {text}' for name, text in search.ranges.items())}",
+        *([f"  fixed     {'; '.join(config.fix)}"] if config.fix else []),
+        *([f"  model     {config.model} (sha256 {search.model.sha256[:8]})"] if config.model else []),
         f"  trials    {len(trials.drawn)}{planned}: {', '.join(counted)}",
         f"  took      {search_seconds(events):,.0f} s, {tokens / 1e6:,.1f}M tokens "
         f"({search.budget_tokens / 1e6:,.1f}M a full training), {disk_use(run_dir) / 1e6:,.1f} MB of disk"
@@ -81,6 +83,11 @@ def summary(run_dir: Path) -> str:
         lines.append(f"            {_losses(table.iloc[0])}")
     if DEFAULT_TRIAL in table.index:
         lines.append(f"  default   trial {DEFAULT_TRIAL}: {_settings(trials.by_id[DEFAULT_TRIAL])}")
+        if search.moved:
+            values = ", ".join(f"{name} {value}" for name, value in search.moved.items())
+            lines.append(
+                f"            nearest to the {'model' if config.model else 'preset'}'s {values}, outside of the ranges"
+            )
         lines.append(f"            {_losses(table.loc[DEFAULT_TRIAL])}")
         lines.append(f"  gain      {_gain(table)}")
     if lost := sum(event["event"] == "lost" for event in events):

@@ -112,7 +112,7 @@ def write_results(run_dir: Path, trials: Trials, search: Search) -> None:
     best = trials.by_id[table.index[0]]
     config = {
         "preset": search.config.preset,
-        "model": vars(search.model),
+        "model": vars(search.model_config(best.config)),
         "train": vars(search.train_config(best.config)),
         "data": {name: getattr(search.data, name) for name in DATA_KEYS},
         "result": {"trial_id": best.trial_id} | table.reset_index().iloc[0].to_dict(),

@@ -8,16 +8,19 @@ import argparse
 import dataclasses
 import importlib.util
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from myllm.config import PRESETS, GPTConfig, TrainConfig, field_help, from_dict, get_preset, value_type
+from myllm.config import PRESETS, Preset, TrainConfig, field_help, from_dict, get_preset, value_type
 from myllm.data import Windows, default_tokenizer, prepare
 from myllm.errors import InputError, Parser, run_command, warn
 from myllm.files import check_writable
+from myllm.model_check import check_trains
+from myllm.own_model import ModelConfig, OwnModelConfig, fix_settings, is_changed, own_model, read_model, with_settings
 from myllm.sources import EMBEDDED, is_embedded
 from myllm.token_layout import DTYPES
 from myllm.tokenizer import end_of_text, get_tokenizer, identity, resolve
@@ -45,6 +48,10 @@ def parse_args() -> argparse.Namespace:
     parser = Parser(prog="trainer.py", description="Trains one GPT, evaluates it, and saves it after each epoch.")
     parser.add_argument("--config", help="a best_config.json; flags given beside it win")
     parser.add_argument("--preset", help=f"model shape and reference settings: {', '.join(PRESETS)} (default: nano)")
+    parser.add_argument("--model", help="your own model, FILE.py:Class; see myllm/own_model.py (default: GPT-2's decoder)")
+    parser.add_argument(
+        "--fix", nargs="+", action="extend", metavar="NAME=VALUE", help="settings of the model: n_layer=4 ..."
+    )
     parser.add_argument(
         "--version", choices=["v1", "v2"], help="v1: plain loop; v2: warm-up, cosine, clipping (default: v2)"
     )
@@ -115,14 +122,12 @@ def settle(args: argparse.Namespace) -> tuple[Run, Any]:
         raise InputError(f"{args.config}: found with a tokenizer of other contents than --tokenizer {tokenizer_name}")
     device = pick_device(args.device)
 
-    model_config = preset.model(tokenizer.n_vocab)
-    if "model" in config and "preset" not in given:
-        model_config = from_dict(GPTConfig, config["model"], f"{args.config}: model")
-        if model_config.vocab_size != tokenizer.n_vocab:
-            raise InputError(
-                f"{args.config}: the model has vocab_size {model_config.vocab_size}, "
-                f"--tokenizer {tokenizer_name} {tokenizer.n_vocab}"
-            )
+    model_config = settle_model(given, config, preset, tokenizer.n_vocab)
+    if model_config.vocab_size != tokenizer.n_vocab:
+        raise InputError(
+            f"{args.config}: the model has vocab_size {model_config.vocab_size}, "
+            f"--tokenizer {tokenizer_name} {tokenizer.n_vocab}"
+        )
     changes = {name: given[name] for name in [*TRAIN_FLAGS, "version", "dtype"] if name in given}
     if "train" in config:
         values = config["train"] | changes
@@ -132,8 +137,9 @@ def settle(args: argparse.Namespace) -> tuple[Run, Any]:
             values["epochs"] = None
         train_config = from_dict(TrainConfig, values, f"{args.config}: train")
     else:
+        changes.setdefault("max_len", model_config.block_size)
         changes.setdefault("dtype", "bfloat16" if device.type == "cuda" else "float32")
-        batch_tokens = changes.get("batch_size", preset.batch_size) * changes.get("max_len", preset.block_size)
+        batch_tokens = changes.get("batch_size", preset.batch_size) * changes["max_len"]
         if not {"epochs", "budget_tokens"} & changes.keys() and batch_tokens > 0:
             changes["budget_tokens"] = max(1, preset.budget_tokens // batch_tokens) * batch_tokens
         changes.setdefault("eval_windows", 4 * max(1, changes.get("batch_size", preset.batch_size)))
@@ -153,6 +159,32 @@ def settle(args: argparse.Namespace) -> tuple[Run, Any]:
         if saved and f"{split}_file" not in given and saved != tokens.fingerprint():
             warn(f"{tokens.name} is not the data that {args.config} was found on")
     return Run(model_config, train_config, *windows, device=device), tokenizer
+
+
+def settle_model(given: dict[str, Any], config: dict[str, Any], preset: Preset, vocab_size: int) -> ModelConfig:
+    """The model that flags, config file and preset describe (the earlier wins), tried where it is the user's own."""
+    model: ModelConfig = preset.model(vocab_size)
+    if "model" in config and "preset" not in given:
+        model = read_model(config["model"], f"{given['config']}: model")
+    if "model" in given:
+        before, model = model, own_model(given["model"], vocab_size, model.block_size)
+        if isinstance(before, OwnModelConfig):
+            if before.sha256 != model.sha256:
+                print(f"note: {model.source} is not the code that {given['config']} was found with")
+            model = with_settings(model, before.settings)
+    elif isinstance(model, OwnModelConfig):
+        owner = os.stat(given["config"]).st_uid
+        if owner != os.getuid():
+            raise InputError(
+                f"{given['config']} brings the code of {model.source}, and belongs to another user (id {owner}); "
+                "look at it, then name the code with --model"
+            )
+        if is_changed(model):
+            print(f"note: {model.source} has changed since; this trains the code that {given['config']} was found with")
+    model = fix_settings(model, given.get("fix", ()))
+    if isinstance(model, OwnModelConfig):
+        check_trains(model)
+    return model
 
 
 def steps_of(before: TrainConfig, run: Run) -> int:
@@ -187,6 +219,9 @@ def restore(run: Run, path: str) -> list[dict]:
             f"schedule: laid out anew over {run.total_steps} steps (was {old_total}); "
             f"the learning rate goes from {old:.3g} to {new:.3g}"
         )
+    code = getattr(run.model_config, "sha256", None)
+    if code != state["model_config"].get("sha256"):
+        print(f"model: the code of {run.model_config.source} is not what {path} was trained with")
     return state.get("history", [])
 
 
@@ -229,8 +264,9 @@ def main() -> int:
     if not text_to_token_ids(args.start_context, tokenizer).numel():
         raise InputError("--start_context is empty; give at least one character")
     history = restore(run, load_model) if load_model else []
+    parameters = sum(parameter.numel() for parameter in run.parameters)
     print(
-        f"{run.model.num_parameters():,} parameters, {run.total_steps} steps of {run.config.tokens_per_step:,} tokens, "
+        f"{parameters:,} parameters, {run.total_steps} steps of {run.config.tokens_per_step:,} tokens, "
         f"{run.stream.steps_per_epoch} steps an epoch, on {run.device}"
     )
     if run.step >= run.total_steps:
@@ -248,7 +284,8 @@ def main() -> int:
                 return 1
         if save_model:
             save_state(run.state_dict() | {"history": history}, save_model)
-        bar.write("sample: " + repr(sample(run, tokenizer, args.start_context)))
+        if not isinstance(run.model_config, OwnModelConfig):  # of which only the loss is known
+            bar.write("sample: " + repr(sample(run, tokenizer, args.start_context)))
     bar.close()
     if "plot" in given and history:
         columns = [[row[name] for row in history] for name in ("epoch", "tokens_seen", "train_loss", "val_loss")]

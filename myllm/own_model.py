@@ -1,0 +1,258 @@
+"""A model that the user wrote: a class in a file, built from a dict of settings and the vocabulary. The contract:
+
+    class MyGPT(torch.nn.Module):
+        settings = {"n_layer": 4, "dropout": 0.0}   # names and reference values of what may be set; may be left out
+
+        def __init__(self, settings, vocab_size):   # such a dict, with "block_size", the longest window in tokens
+            ...
+
+        def forward(self, ids, targets):            # two (B, T) int64 tensors; targets[b, t] follows ids[b, t]
+            return loss                             # mean cross-entropy in nats per token: a scalar with a gradient
+
+The file's text, and that of the .py files beside it that it imports, is part of the model's configuration: a search goes on
+with the code that it began with, on every machine, whatever happens to the file. Nothing here imports torch before a model
+is built: a report reads configurations without it.
+"""
+
+import ast
+import dataclasses
+import difflib
+import functools
+import hashlib
+import inspect
+import json
+import os
+import sys
+import tempfile
+import types
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from myllm.config import GPTConfig, TrainConfig, from_dict, parse_value
+from myllm.errors import InputError, one_line
+from myllm.files import check_regular
+
+RESERVED = {field.name for field in dataclasses.fields(TrainConfig)} | {"vocab_size"}
+"""names that a model's settings can't have: they are the training's"""
+
+
+@dataclass(frozen=True)
+class OwnModelConfig:
+    """A model of the user's own: its code and its settings."""
+
+    source: str
+    """FILE.py:Class, absolute; where the code came from"""
+    files: dict[str, str]
+    """name -> text of the file, the first, and of those beside it that it imports"""
+    sha256: str
+    """of `files`"""
+    settings: dict[str, int | float | str | bool]
+    """what the class is built from; "block_size" among them"""
+    vocab_size: int
+
+    def __post_init__(self):
+        if self.sha256 != digest(self.files):
+            raise InputError(f"the code of {self.source} is not what its sha256 says; it was edited")
+        for name, value in self.settings.items():
+            if name in RESERVED:
+                raise InputError(f"{self.source}: its setting {name!r} is one of the training's; rename it")
+            if not isinstance(value, int | float | str):
+                raise InputError(f"{self.source}: its setting {name!r} is {value!r}; it must be a number, text or bool")
+        if not isinstance(self.block_size, int) or self.block_size < 1:
+            raise InputError(f"{self.source}: block_size is {self.block_size!r}; it must be a positive whole number")
+
+    @property
+    def block_size(self) -> int:
+        """Longest context, in tokens."""
+        return self.settings["block_size"]
+
+    @property
+    def class_name(self) -> str:
+        return self.source.rpartition(":")[2]
+
+
+ModelConfig = GPTConfig | OwnModelConfig
+
+
+def settings_of(model: ModelConfig) -> dict[str, Any]:
+    """What of a model may be set, by name."""
+    return dict(model.settings) if isinstance(model, OwnModelConfig) else dict(vars(model))
+
+
+def with_settings(model: ModelConfig, changes: dict[str, Any]) -> ModelConfig:
+    """The model with other settings. Raises InputError for those that it can't have."""
+    if isinstance(model, OwnModelConfig):
+        return dataclasses.replace(model, settings=model.settings | changes)
+    return dataclasses.replace(model, **changes)
+
+
+def fix_settings(model: ModelConfig, texts: Iterable[str]) -> ModelConfig:
+    """The model with the settings of `texts`, each NAME=VALUE. Raises InputError for the first that can't be."""
+    for text in texts:
+        name, _, value = text.partition("=")
+        known = settings_of(model)
+        if name not in known or name == "vocab_size":
+            raise InputError(f"--fix {text}: the model has no setting {name!r}; it has {', '.join(known)}")
+        try:
+            model = with_settings(model, {name: parse_value(type(known[name]), value)})
+        except ValueError as error:  # an InputError too
+            raise InputError(f"--fix {text}: {error}") from None
+    return model
+
+
+def read_model(values: Any, where: str) -> ModelConfig:
+    """The model that a JSON file describes. Raises InputError."""
+    own = isinstance(values, dict) and "source" in values
+    return from_dict(OwnModelConfig if own else GPTConfig, values, where)
+
+
+def difference(model: ModelConfig, saved: dict[str, Any]) -> str | None:
+    """How a checkpoint's model differs from `model`, so that its weights can't go on there; None where it does not.
+
+    The same class with other code is no obstacle by itself: what it changed shows where the weights are put in.
+    """
+    if isinstance(model, OwnModelConfig) != ("source" in saved):
+        theirs = saved.get("source", "GPT-2's decoder")
+        return f"the checkpoint's model is {theirs}, this one {getattr(model, 'source', 'the built-in one')}"
+    theirs = saved.get("settings", {}) | {"vocab_size": saved.get("vocab_size")} if "source" in saved else saved
+    ours = settings_of(model) | {"vocab_size": model.vocab_size}
+    for field in {**theirs, **ours} if "source" in saved else ours:
+        if theirs.get(field) != ours.get(field) and field != "dropout":
+            return f"the checkpoint's model has {field} {theirs.get(field)}, this one {ours.get(field)}"
+    return None
+
+
+# Files
+
+
+def absolute(spec: str) -> str:
+    """FILE.py:Class with an absolute path. Raises InputError where it names no class."""
+    path, colon, name = spec.rpartition(":")
+    if not colon or not name.isidentifier():
+        raise InputError(f"--model {spec!r} names no class; write FILE.py:Class")
+    return f"{os.path.abspath(path)}:{name}"
+
+
+def read_files(path: Path) -> dict[str, str]:
+    """The text of a Python file and of those beside it that it imports, by name. Raises InputError."""
+    files: dict[str, str] = {}
+    waiting = [path]
+    while waiting:
+        file = waiting.pop(0)
+        check_regular(file)
+        try:
+            files[file.name] = text = file.read_text("utf-8")
+            tree = ast.parse(text)
+        except SyntaxError as error:
+            raise InputError(f"{file}: not Python, line {error.lineno}: {error.msg}") from None
+        except (UnicodeDecodeError, ValueError):
+            raise InputError(f"{file}: not Python: it is not UTF-8 text") from None
+        for node in ast.walk(tree):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                names = [node.module]
+            for name in names:
+                beside = path.parent / f"{name.split('.')[0]}.py"
+                if beside.name not in files and beside not in waiting and beside.is_file() and not _is_elsewhere(beside):
+                    waiting.append(beside)
+    return files
+
+
+def _is_elsewhere(path: Path) -> bool:
+    """Whether `import NAME` means another module than the file NAME.py: one of Python's own, or one that is loaded."""
+    loaded = sys.modules.get(path.stem)
+    return path.stem in sys.stdlib_module_names or (loaded is not None and path.stem not in _beside)
+
+
+def digest(files: dict[str, str]) -> str:
+    """The SHA-256 of files' names and texts."""
+    return hashlib.sha256(json.dumps(list(files.items())).encode()).hexdigest()
+
+
+def is_changed(model: ModelConfig) -> bool:
+    """Whether an own model's files are no longer what its configuration holds, or gone."""
+    if not isinstance(model, OwnModelConfig):
+        return False
+    try:
+        return digest(read_files(Path(model.source.rpartition(":")[0]))) != model.sha256
+    except (InputError, OSError):
+        return True
+
+
+# Classes
+
+_beside: set[str] = set()
+"""names of modules that were loaded from files beside a model's"""
+
+
+@functools.cache
+def _folder() -> tempfile.TemporaryDirectory:
+    """This process's copy of models' files, for tracebacks and imports; deleted when it ends."""
+    return tempfile.TemporaryDirectory(prefix="myllm-model-")
+
+
+@functools.lru_cache(maxsize=8)
+def _load(source: str, sha256: str, code: str) -> type:
+    files = json.loads(code)
+    original, _, name = source.rpartition(":")
+    folder = Path(_folder().name) / sha256[:16]
+    folder.mkdir(exist_ok=True)
+    for file, text in files.items():
+        (folder / file).write_text(text, "utf-8")
+    main, *others = files
+    module = types.ModuleType(f"{Path(main).stem}_{sha256[:8]}")
+    module.__file__ = str(folder / main)
+    sys.modules[module.__name__] = module  # where dataclasses look
+    for stem in (Path(other).stem for other in others):
+        sys.modules.pop(stem, None)  # of another model
+        _beside.add(stem)
+    if os.path.dirname(original) not in sys.path:  # for folders of modules beside it; last: nothing there shadows ours
+        sys.path.append(os.path.dirname(original))
+    sys.path.insert(0, str(folder))
+    try:
+        exec(compile(files[main], module.__file__, "exec"), vars(module))
+    except (Exception, SystemExit) as error:
+        raise InputError(f"--model {source}: importing it raises {told(error)}") from None
+    finally:
+        sys.path.remove(str(folder))
+    found = getattr(module, name, None)
+    if not inspect.isclass(found):
+        classes = [n for n, value in vars(module).items() if inspect.isclass(value)]
+        near = difflib.get_close_matches(name, classes, 1, 0.5) or classes
+        raise InputError(f"--model {source}: it has no class {name}; it has {', '.join(near) or 'none'}")
+    return found
+
+
+def load_class(model: OwnModelConfig) -> type:
+    """The class of an own model, its code executed once a process. Raises InputError."""
+    return _load(model.source, model.sha256, json.dumps(model.files))
+
+
+def told(error: BaseException) -> str:
+    """An error of the user's code, in one line."""
+    return f"{type(error).__name__}: {one_line(error)}"[:300]
+
+
+def own_model(spec: str, vocab_size: int, block_size: int) -> OwnModelConfig:
+    """The model that --model names, with its own reference settings. Raises InputError."""
+    source = absolute(spec)
+    try:
+        files = read_files(Path(source.rpartition(":")[0]))
+    except InputError as error:
+        raise InputError(f"--model {error}") from None
+    empty = OwnModelConfig(source, files, digest(files), {"block_size": block_size}, vocab_size)
+    settings = getattr(load_class(empty), "settings", {})
+    if not isinstance(settings, dict):
+        raise InputError(f"--model {source}: its `settings` is a {type(settings).__name__}; it must be a dict of defaults")
+    return with_settings(empty, settings)
+
+
+def builder(model: ModelConfig) -> Callable[[], Any]:
+    """What makes the torch module; an own model's file, which may draw random numbers, is executed before it is called."""
+    if isinstance(model, OwnModelConfig):
+        return functools.partial(load_class(model), dict(model.settings), model.vocab_size)
+    from myllm.model import GPT
+
+    return functools.partial(GPT, model)
