@@ -196,9 +196,9 @@ def value_type(field: dataclasses.Field) -> type:
 def parse_value(of: type, text: str) -> Any:
     """A value of type `of`. Raises ValueError."""
     if of is bool:
-        if text not in ("true", "false"):
+        if text.lower() not in ("true", "false"):
             raise ValueError(f"{text!r} is neither true nor false")
-        return text == "true"
+        return text.lower() == "true"
     try:
         value = int(float(text)) if of is int and float(text).is_integer() else of(text)
     except (ValueError, OverflowError):

@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import functools
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -67,7 +68,8 @@ def _parse(texts: tuple[tuple[str, ...], ...], known: tuple[tuple[str, type], ..
                     f"{flag}: write NAME={dict(zip(FLAGS, ('MIN:MAX', 'VALUE,VALUE', 'VALUE'), strict=True))[kind]}"
                 )
             if name not in types:
-                near = difflib.get_close_matches(name, types, 3, 0.5)
+                initials = [known for known in types if "".join(word[:1] for word in known.split("_")) == name]  # lr, wd
+                near = initials or difflib.get_close_matches(name, types, 3, 0.5)
                 known = f"near are {', '.join(near)}" if near else f"known are {', '.join(types)}"
                 raise InputError(f"{flag}: there is no {name!r} to set; {known}")
             if name in found:
@@ -100,20 +102,21 @@ def _values(kind: str, name: str, of: type, text: str) -> dict[str, Any]:
     if of in (str, bool):
         raise ValueError(f"{name} is no number; list its values with --choices {name}=...")
     low, high, *scale = (part.strip() for part in text.split(":")) if ":" in text else (text, "")
-    if not high or scale not in ([], ["log"], ["linear"]):
+    if not high or [word.lower() for word in scale] not in ([], ["log"], ["linear"]):
         raise ValueError(f"write {name}=MIN:MAX, or MIN:MAX:log, or MIN:MAX:linear")
     low, high = parse_value(of, low), parse_value(of, high)
     if low >= high:
         raise ValueError(f"{low:g} is not less than {high:g}")
     own = SCALES.get(name, LINEAR)
-    scale = own if not scale else LINEAR if scale == ["linear"] else LOG_BELOW_ONE if own == LOG_BELOW_ONE else LOG
+    scale = own if not scale else LINEAR if scale[0].lower() == "linear" else LOG_BELOW_ONE if own == LOG_BELOW_ONE else LOG
     if name == "batch_size":
         powers = ",".join(str(2**i) for i in range(20) if low <= 2**i <= high) or "8,16"
         raise ValueError(f"batch sizes must share the report marks: list them, such as --choices batch_size={powers}")
     if (scale == LOG and low <= 0) or (scale == LOG_BELOW_ONE and high >= 1):
-        raise ValueError(
-            f"its scale is {scale}, which {low if scale == LOG else high:g} is not on; {low:g}:{high:g}:linear is"
-        )
+        right = "begins above 0" if scale == LOG else "ends below 1"
+        raise ValueError(f"a {scale} range {right}; or say {name}={low:g}:{high:g}:linear")
+    if scale == LOG and not math.isfinite(high / low):
+        raise ValueError(f"{low:g} to {high:g} is wider than numbers reach")
     return {"values": Range(low, high, scale, of is int)}
 
 

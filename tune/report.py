@@ -133,17 +133,18 @@ def draw_curves(history: pd.DataFrame, trials: Trials, path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def draw_parameters(trials: pd.DataFrame, names: list[str], path: Path) -> None:
-    """The last val_loss against each hyper-parameter; full dots reached the full budget."""
+def draw_parameters(trials: pd.DataFrame, ranges: dict[str, str], path: Path) -> None:
+    """The last val_loss against each hyper-parameter, on the scale of its range; full dots reached the full budget."""
     from matplotlib.figure import Figure
 
     shown = trials[trials["val_loss"].map(math.isfinite)]
-    figure = Figure(figsize=(3.2 * len(names), 3), layout="constrained")
-    for axes, name in zip(figure.subplots(1, len(names), sharey=True, squeeze=False)[0], names, strict=True):
+    figure = Figure(figsize=(3.2 * len(ranges), 3), layout="constrained")
+    for axes, name in zip(figure.subplots(1, len(ranges), sharey=True, squeeze=False)[0], ranges, strict=True):
         for full, face in ((True, "C0"), (False, "none")):
             part = shown[(shown["status"] == COMPLETED) == full]
             axes.scatter(part[name], part["val_loss"], facecolors=face, edgecolors="C0")
-        axes.set_xscale("log", base=2 if name == "batch_size" else 10)
+        if name == "batch_size" or "log" in ranges[name]:
+            axes.set_xscale("log", base=2 if name == "batch_size" else 10)
         axes.set_xlabel(name)
     figure.axes[0].set_ylabel("last val_loss (nats per token)")
     figure.savefig(path, dpi=120)
@@ -156,7 +157,7 @@ def write_report(run_dir: Path) -> None:
     figures = []
     if not history.empty:
         draw_curves(history, trials, run_dir / "curves.png")
-        draw_parameters(table, list(search.ranges), run_dir / "parameters.png")
+        draw_parameters(table, search.ranges, run_dir / "parameters.png")
         for name in ("curves.png", "parameters.png"):
             data = base64.b64encode((run_dir / name).read_bytes()).decode()
             figures.append(f'<p><img alt="{name}" src="data:image/png;base64,{data}"></p>')
