@@ -26,11 +26,11 @@ def check_builds(model: OwnModelConfig) -> None:
     try:
         with torch.device("meta"), quiet():
             build()
-    except Exception:  # of the class, or of the device that holds no values
+    except (Exception, SystemExit):  # of the class, or of the device that holds no values
         try:
             with quiet():
                 build()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise InputError(
                 f"--model {model.source}: {model.class_name}({model.settings}, {model.vocab_size}) raises {told(error)}"
             ) from None
@@ -51,8 +51,10 @@ def check_trains(model: OwnModelConfig) -> None:
         torch.manual_seed(0)
         try:
             module = builder(model)()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise wrong(f"{name}({model.settings}, {model.vocab_size}) raises {told(error)}") from None
+        if any(isinstance(p, torch.nn.parameter.UninitializedParameter) for p in module.parameters()):
+            raise wrong("it has lazy modules, whose parameters have no shape before they are used: give them their sizes")
         ids = torch.randint(model.vocab_size, (2, model.block_size + 1))
         ids[0, 0] = ids[1, -1] = model.vocab_size - 1
         ids, targets = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
@@ -60,7 +62,7 @@ def check_trains(model: OwnModelConfig) -> None:
         def loss_of(ids: torch.Tensor, targets: torch.Tensor) -> Any:
             try:
                 return module(ids, targets)
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 raise wrong(f"forward(ids, targets) of {tuple(ids.shape)} ids raises {told(error)}") from None
 
         loss = loss_of(ids, targets)
@@ -79,7 +81,7 @@ def check_trains(model: OwnModelConfig) -> None:
             raise wrong(f"its loss is {loss.item()} before any training")
         try:
             loss.backward()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise wrong(f"backward() of its loss raises {told(error)}") from None
         module.eval()
         with torch.no_grad():

@@ -9,7 +9,7 @@
         def forward(self, ids, targets):            # two (B, T) int64 tensors; targets[b, t] follows ids[b, t]
             return loss                             # mean cross-entropy in nats per token: a scalar with a gradient
 
-The file's text, and that of the .py files beside it that it imports, is part of the model's configuration: a search goes on
+The file's text, and that of the modules beside it that it imports, is part of the model's configuration: a search goes on
 with the code that it began with, on every machine, whatever happens to the file. Nothing here imports torch before a model
 is built: a report reads configurations without it.
 """
@@ -19,14 +19,18 @@ import dataclasses
 import difflib
 import functools
 import hashlib
+import importlib.abc
 import inspect
 import json
+import linecache
 import os
 import sys
-import tempfile
+import traceback
 import types
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from importlib.machinery import ModuleSpec
+from importlib.util import spec_from_loader
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +49,7 @@ class OwnModelConfig:
     source: str
     """FILE.py:Class, absolute; where the code came from"""
     files: dict[str, str]
-    """name -> text of the file, the first, and of those beside it that it imports"""
+    """relative path -> text of the file, the first, and of those beside it that it imports"""
     sha256: str
     """of `files`"""
     settings: dict[str, int | float | str | bool]
@@ -136,34 +140,40 @@ def absolute(spec: str) -> str:
 
 
 def read_files(path: Path) -> dict[str, str]:
-    """The text of a Python file and of those beside it that it imports, by name. Raises InputError."""
-    files: dict[str, str] = {}
+    """The text of a Python file, and of the modules and packages beside it that it imports, by relative path.
+
+    Raises InputError.
+    """
+    folder, files = path.parent, {}
     waiting = [path]
     while waiting:
         file = waiting.pop(0)
+        name = str(file.relative_to(folder))
+        if name in files:
+            continue
         check_regular(file)
         try:
-            files[file.name] = text = file.read_text("utf-8")
+            files[name] = text = file.read_text("utf-8")
             tree = ast.parse(text)
         except SyntaxError as error:
-            raise InputError(f"{file}: not Python, line {error.lineno}: {error.msg}") from None
+            raise InputError(f"{file}: not Python, line {error.lineno or 1}: {error.msg}") from None
         except (UnicodeDecodeError, ValueError):
             raise InputError(f"{file}: not Python: it is not UTF-8 text") from None
         for node in ast.walk(tree):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom) and node.module and not node.level:
                 names = [node.module]
-            for name in names:
-                beside = path.parent / f"{name.split('.')[0]}.py"
-                if beside.name not in files and beside not in waiting and beside.is_file() and not _is_elsewhere(beside):
-                    waiting.append(beside)
+            for module in {name.partition(".")[0] for name in names}:
+                if not _is_elsewhere(module):
+                    waiting += [f for f in (folder / f"{module}.py",) if f.is_file()] or sorted(
+                        (folder / module).rglob("*.py")
+                    )
     return files
 
 
-def _is_elsewhere(path: Path) -> bool:
-    """Whether `import NAME` means another module than the file NAME.py: one of Python's own, or one that is loaded."""
-    loaded = sys.modules.get(path.stem)
-    return path.stem in sys.stdlib_module_names or (loaded is not None and path.stem not in _beside)
+def _is_elsewhere(module: str) -> bool:
+    """Whether `import module` means another one than that beside the file: one of Python's own, or one that is loaded."""
+    return module in sys.stdlib_module_names or (module in sys.modules and module not in _beside)
 
 
 def digest(files: dict[str, str]) -> str:
@@ -187,36 +197,48 @@ _beside: set[str] = set()
 """names of modules that were loaded from files beside a model's"""
 
 
-@functools.cache
-def _folder() -> tempfile.TemporaryDirectory:
-    """This process's copy of models' files, for tracebacks and imports; deleted when it ends."""
-    return tempfile.TemporaryDirectory(prefix="myllm-model-")
+class _Files(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Imports modules from texts, `files` by their path below `root`: nothing is written, and nothing there is read."""
+
+    def __init__(self, root: Path, files: dict[str, str]):
+        self.root, self.files = root, files
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        base = name.replace(".", "/")
+        for file in (f"{base}.py", f"{base}/__init__.py"):
+            if file in self.files:
+                return spec_from_loader(name, self, origin=file, is_package=file.endswith("__init__.py"))
+        is_folder = any(file.startswith(f"{base}/") for file in self.files)
+        return spec_from_loader(name, self, is_package=True) if is_folder else None
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        file = module.__spec__.origin
+        if file:
+            self.execute(module, file)
+
+    def execute(self, module: types.ModuleType, file: str) -> None:
+        """Executes a file in a module; tracebacks and inspect see its text."""
+        text, module.__file__ = self.files[file], str(self.root / file)
+        linecache.cache[module.__file__] = (len(text), None, text.splitlines(keepends=True), module.__file__)
+        exec(compile(text, module.__file__, "exec"), vars(module))
 
 
 @functools.lru_cache(maxsize=8)
 def _load(source: str, sha256: str, code: str) -> type:
-    files = json.loads(code)
-    original, _, name = source.rpartition(":")
-    folder = Path(_folder().name) / sha256[:16]
-    folder.mkdir(exist_ok=True)
-    for file, text in files.items():
-        (folder / file).write_text(text, "utf-8")
-    main, *others = files
+    path, _, name = source.rpartition(":")
+    files = _Files(Path(path).parent, json.loads(code))
+    main, *others = files.files
     module = types.ModuleType(f"{Path(main).stem}_{sha256[:8]}")
-    module.__file__ = str(folder / main)
     sys.modules[module.__name__] = module  # where dataclasses look
-    for stem in (Path(other).stem for other in others):
-        sys.modules.pop(stem, None)  # of another model
-        _beside.add(stem)
-    if os.path.dirname(original) not in sys.path:  # for folders of modules beside it; last: nothing there shadows ours
-        sys.path.append(os.path.dirname(original))
-    sys.path.insert(0, str(folder))
+    for other in {Path(other).parts[0].removesuffix(".py") for other in others}:
+        _beside.add(other)
+        for loaded in [name for name in sys.modules if name.partition(".")[0] == other]:
+            del sys.modules[loaded]  # of another model
+    sys.meta_path.insert(0, files)
     try:
-        exec(compile(files[main], module.__file__, "exec"), vars(module))
+        files.execute(module, main)
     except (Exception, SystemExit) as error:
         raise InputError(f"--model {source}: importing it raises {told(error)}") from None
-    finally:
-        sys.path.remove(str(folder))
     found = getattr(module, name, None)
     if not inspect.isclass(found):
         classes = [n for n, value in vars(module).items() if inspect.isclass(value)]
@@ -231,8 +253,10 @@ def load_class(model: OwnModelConfig) -> type:
 
 
 def told(error: BaseException) -> str:
-    """An error of the user's code, in one line."""
-    return f"{type(error).__name__}: {one_line(error)}"[:300]
+    """An error of the user's code, in one line, with the line that raised it."""
+    *_, last = traceback.extract_tb(error.__traceback__)
+    where = f" ({os.path.basename(last.filename)}:{last.lineno}: {last.line})" if last.line else ""
+    return f"{type(error).__name__}: {one_line(error)}"[:300] + where[:120]
 
 
 def own_model(spec: str, vocab_size: int, block_size: int) -> OwnModelConfig:

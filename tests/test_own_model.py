@@ -105,6 +105,21 @@ def test_code_goes_on_as_it_was_whatever_happens_to_the_files(example):
         read_model(values | {"files": {"my_model.py": "pass"}}, "search.json: model")
 
 
+def test_a_package_beside_it_is_kept_too_and_two_models_of_the_same_module_names_do_not_mix(tmp_path):
+    models = []
+    for width in (4, 6):
+        folder = tmp_path / str(width)
+        (folder / "parts").mkdir(parents=True)
+        (folder / "parts" / "sizes.py").write_text(f"WIDTH = {width}\n")
+        text = BIGRAM.replace("def __init__", "from parts.sizes import WIDTH\n    def __init__").replace(
+            '["width"]', '["width"] + self.WIDTH'
+        )
+        models.append(bigram(folder, text))
+        assert list(models[-1].files) == ["mine.py", "parts/sizes.py"]
+        shutil.rmtree(folder)
+    assert [builder(model)().table.weight.size(1) for model in models] == [12, 14]
+
+
 RETURNS = "return F.cross_entropy(self.head(self.table(ids)).flatten(0, 1), targets.flatten())"
 
 
@@ -135,6 +150,11 @@ RETURNS = "return F.cross_entropy(self.head(self.table(ids)).flatten(0, 1), targ
         (BIGRAM.replace(RETURNS, RETURNS + ".detach()"), "its loss has no gradient"),
         (BIGRAM.replace(RETURNS, RETURNS + " * float('nan')"), "its loss is nan before any training"),
         (BIGRAM.replace(RETURNS, RETURNS[:-1] + ", reduction='sum')"), "it must be the mean over tokens"),
+        (BIGRAM.replace("torch.nn.Linear(width, ", "torch.nn.LazyLinear("), "it has lazy modules"),
+        (
+            BIGRAM.replace("        width =", "        raise SystemExit(3)\n        width ="),
+            "raises SystemExit: 3 (mine.py:10: raise",
+        ),
         (BIGRAM.replace(RETURNS, "return self.missing(ids)"), "forward(ids, targets) of (2, 16) ids raises AttributeError"),
         (BIGRAM.replace('{"width": 8', '["width"'), "not Python, line"),
         (BIGRAM.replace('{"width": 8, "kind": "plain"}', '["width"]'), "its `settings` is a list; it must be a dict"),
