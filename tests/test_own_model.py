@@ -153,7 +153,7 @@ RETURNS = "return F.cross_entropy(self.head(self.table(ids)).flatten(0, 1), targ
         (BIGRAM.replace("torch.nn.Linear(width, ", "torch.nn.LazyLinear("), "it has lazy modules"),
         (
             BIGRAM.replace("        width =", "        raise SystemExit(3)\n        width ="),
-            "raises SystemExit: 3 (mine.py:10: raise",
+            "raises SystemExit: 3 (mine.py:9: raise",
         ),
         (BIGRAM.replace(RETURNS, "return self.missing(ids)"), "forward(ids, targets) of (2, 16) ids raises AttributeError"),
         (BIGRAM.replace('{"width": 8', '["width"'), "not Python, line"),
