@@ -96,9 +96,10 @@ def fix_settings(model: ModelConfig, texts: Iterable[str]) -> ModelConfig:
     """The model with the settings of `texts`, each NAME=VALUE. Raises InputError for the first that can't be."""
     for text in texts:
         name, _, value = text.partition("=")
-        known = settings_of(model)
-        if name not in known or name == "vocab_size":
-            raise InputError(f"--fix {text}: the model has no setting {name!r}; it has {', '.join(known)}")
+        known = {setting: value for setting, value in settings_of(model).items() if setting != "vocab_size"}
+        if name not in known:
+            hint = f"; it is the training's, --{name}" if name in RESERVED else ""
+            raise InputError(f"--fix {text}: the model has no setting {name!r}{hint}; it has {', '.join(known)}")
         try:
             model = with_settings(model, {name: parse_value(type(known[name]), value)})
         except ValueError as error:  # an InputError too

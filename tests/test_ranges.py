@@ -5,7 +5,6 @@ import json
 
 import numpy as np
 import pytest
-from conftest import MARK
 from test_searchers import BUDGET, draws_of, search_of, searched, write_run
 
 from myllm.config import PRESETS
@@ -226,6 +225,9 @@ def test_a_table_says_the_same_and_flags_beside_it_win_name_by_name(tmp_path):
     both = merge(values, {"fix": ["batch_size=4"], "range": ["weight_decay=0.1:1"]})
     assert both["fix"] == ["batch_size=4"] and both["choices"] == ["bias=true,false"]
     assert both["range"] == ["learning_rate=1e-4:3e-3", "n_embd=32:64:linear", "weight_decay=0.1:1"]
+    path.write_text('space = "v2"\n[space]\ndropout = 0.1\n')
+    with pytest.raises(InputError, match="the space is named in it"):
+        read_experiment(str(path), {})
     with pytest.raises(InputError, match=r"mine: space\.x is \{'a': 1\}; it must be"):
         from_table({"x": {"a": 1}}, "mine")
 
@@ -243,4 +245,6 @@ def test_a_warm_start_across_two_spaces_takes_what_their_names_share(tmp_path):
     assert not any(trial["same"] for trial in warm)  # the batch was 16: tried anew, but its loss is another training's
     search = dataclasses.replace(search, config=dataclasses.replace(search.config, choices=()))
     assert [trial["same"] for trial in warm_start_trials(search)] == [True, False]
-    assert search.budget_tokens == BUDGET and search.report_tokens == MARK
+    longer = dataclasses.replace(search, training=dataclasses.replace(search.training, budget_tokens=2 * BUDGET))
+    warm = warm_start_trials(longer)  # another budget: tried, but what was lost at the end of half of it says another thing
+    assert [trial["tried"] for trial in warm] == [True, True] and not any(trial["same"] for trial in warm)

@@ -351,10 +351,6 @@ def with_data(search, **changes):
         (lambda s: search_of(preset="micro"), "its preset is micro, not nano"),
         (lambda s: with_data(s, tokenizer_sha256="1"), "its tokenizer's content is not that of this search"),
         (
-            lambda s: dataclasses.replace(s, training=dataclasses.replace(s.training, budget_tokens=MARK)),
-            "its budget_tokens is 100, not 3200",
-        ),
-        (
             lambda s: with_data(s, fingerprint={"train": {"tokens": 8}, "val": {"tokens": 5}}),
             "its training data is not that of this search",
         ),

@@ -73,7 +73,7 @@ class SearchConfig:
     """gp: even draws, and proposals by a Gaussian process where the scheduler asks for them; random: even draws alone;
     optuna: TPE on the trials so far"""
     warm_start: tuple[str, ...] = ()
-    """earlier runs of the same space: their best configurations are tried first, and optuna learns from all of them"""
+    """earlier runs on the same data: their best configurations are tried first, and optuna learns from those that fit"""
     max_failures: int = 3
     """times that a trial starts again from its last checkpoint after its process or machine was lost"""
     keep_checkpoints: str = "best"

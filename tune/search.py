@@ -73,7 +73,8 @@ def read_experiment(path: str, given: dict[str, Any]) -> dict[str, Any]:
     except FileNotFoundError:
         raise InputError(f"--experiment {path}: no such file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise InputError(f"--experiment {path}: not TOML ({error})") from None
+        hint = '; beside a table [space] the space is named in it, base = "v2"' if "overwrite" in str(error) else ""
+        raise InputError(f"--experiment {path}: not TOML ({error}){hint}") from None
     kinds = {field.name: value_type(field) for field in dataclasses.fields(SearchConfig)}
     if isinstance(values.get("space"), dict):
         values |= ranges.from_table(values.pop("space"), f"--experiment {path}")

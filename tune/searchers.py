@@ -196,12 +196,11 @@ def _read_run(folder: Path, search: Search) -> tuple[list[dict], list[dict]]:
         ("preset", earlier.config.preset, search.config.preset),
         ("model", _model_name(earlier), _model_name(search)),
         ("tokenizer's content", earlier.data.tokenizer_sha256, search.data.tokenizer_sha256),
-        ("budget_tokens", earlier.budget_tokens, search.budget_tokens),
         ("training data", earlier.data.fingerprint["train"], search.data.fingerprint["train"]),
         ("validation data", earlier.data.fingerprint["val"], search.data.fingerprint["val"]),
     ):
         if theirs != ours:
-            how = f"is {theirs}, not {ours} as in" if what in ("preset", "model", "budget_tokens") else "is not that of"
+            how = f"is {theirs}, not {ours} as in" if what in ("preset", "model") else "is not that of"
             raise InputError(f"--warm_start {folder}: its {what} {how} this search; choose the same, or leave that run out")
     ranges = search.space.ranges(get_preset(search.config.preset))
     if not ranges.keys() & earlier.ranges.keys():
