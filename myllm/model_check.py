@@ -4,15 +4,57 @@ import contextlib
 import inspect
 import io
 import math
+import os
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from myllm.config import Preset
 from myllm.errors import InputError, warn
-from myllm.own_model import OwnModelConfig, builder, load_class, told
+from myllm.own_model import (
+    ModelConfig,
+    OwnModelConfig,
+    builder,
+    fix_settings,
+    is_changed,
+    load_class,
+    own_model,
+    read_model,
+    told,
+    with_settings,
+)
 
 FAR = 4  # times the loss of a uniform guess, beyond which a fresh model's loss is hardly a mean in nats per token
+
+
+def choose_model(given: dict[str, Any], config: dict[str, Any], preset: Preset, vocab_size: int) -> ModelConfig:
+    """The model that trainer.py's flags, config file and preset describe (the earlier wins), tried where it is an own one.
+
+    Raises InputError.
+    """
+    model: ModelConfig = preset.model(vocab_size)
+    if "model" in config and "preset" not in given:
+        model = read_model(config["model"], f"{given['config']}: model")
+    if "model" in given:
+        before, model = model, own_model(given["model"], vocab_size, model.block_size)
+        if isinstance(before, OwnModelConfig):
+            if before.sha256 != model.sha256:
+                print(f"note: {model.source} is not the code that {given['config']} was found with")
+            model = with_settings(model, before.settings)
+    elif isinstance(model, OwnModelConfig):
+        owner = os.stat(given["config"]).st_uid
+        if owner != os.getuid():
+            raise InputError(
+                f"{given['config']} brings the code of {model.source}, and belongs to another user (id {owner}); "
+                "look at it, then name the code with --model"
+            )
+        if is_changed(model):
+            print(f"note: {model.source} has changed since; this trains the code that {given['config']} was found with")
+    model = fix_settings(model, given.get("fix", ()))
+    if isinstance(model, OwnModelConfig):
+        check_trains(model)
+    return model
 
 
 def quiet() -> contextlib.AbstractContextManager:

@@ -8,19 +8,18 @@ import argparse
 import dataclasses
 import importlib.util
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from myllm.config import PRESETS, Preset, TrainConfig, field_help, from_dict, get_preset, value_type
+from myllm.config import PRESETS, TrainConfig, field_help, from_dict, get_preset, value_type
 from myllm.data import Windows, default_tokenizer, prepare
 from myllm.errors import InputError, Parser, run_command, warn
 from myllm.files import check_writable
-from myllm.model_check import check_trains
-from myllm.own_model import ModelConfig, OwnModelConfig, fix_settings, is_changed, own_model, read_model, with_settings
+from myllm.model_check import choose_model
+from myllm.own_model import OwnModelConfig
 from myllm.sources import EMBEDDED, is_embedded
 from myllm.token_layout import DTYPES
 from myllm.tokenizer import end_of_text, get_tokenizer, identity, resolve
@@ -122,7 +121,7 @@ def settle(args: argparse.Namespace) -> tuple[Run, Any]:
         raise InputError(f"{args.config}: found with a tokenizer of other contents than --tokenizer {tokenizer_name}")
     device = pick_device(args.device)
 
-    model_config = settle_model(given, config, preset, tokenizer.n_vocab)
+    model_config = choose_model(given, config, preset, tokenizer.n_vocab)
     if model_config.vocab_size != tokenizer.n_vocab:
         raise InputError(
             f"{args.config}: the model has vocab_size {model_config.vocab_size}, "
@@ -159,32 +158,6 @@ def settle(args: argparse.Namespace) -> tuple[Run, Any]:
         if saved and f"{split}_file" not in given and saved != tokens.fingerprint():
             warn(f"{tokens.name} is not the data that {args.config} was found on")
     return Run(model_config, train_config, *windows, device=device), tokenizer
-
-
-def settle_model(given: dict[str, Any], config: dict[str, Any], preset: Preset, vocab_size: int) -> ModelConfig:
-    """The model that flags, config file and preset describe (the earlier wins), tried where it is the user's own."""
-    model: ModelConfig = preset.model(vocab_size)
-    if "model" in config and "preset" not in given:
-        model = read_model(config["model"], f"{given['config']}: model")
-    if "model" in given:
-        before, model = model, own_model(given["model"], vocab_size, model.block_size)
-        if isinstance(before, OwnModelConfig):
-            if before.sha256 != model.sha256:
-                print(f"note: {model.source} is not the code that {given['config']} was found with")
-            model = with_settings(model, before.settings)
-    elif isinstance(model, OwnModelConfig):
-        owner = os.stat(given["config"]).st_uid
-        if owner != os.getuid():
-            raise InputError(
-                f"{given['config']} brings the code of {model.source}, and belongs to another user (id {owner}); "
-                "look at it, then name the code with --model"
-            )
-        if is_changed(model):
-            print(f"note: {model.source} has changed since; this trains the code that {given['config']} was found with")
-    model = fix_settings(model, given.get("fix", ()))
-    if isinstance(model, OwnModelConfig):
-        check_trains(model)
-    return model
 
 
 def steps_of(before: TrainConfig, run: Run) -> int:
