@@ -94,17 +94,22 @@ def with_settings(model: ModelConfig, changes: dict[str, Any]) -> ModelConfig:
 
 def fix_settings(model: ModelConfig, texts: Iterable[str]) -> ModelConfig:
     """The model with the settings of `texts`, each NAME=VALUE. Raises InputError for the first that can't be."""
+    texts = list(texts)
+    known = {setting: value for setting, value in settings_of(model).items() if setting != "vocab_size"}
+    changes = {}
     for text in texts:
         name, _, value = text.partition("=")
-        known = {setting: value for setting, value in settings_of(model).items() if setting != "vocab_size"}
         if name not in known:
             hint = f"; it is the training's, --{name}" if name in RESERVED else ""
             raise InputError(f"--fix {text}: the model has no setting {name!r}{hint}; it has {', '.join(known)}")
         try:
-            model = with_settings(model, {name: parse_value(type(known[name]), value)})
-        except ValueError as error:  # an InputError too
+            changes[name] = parse_value(type(known[name]), value)
+        except ValueError as error:
             raise InputError(f"--fix {text}: {error}") from None
-    return model
+    try:
+        return with_settings(model, changes)
+    except InputError as error:
+        raise InputError(f"--fix {' '.join(texts)}: {error}") from None
 
 
 def read_model(values: Any, where: str) -> ModelConfig:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 import shutil
 
 import pandas as pd
@@ -10,7 +11,7 @@ import pytest
 import torch
 from conftest import ROOT, run_command_line
 
-from myllm.config import TrainConfig
+from myllm.config import PRESETS, TrainConfig
 from myllm.data import TokenFile, Windows
 from myllm.errors import InputError
 from myllm.model_check import check_trains
@@ -166,6 +167,18 @@ def test_each_bad_file_is_one_line(tmp_path, text, words):
     with pytest.raises(InputError) as error:
         check_trains(bigram(tmp_path, text))
     assert words in str(error.value) and "\n" not in str(error.value) and "mine.py" in str(error.value)
+
+
+def test_settings_are_fixed_together():
+    model = PRESETS["nano"].model(257)
+    assert fix_settings(model, ["n_embd=99", "n_head=3"]).n_embd == 99  # 99 alone would not go with two heads
+    for texts, words in (
+        (["n_embd=99"], "n_embd is 99; it must be a multiple of n_head (2)"),
+        (["learning_rate=1"], "it is the training's, --learning_rate"),
+        (["n_layer"], "'' is no whole number"),
+    ):
+        with pytest.raises(InputError, match=re.escape(words)):
+            fix_settings(model, texts)
 
 
 def test_what_is_no_file_or_names_no_class_is_one_line(tmp_path, capsys):

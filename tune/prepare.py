@@ -133,10 +133,10 @@ def prepare_search(config: SearchConfig, cache_dir: Path) -> Search:
 def settle_model(config: SearchConfig, preset: Preset, vocab_size: int) -> ModelConfig:
     """The model that every trial begins from, with what is fixed of it. Raises InputError."""
     model = own_model(config.model, vocab_size, preset.block_size) if config.model else preset.model(vocab_size)
-    return fix_settings(config, model)
+    return fix_model(config, model)
 
 
-def fix_settings(config: SearchConfig, model: ModelConfig) -> ModelConfig:
+def fix_model(config: SearchConfig, model: ModelConfig) -> ModelConfig:
     """The model with what the user fixed of its settings."""
     settings = {name: value for name, value in fixed(config, model).items() if name in settings_of(model)}
     try:
@@ -152,11 +152,9 @@ def settle_marks(wanted: int, batch_sizes: Sequence[int], max_len: int) -> tuple
     step = math.lcm(*batch_sizes) * max_len
     reports = min(NUM_REPORTS, wanted // step)
     if reports < 2:
-        of = (
-            f"the largest batch, {max(batch_sizes)}"
-            if math.lcm(*batch_sizes) == max(batch_sizes)
-            else (f"batches of {', '.join(map(str, batch_sizes))} alike, {math.lcm(*batch_sizes)}")
-        )
+        alike, largest = math.lcm(*batch_sizes), max(batch_sizes)
+        listed = ", ".join(map(str, batch_sizes))
+        of = f"the largest batch, {largest}" if alike == largest else f"batches of {listed} alike, {alike}"
         raise InputError(
             f"--budget_tokens is {wanted}: less than two reports, each a whole number of steps of {of} windows of {max_len}"
             f" tokens; it must be at least {2 * step}, or the batches smaller (--choices batch_size=...)"
@@ -210,7 +208,7 @@ def check_comparable(search: Search, cache_dir: Path) -> Search:
     """
     config, data = search.config, search.data
     preset, encoding = get_preset(config.preset), get_tokenizer(data.tokenizer)
-    model = search.model if config.model else fix_settings(config, preset.model(encoding.n_vocab))
+    model = search.model if config.model else fix_model(config, preset.model(encoding.n_vocab))
     ranges = search.space.ranges(preset)
     now = {
         f"the shape of preset {config.preset}": (model, search.model),
