@@ -9,9 +9,11 @@ from test_searchers import BUDGET, draws_of, search_of, searched, write_run
 
 from myllm.config import PRESETS
 from myllm.errors import InputError
+from tune.journal import FILE_NAME
 from tune.options import SearchConfig
 from tune.prepare import prepare_search, settle_marks
 from tune.ranges import asked, from_table, merge
+from tune.report import summary
 from tune.results import write_results
 from tune.search import read_experiment
 from tune.searchers import warm_start_trials
@@ -111,7 +113,7 @@ def test_the_reference_is_the_nearest_within_the_ranges_and_what_moved_is_kept(p
 
 
 def test_a_trial_has_its_own_shape_and_what_is_fixed(prepared, tmp_path):
-    search = prepared(**EVERYTHING, space="v2")
+    search = prepared(**EVERYTHING | {"choices": (*EVERYTHING["choices"][:1], "n_embd=96,128", *EVERYTHING["choices"][2:])})
     search.write(tmp_path)
     assert Search.read(tmp_path) == search
     draw = search.sample(3)
@@ -128,6 +130,11 @@ def test_a_trial_has_its_own_shape_and_what_is_fixed(prepared, tmp_path):
         | metrics
     )
     write_results(tmp_path, trials, search)
+    journal = [{"event": "session", "workers": 1}, *events, trials.by_id["00000"].reports[search.budget_tokens]]
+    (tmp_path / FILE_NAME).write_text("".join(json.dumps({"time": 0.0} | event) + "\n" for event in journal))
+    text = summary(tmp_path)
+    assert "fixed     warmup_ratio=0.05; n_head=4; micro_batch_size=4" in text
+    assert "nearest to the preset's n_embd 64, outside of the ranges" in text
     best = json.loads((tmp_path / "best_config.json").read_text())
     assert best["model"]["n_embd"] == draw["n_embd"] and best["model"]["n_head"] == 4
     assert best["train"]["warmup_ratio"] == 0.05
