@@ -24,6 +24,7 @@ from tune.belief import expected_losses, interval
 from tune.options import SearchConfig
 from tune.results import believed, leaders
 from tune.simulate import play
+from tune.spaces import LINEAR, Range
 from tune.trials import DEFAULT_TRIAL
 
 LENGTHS = (4, 8, 16, 32)
@@ -83,7 +84,7 @@ class Random(Surface):
         waves = rng.standard_normal((features, dimensions)) / np.sqrt(chi) / scales
         phases, weights = rng.uniform(0, 2 * np.pi, features), rng.standard_normal(features)
         self.function = lambda points: np.cos(points @ waves.T + phases) @ weights * (2 / features) ** 0.5
-        self.axes = [Axis(str(i)) for i in range(dimensions)]
+        self.axes = [Axis(str(i), Range(0.0, 1.0, LINEAR)) for i in range(dimensions)]
         self.points, self.count = rng.random((count, dimensions)), count
         values = self.function(self.points)
         values = values + 0.14 * values.std() * rng.standard_normal(count)

@@ -7,7 +7,6 @@ validation windows as the search reads) of both for each seed, and the differenc
 """
 
 import argparse
-import dataclasses
 import json
 from pathlib import Path
 
@@ -32,9 +31,8 @@ def main() -> None:
         for seed in args.seeds:
             losses = {}
             for name, trial_id in (("best", best), ("default", DEFAULT_TRIAL)):
-                config = search.train_config(trials.by_id[trial_id].config)
-                changes = {"eval_freq": config.budget_tokens, "eval_windows": 16 * config.eval_windows}
-                *_, last = train(open_run(search, dataclasses.replace(config, seed=seed, **changes)))
+                changes = {"eval_freq": search.budget_tokens, "eval_windows": 16 * search.training.eval_windows}
+                *_, last = train(open_run(search, trials.by_id[trial_id].config, seed=seed, **changes))
                 losses[name] = last.val_loss
             print(
                 f"{run_dir.name} seed {seed}: best {losses['best']:.4f}, default {losses['default']:.4f}, "

@@ -55,8 +55,8 @@ def record(search: Search, draw_seed: int, index: int, seed: int, path: Path) ->
     os.nice(19)
     torch.set_num_threads(1)
     hyper_parameters = sample(get_space("v2"), get_preset(search.config.preset), draw_seed, index)
-    config = search.train_config(hyper_parameters | {"seed": seed})
-    run = open_run(search, config)
+    run = open_run(search, hyper_parameters, seed=seed)
+    config = run.config
     rows = []
     for report in train(run):
         branch = report.tokens_seen / config.budget_tokens in BRANCHES and not report.diverged

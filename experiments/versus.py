@@ -35,7 +35,6 @@ folder a search with its log. The command goes on where it stopped, also with mo
 
 import argparse
 import contextlib
-import dataclasses
 import json
 import math
 import multiprocessing
@@ -62,7 +61,7 @@ from myllm.training.train import Report, train
 from tune.options import SearchConfig
 from tune.prepare import RUNS_DIR, open_run, prepare_search
 from tune.settings import Search
-from tune.spaces import LogUniform, get_space, sample
+from tune.spaces import Range, get_space, sample
 
 # What only one method or only the main process needs is imported where it is used: start-up is on the clock.
 
@@ -80,7 +79,7 @@ Pick = tuple[Config | None, int, int]
 def training(search: Search, config: Config, **changes: Any) -> Iterator[Report]:
     """Trains the hyper-parameters `config` to the full budget on one thread, with a report at every mark."""
     torch.set_num_threads(1)
-    yield from train(open_run(search, dataclasses.replace(search.train_config(config), **changes)))
+    yield from train(open_run(search, config, **changes))
 
 
 # The methods: what searches, and what tells its pick at some time (UNIX, seconds) from what it left in `folder`
@@ -127,7 +126,7 @@ def search_with_ray(job: dict[str, Any], folder: Path, scratch: str, index: int)
 
     ray.init("local", num_cpus=job["slots"], include_dashboard=False, _temp_dir=scratch, _node_ip_address="127.0.0.1")
     space = {
-        name: tune.loguniform(d.low, d.high) if isinstance(d, LogUniform) else tune.choice(list(d.values))
+        name: tune.loguniform(d.low, d.high) if isinstance(d, Range) else tune.choice(list(d.values))
         for name, d in get_space("v2").ranges(get_preset(job["search"].config.preset)).items()
     }
     tuner = tune.Tuner(
@@ -174,7 +173,7 @@ def search_with_optuna(job: dict[str, Any], folder: Path, scratch: str, index: i
     def objective(trial: optuna.Trial) -> float:
         config = {}
         for name, d in get_space("v2").ranges(get_preset(job["search"].config.preset)).items():
-            if isinstance(d, LogUniform):
+            if isinstance(d, Range):
                 config[name] = trial.suggest_float(name, d.low, d.high, log=True)
             else:
                 config[name] = trial.suggest_categorical(name, d.values)

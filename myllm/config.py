@@ -193,6 +193,21 @@ def value_type(field: dataclasses.Field) -> type:
     return next(iter(typing.get_args(field.type)), field.type)  # of `int | None`, int
 
 
+def parse_value(of: type, text: str) -> Any:
+    """A value of type `of`. Raises ValueError."""
+    if of is bool:
+        if text.lower() not in ("true", "false"):
+            raise ValueError(f"{text!r} is neither true nor false")
+        return text.lower() == "true"
+    try:
+        value = int(float(text)) if of is int and float(text).is_integer() else of(text)
+    except (ValueError, OverflowError):
+        raise ValueError(f"{text!r} is no {'whole number' if of is int else 'number'}") from None
+    if of is float and not math.isfinite(value):
+        raise ValueError(f"{text} is not finite")
+    return value
+
+
 def field_help(config_class: type) -> dict[str, str]:
     """The text under each field of a dataclass, as its help."""
     body = ast.parse(inspect.getsource(config_class)).body[0].body

@@ -144,7 +144,10 @@ def _read_jsonl(path: Path, text_column: str | None) -> Iterator[Piece]:
             if not isinstance(row, dict):
                 raise InputError(f"{path}: line {number} is no JSON object with a text column")
             if column is None:
-                texts = [key for key, value in row.items() if isinstance(value, str) or key == text_column]
+                usual = {
+                    key for key in row if row[key] is None and key.lower() in TEXT_COLUMNS
+                }  # an empty document comes first
+                texts = [key for key, value in row.items() if isinstance(value, str) or key == text_column or key in usual]
                 column = pick_column(path, texts, text_column)
             text = row.get(column, 0)
             if not isinstance(text, str | None):

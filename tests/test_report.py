@@ -20,6 +20,7 @@ from tune.analysis import Axis, Surface, edges
 from tune.compare import compare
 from tune.report import write_report
 from tune.results import UNITS, load, load_run
+from tune.spaces import LINEAR, LOG_BELOW_ONE, Choice, Range
 
 RECORDED = ROOT / "tests" / "recorded" / "nano-v2"
 SCHEMA = json.loads((ROOT / "tune" / "summary.schema.json").read_text())
@@ -111,16 +112,29 @@ def test_a_run_without_repeats_claims_no_interval(tmp_path):
 
 
 def test_edges_name_the_flag_that_looks_beyond():
-    axes = [Axis.read("learning_rate", "0.001 to 0.1 (log)"), Axis.read("batch_size", "4, 8, 16")]
+    axes = [Axis("learning_rate", Range(0.001, 0.1)), Axis("batch_size", Choice((4, 8, 16)))]
     assert edges(axes, {"learning_rate": 0.01, "batch_size": 8}) == []
     found = {edge.axis.name: edge.flag for edge in edges(axes, {"learning_rate": 0.095, "batch_size": 16})}
     assert found == {
         "learning_rate": "--range learning_rate=0.0095:0.95",
         "batch_size": "--choices batch_size=4,8,16,32,64",
     }
-    assert edges([Axis.read("schedule", "cosine, wsd")], {"schedule": "cosine"}) == []
-    for text, values in (("0.001 to 0.1 (log)", (0.001, 0.01, 0.1)), ("0 to 1", (0.0, 0.5, 1.0)), ("2, 4, 8", (2, 4, 8))):
-        axis = Axis.read("x", text)
+    assert edges([Axis("schedule", Choice(("cosine", "wsd")))], {"schedule": "cosine"}) == []
+    assert edges([Axis("dropout", Range(0.0, 0.3, LINEAR))], {"dropout": 0.0}) == []  # nothing lies below
+    for axis, value, flag in (
+        (Axis("beta2", Range(0.9, 0.999, LOG_BELOW_ONE)), 0.999, "--range beta2=0.99:0.9999"),
+        (Axis("learning_rate", Range(0.001, 0.003, LINEAR)), 0.003, "--range learning_rate=0.002:0.004:linear"),
+        (Axis("n_layer", Range(2, 6, LINEAR, whole=True)), 6, "--range n_layer=4:8"),
+        (Axis("n_layer", Choice((1, 2, 4))), 4, "--choices n_layer=1,2,4,8,16"),
+    ):
+        assert [edge.flag for edge in edges([axis], {axis.name: value})] == [flag]
+    for drawn_from, values in (
+        (Range(0.001, 0.1), (0.001, 0.01, 0.1)),
+        (Range(0.0, 1.0, LINEAR), (0.0, 0.5, 1.0)),
+        (Range(0.9, 0.999, LOG_BELOW_ONE), (0.9, 0.99, 0.999)),
+        (Choice((2, 4, 8)), (2, 4, 8)),
+    ):
+        axis = Axis("x", drawn_from)
         assert [axis.place(v) for v in values] == pytest.approx([0, 0.5, 1])
         assert [axis.value(p) for p in (0, 0.5, 1)] == pytest.approx(values)
 

@@ -39,6 +39,8 @@ def test_json_lines_are_documents(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text(lines(ROWS) + "\n\n" + '{"text": "last"}')
     assert documents(path) == ["héllo\nthere", "", "", "good bye", "last"]
+    path.write_text(lines([{"source": "web", "text": None}, {"source": "web", "text": "b"}]))
+    assert documents(path) == ["", "b"]  # found although the first document is empty
     path.write_bytes(b"\xef\xbb\xbf" + b'{"prose": "a"}\r\n{"prose": "b"}\r\n')
     assert documents(path) == ["a", "b"]
 

@@ -1,15 +1,18 @@
 """What the trials say of the hyper-parameters: how much each matters, how the loss follows them, and where a range ends."""
 
 import math
-import re
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from scipy.linalg import solve_triangular
 
+from myllm.config import get_preset
 from tune.belief import LEVEL, interval
+from tune.ranges import SCALES
 from tune.settings import Search
+from tune.spaces import LINEAR, LOG, LOG_BELOW_ONE, Choice, Range
 from tune.surrogate import projected
 from tune.trials import Trial, Trials
 
@@ -23,49 +26,43 @@ EDGE = 0.05  # of a range
 
 @dataclass(frozen=True)
 class Axis:
-    """A hyper-parameter's range, as search.json shows it: from `low` to `high`, or one of `values`."""
+    """A hyper-parameter and what it is drawn from, as something to draw along."""
 
     name: str
-    low: float = 0.0
-    high: float = 1.0
-    log: bool = False
-    values: tuple[str, ...] = ()
+    drawn_from: Range | Choice
 
-    @classmethod
-    def read(cls, name: str, text: str) -> "Axis":
-        """The axis that a text like '0.001 to 0.1 (log)' or '4, 8, 16' describes."""
-        found = re.fullmatch(r"(\S+) to (\S+?)( \(log\))?", text)
-        if found:
-            return cls(name, float(found[1]), float(found[2]), bool(found[3]))
-        return cls(name, values=tuple(text.split(", ")))
+    @property
+    def values(self) -> tuple[str, ...]:
+        """The words of a list; empty for a range."""
+        return tuple(map(str, self.drawn_from.values)) if isinstance(self.drawn_from, Choice) else ()
 
     @property
     def numbers(self) -> list[float] | None:
-        """The values where they are numbers, else None."""
-        try:
-            return [float(value) for value in self.values] or None
-        except ValueError:
-            return None
+        """The values of a list where they are numbers, else None."""
+        values = self.drawn_from.values if isinstance(self.drawn_from, Choice) else ("",)
+        return None if any(isinstance(value, (bool, str)) for value in values) else list(values)
+
+    @property
+    def is_category(self) -> bool:
+        """Whether its values are no numbers."""
+        return bool(self.values) and self.numbers is None
 
     @property
     def is_log(self) -> bool:
         """Whether it is drawn on a logarithmic scale: batch sizes double."""
+        if isinstance(self.drawn_from, Range):
+            return self.drawn_from.scale == LOG
         numbers = self.numbers
-        return self.log or bool(numbers and len(numbers) > 2 and min(numbers) > 0 and max(numbers) >= 4 * min(numbers))
+        return bool(numbers and len(numbers) > 2 and min(numbers) > 0 and max(numbers) >= 4 * min(numbers))
 
-    def place(self, value: float | str) -> float:
+    def place(self, value: Any) -> float:
         """Where `value` lies, from 0 to 1."""
-        if not self.values:
-            low, high, at = (math.log(v) if self.log else v for v in (self.low, self.high, max(value, 1e-300)))
-            return min(1.0, max(0.0, (at - low) / (high - low))) if high > low else 0.5
-        numbers = self.numbers
-        at = min(range(len(numbers)), key=lambda i: abs(numbers[i] - value)) if numbers else self.values.index(str(value))
-        return at / max(1, len(self.values) - 1)
+        return self.drawn_from.place(value)
 
     def value(self, place: float) -> float:
         """The number at `place`; between two values where they are a list."""
-        if not self.values:
-            return self.low * (self.high / self.low) ** place if self.log else self.low + place * (self.high - self.low)
+        if isinstance(self.drawn_from, Range):
+            return self.drawn_from.at(place)
         numbers = self.numbers or list(range(len(self.values)))
         scaled = np.log(numbers) if self.is_log else np.array(numbers)
         found = float(np.interp(place * (len(numbers) - 1), range(len(numbers)), scaled))
@@ -74,7 +71,7 @@ class Axis:
 
 def axes_of(search: Search) -> list[Axis]:
     """The axes along which a search looked."""
-    return [Axis.read(name, text) for name, text in search.ranges.items()]
+    return [Axis(name, values) for name, values in search.space.ranges(get_preset(search.config.preset)).items()]
 
 
 @dataclass(frozen=True)
@@ -89,33 +86,56 @@ class Edge:
 
 
 def edges(axes: list[Axis], config: dict) -> list[Edge]:
-    """The ranges within EDGE of whose end `config` lies, or whose first or last number it has."""
+    """The ranges within EDGE of whose end `config` lies; none where nothing lies beyond."""
     found = []
     for axis in axes:
-        place = axis.place(config[axis.name])
-        if (axis.values and not (axis.numbers and len(axis.values) > 2)) or EDGE < place < 1 - EDGE:
-            continue
-        low_end = place < 0.5
-        if axis.values:
-            numbers = axis.numbers or []
-            step = numbers[1] / numbers[0] if axis.is_log else numbers[1] - numbers[0]
-            beyond, at = [], numbers[0] if low_end else numbers[-1]
-            for _ in range(2):
-                at = (at / step if low_end else at * step) if axis.is_log else (at - step if low_end else at + step)
-                if at > 0 and (at == int(at) or axis.name != "batch_size"):
-                    beyond.append(at)
-            if beyond:
-                kept = numbers[:3] if low_end else numbers[-3:]
-                values = ",".join(f"{value:g}" for value in sorted([*beyond, *kept]))
-                found.append(Edge(axis, config[axis.name], at, f"--choices {axis.name}={values}"))
-            continue
-        half = (axis.high / axis.low) ** 0.5 if axis.log else (axis.high - axis.low) / 2
         value = config[axis.name]
-        low, high = (value / half, value * half) if axis.log else (max(0.0, value - half), value + half)
-        if axis.name.endswith("_ratio"):
-            high = min(high, 0.9)  # a share
-        found.append(Edge(axis, value, axis.low if low_end else axis.high, f"--range {axis.name}={low:.2g}:{high:.2g}"))
+        edge = _range_edge(axis, value) if isinstance(axis.drawn_from, Range) else _choice_edge(axis, value)
+        found += [edge] if edge else []
     return found
+
+
+def _choice_edge(axis: Axis, value: Any) -> Edge | None:
+    numbers, place = axis.numbers or [], axis.place(value)
+    if len(numbers) < 3 or 0 < place < 1:
+        return None
+    step = numbers[1] / numbers[0] if axis.is_log else numbers[1] - numbers[0]
+    low_end, whole = place == 0, all(isinstance(number, int) for number in numbers)
+    beyond, at = [], numbers[0] if low_end else numbers[-1]
+    for _ in range(2):
+        at = (at / step if low_end else at * step) if axis.is_log else (at - step if low_end else at + step)
+        if at > 0 and (at == int(at) or not whole):
+            beyond.append(at)
+    if not beyond:
+        return None
+    values = ",".join(f"{value:g}" for value in sorted([*beyond, *(numbers[:3] if low_end else numbers[-3:])]))
+    return Edge(axis, value, numbers[0] if low_end else numbers[-1], f"--choices {axis.name}={values}")
+
+
+def _range_edge(axis: Axis, value: float) -> Edge | None:
+    of, place = axis.drawn_from, axis.place(value)
+    low_end = place < 0.5
+    end = of.low if low_end else of.high
+    if (EDGE < place < 1 - EDGE and not (of.whole and value == end)) or (low_end and end == 0):
+        return None
+    if of.scale == LOG:
+        half = (of.high / of.low) ** 0.5
+        low, high = value / half, value * half
+    elif of.scale == LOG_BELOW_ONE:
+        half = ((1 - of.low) / (1 - of.high)) ** 0.5
+        low, high = max(0.0, 1 - (1 - value) * half), 1 - (1 - value) / half
+    else:
+        half = (of.high - of.low) / 2
+        low, high = max(0.0, value - half) if of.low >= 0 else value - half, value + half
+        if axis.name in ("beta1", "beta2"):
+            high = min(high, (1 + of.high) / 2)
+    if axis.name.endswith("_ratio") or axis.name == "dropout":
+        high = min(high, 0.9)  # a share
+    digits = ".6g" if of.scale == LOG_BELOW_ONE else ".2g"
+    low, high = (max(1, round(low)), math.ceil(high)) if of.whole else (f"{end:{digits}}" for end in (low, high))
+    own = SCALES.get(axis.name, LINEAR)
+    scale = "" if of.scale == own else ":linear" if of.scale == LINEAR else ":log"
+    return Edge(axis, value, end, f"--range {axis.name}={low}:{high}{scale}")
 
 
 class Surface:

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from myllm.files import write_text
+from myllm.own_model import described
 from tune.figures.base import Figure
 from tune.page import document, escaped, figure_section, payload
 from tune.results import load, search_seconds
@@ -52,7 +53,14 @@ def compare(folders: list[Path]) -> tuple[str, Path]:
 
 def comparable(search: Search) -> str:
     """What must be the same for losses in nats per token to be compared: the validation data, the tokenizer, the window."""
-    return repr((search.data.fingerprint.get("val"), search.data.tokenizer_sha256, search.training.eval_windows))
+    return repr(
+        (
+            search.data.fingerprint.get("val"),
+            search.data.tokenizer_sha256,
+            search.training.max_len,
+            search.training.eval_windows,
+        )
+    )
 
 
 def differing(search: Search, others: list[Search]) -> dict[str, Any]:
@@ -61,7 +69,7 @@ def differing(search: Search, others: list[Search]) -> dict[str, Any]:
     def flat(one: Search) -> dict[str, Any]:
         values = {name: value for name, value in vars(one.config).items() if name not in ("name", "warm_start")}
         values |= {f"range of {name}": value for name, value in one.ranges.items()}
-        values["model"] = " ".join(f"{n}={v}" for n, v in vars(one.model).items())
+        values["model"] = " ".join(f"{n}={v}" for n, v in described(one.model).items())
         return values | {"budget_tokens": one.budget_tokens}
 
     mine, every = flat(search), [flat(one) for one in others]

@@ -22,9 +22,18 @@ class SearchConfig:
     """What the user asked for."""
 
     space: str = "v2"
-    """search space: v1 (learning rate, batch size), v2 (and warm-up, clip norm), v3 (and decay, beta2, schedule, floor)"""
+    """search space: v1 (learning rate, batch size), v2 (and warm-up, clip norm), v3 (and decay, beta2, schedule, floor), or
+    own: nothing but --range and --choices"""
+    range: tuple[str, ...] = ()
+    """own ranges, NAME=MIN:MAX, log where the setting's own scale is; NAME=MIN:MAX:linear or :log says which"""
+    choices: tuple[str, ...] = ()
+    """own lists, NAME=VALUE,VALUE,..."""
+    fix: tuple[str, ...] = ()
+    """settings that are not searched, NAME=VALUE"""
     preset: str = "nano"
     """model shape and reference settings"""
+    model: str | None = None
+    """your own model, FILE.py:Class; see myllm/own_model.py (unset: GPT-2's decoder in the preset's shape)"""
     train_file: tuple[str, ...] = (EMBEDDED,)
     """training data: token files (.bin, .npy), text (.txt, .jsonl, .parquet), folders or globs of them, or 'embedded'"""
     val_file: tuple[str, ...] = (EMBEDDED,)
@@ -64,7 +73,7 @@ class SearchConfig:
     """gp: even draws, and proposals by a Gaussian process where the scheduler asks for them; random: even draws alone;
     optuna: TPE on the trials so far"""
     warm_start: tuple[str, ...] = ()
-    """earlier runs of the same space: their best configurations are tried first, and optuna learns from all of them"""
+    """earlier runs on the same data: their best configurations are tried first, and optuna learns from those that fit"""
     max_failures: int = 3
     """times that a trial starts again from its last checkpoint after its process or machine was lost"""
     keep_checkpoints: str = "best"

@@ -8,8 +8,10 @@ from typing import Any
 
 import pandas as pd
 
+from myllm.own_model import described
 from tune.figures.base import Figure, to_json
 from tune.settings import Search
+from tune.summary import worded
 
 ASSETS = Path(__file__).resolve().parent / "assets"
 SHOWN = {"yes": "Yes.", "partly": "Partly.", "no": "No."}
@@ -57,8 +59,7 @@ def answer(found: dict[str, Any]) -> str:
     tiles = []
     if best:
         for number, (name, value) in enumerate(best["config"].items()):
-            shown = value if isinstance(value, str) else f"{value:.4g}"
-            tiles.append(tile(f"best {name}" if number == 0 else name, shown, first=number == 0))
+            tiles.append(tile(f"best {name}" if number == 0 else name, worded(value), first=number == 0))
     facts = []
     if best:
         seeds = f"{best['seeds']} seeds" if best["seeds"] > 1 else "one seed"
@@ -135,7 +136,7 @@ def settings_section(search: Search) -> str:
     groups = {
         "asked for": {n: v for n, v in vars(search.config).items() if v not in (None, (), False)},
         "searched": search.ranges,
-        "model": vars(search.model),
+        "model": described(search.model),
         "training": vars(search.training),
         "data": {n: getattr(search.data, n) for n in ("train_file", "val_file", "tokenizer", "tokenizer_sha256")}
         | {f"fingerprint of {split}": value for split, value in search.data.fingerprint.items()},

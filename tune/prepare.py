@@ -1,8 +1,12 @@
 """What the user asked for, checked against the data and the machine, and resolved: before anything heavy starts."""
 
 import dataclasses
+import itertools
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -10,13 +14,15 @@ from myllm.config import Preset, TrainConfig, get_preset
 from myllm.data import TokenFile, Windows, default_tokenizer, prepare
 from myllm.errors import InputError
 from myllm.machine import origin
+from myllm.model_check import check_builds, check_trains
+from myllm.own_model import ModelConfig, OwnModelConfig, own_model, settings_of, with_settings
 from myllm.sources import absolute
 from myllm.token_file import are_there
 from myllm.tokenizer import get_tokenizer, identity, resolve, token_bytes
 from myllm.training.train import Run
 from tune.options import SearchConfig
+from tune.ranges import asked, check_space, extremes, fixed, moved, own_space
 from tune.settings import Data, Search
-from tune.spaces import Choice, get_space
 
 RUNS_DIR = Path(__file__).resolve().parent.parent / "experiments" / "runs"
 EMA_RATIO = 0.1  # horizon of the averaged weights of --rung_metric val_loss_ema
@@ -24,6 +30,7 @@ PACKAGES = ("torch", "ray", "tiktoken", "numpy", "pandas", "optuna")  # whose ve
 CODE = ("python", "packages", "git_commit")  # of a search's origin
 NUM_REPORTS = 32  # token marks a full training
 MIN_EVAL_TOKENS, MAX_EVAL_TOKENS, EVAL_SHARE = 4096, 2**20, 1 / 256  # of val, at each mark; the share is of the budget
+MOST_BUILT = 32  # shapes of a user's own model that are tried before the start
 TRAIN_EVAL = 4  # one window of train for so many of val: train_loss is there to be read, nothing is decided by it
 
 
@@ -56,38 +63,41 @@ def prepare_search(config: SearchConfig, cache_dir: Path) -> Search:
 
     Raises InputError with one line for the first thing that is wrong.
     """
-    preset, space = get_preset(config.preset), get_space(config.space)
+    preset = get_preset(config.preset)
     tokenizer_name = resolve(config.tokenizer or default_tokenizer(config.train_file))
     encoding = get_tokenizer(tokenizer_name)
+    model = settle_model(config, preset, encoding.n_vocab)
+    check_space(config, preset, model)
+    space, settled = own_space(config, model), fixed(config, model)
+    changes = {name: value for name, value in settled.items() if name not in settings_of(model)}
     files = {
         split: prepare(
             file, split, tokenizer_name, encoding, cache_dir, token_dtype=config.token_dtype, text_column=config.text_column
         )
         for split, file in (("train", config.train_file), ("val", config.val_file))
     }
-    model = preset.model(encoding.n_vocab)
     max_len = model.block_size
     windows = {split: Windows(tokens, max_len, max_len) for split, tokens in files.items()}
-    batch_sizes = space.ranges(preset)["batch_size"]
-    assert isinstance(batch_sizes, Choice)
-    largest = max(batch_sizes.values)
-    if len(windows["train"]) < largest:
+    ranges = space.ranges(preset)
+    batch_sizes = ranges["batch_size"].values if "batch_size" in ranges else (changes.get("batch_size", preset.batch_size),)
+    if min(batch_sizes) < 1:
+        raise InputError(
+            f"{asked(config, model)['batch_size'].flag}: batch_size is {min(batch_sizes)}; it must be 1 or more"
+        )
+    if len(windows["train"]) < max(batch_sizes):
         raise InputError(
             f"{' '.join(config.train_file)}: its {len(windows['train'])} windows of {max_len} tokens are fewer than the"
-            f" largest batch of space {config.space} with preset {config.preset}, {largest} windows"
+            f" largest batch of space {config.space} with preset {config.preset}, {max(batch_sizes)} windows"
         )
-    wanted = config.budget_tokens or preset.budget_tokens
-    report_tokens = wanted // (NUM_REPORTS * largest * max_len) * largest * max_len
-    if report_tokens == 0:
-        raise InputError(
-            f"--budget_tokens is {wanted}: less than one step of the largest batch per report; it must be at least"
-            f" {NUM_REPORTS * largest * max_len} ({NUM_REPORTS} reports of {largest} windows of {max_len} tokens)"
-        )
-    budget = report_tokens * NUM_REPORTS
+    budget, report_tokens = settle_marks(config.budget_tokens or preset.budget_tokens, batch_sizes, max_len)
     eval_windows = int(min(MAX_EVAL_TOKENS, max(MIN_EVAL_TOKENS, budget * EVAL_SHARE))) // max_len or 1
     _, targets = windows["val"].batch(windows["val"].spread(eval_windows))
     total_bytes = int(token_bytes(encoding)[targets.numpy()].sum())
-    training = preset.training(
+    training = settle_training(
+        preset,
+        changes,
+        batch_size=space.values(preset)["batch_size"],
+        max_len=max_len,
         budget_tokens=budget,
         version=space.version,
         seed=config.seed,
@@ -96,7 +106,7 @@ def prepare_search(config: SearchConfig, cache_dir: Path) -> Search:
         dtype="bfloat16" if torch.cuda.is_available() else "float32",
         ema_ratio=EMA_RATIO if config.rung_metric == "val_loss_ema" else 0.0,
     )
-    return Search(
+    search = Search(
         config=config,
         model=model,
         training=training,
@@ -112,9 +122,75 @@ def prepare_search(config: SearchConfig, cache_dir: Path) -> Search:
             bytes_per_token=max(1, total_bytes) / targets.numel(),
         ),
         report_tokens=report_tokens,
-        ranges=ranges_of(config.space, preset),
+        ranges={name: str(values) for name, values in ranges.items()},
+        moved=moved(config, preset, model),
         origin=origin(PACKAGES),
     )
+    check_trials(search)
+    return search
+
+
+def settle_model(config: SearchConfig, preset: Preset, vocab_size: int) -> ModelConfig:
+    """The model that every trial begins from, with what is fixed of it. Raises InputError."""
+    model = own_model(config.model, vocab_size, preset.block_size) if config.model else preset.model(vocab_size)
+    return fix_model(config, model)
+
+
+def fix_model(config: SearchConfig, model: ModelConfig) -> ModelConfig:
+    """The model with what the user fixed of its settings."""
+    settings = {name: value for name, value in fixed(config, model).items() if name in settings_of(model)}
+    try:
+        return with_settings(model, settings)
+    except InputError as error:
+        raise InputError(f"{', '.join(asked(config, model)[name].flag for name in settings)}: {error}") from None
+
+
+def settle_marks(wanted: int, batch_sizes: Sequence[int], max_len: int) -> tuple[int, int]:
+    """(tokens of one full training, tokens between reports): NUM_REPORTS of whole steps of every batch size, or, of a small
+    budget, as many as there are. Raises InputError where it has less than two.
+    """
+    step = math.lcm(*batch_sizes) * max_len
+    reports = min(NUM_REPORTS, wanted // step)
+    if reports < 2:
+        alike, largest = math.lcm(*batch_sizes), max(batch_sizes)
+        listed = ", ".join(map(str, batch_sizes))
+        of = f"the largest batch, {largest}" if alike == largest else f"batches of {listed} alike, {alike}"
+        raise InputError(
+            f"--budget_tokens is {wanted}: less than two reports, each a whole number of steps of {of} windows of {max_len}"
+            f" tokens; it must be at least {2 * step}, or the batches smaller (--choices batch_size=...)"
+        )
+    report_tokens = wanted // (reports * step) * step
+    return report_tokens * reports, report_tokens
+
+
+def settle_training(preset: Preset, fixed: dict[str, Any], **settled: Any) -> TrainConfig:
+    """The preset's reference settings with what is fixed. Raises InputError that says so."""
+    try:
+        return preset.training(**(settled | fixed))
+    except InputError as error:
+        raise InputError(f"--fix {' '.join(f'{name}={value}' for name, value in fixed.items())}: {error}") from None
+
+
+def check_trials(search: Search) -> None:
+    """Raises InputError where a configuration of the user's own ranges can't be trained, or no rung lies below the end."""
+    config, preset = search.config, get_preset(search.config.preset)
+    shapes = []
+    for flags, hyper_parameters in extremes(config, preset, search.model):
+        try:
+            search.train_config(hyper_parameters)
+            shapes.append(search.model_config(hyper_parameters))
+        except InputError as error:
+            raise InputError(f"{flags}: {str(error).removeprefix('trial: ')}") from None
+    if isinstance(search.model, OwnModelConfig):
+        check_trains(search.model_config(search.sample(0)))
+        different = {str(shape.settings): shape for shape in shapes}
+        for shape in itertools.islice(different.values(), MOST_BUILT):
+            check_builds(shape)
+    if config.resolved_rungs and not search.scheduler().milestones:
+        raise InputError(
+            f"--rungs: none lies at one of the {search.budget_tokens // search.report_tokens} reports before the end;"
+            " choose earlier ones, a larger --budget_tokens, or --scheduler fifo"
+        )
 
 
 def changed_code(search: Search) -> str:
@@ -132,9 +208,11 @@ def check_comparable(search: Search, cache_dir: Path) -> Search:
     """
     config, data = search.config, search.data
     preset, encoding = get_preset(config.preset), get_tokenizer(data.tokenizer)
+    model = search.model if config.model else fix_model(config, preset.model(encoding.n_vocab))
+    ranges = search.space.ranges(preset)
     now = {
-        f"the shape of preset {config.preset}": (preset.model(encoding.n_vocab), search.model),
-        f"space {config.space}": (ranges_of(config.space, preset), search.ranges),
+        f"the shape of preset {config.preset}": (model, search.model),
+        f"space {config.space}": ({name: str(values) for name, values in ranges.items()}, search.ranges),
         f"tokenizer {data.tokenizer}": (identity(encoding), data.tokenizer_sha256),
     }
     how = {"token_dtype": data.token_dtype, "text_column": data.text_column}
@@ -152,13 +230,12 @@ def check_comparable(search: Search, cache_dir: Path) -> Search:
     return dataclasses.replace(search, data=dataclasses.replace(data, prepared=prepared))
 
 
-def open_run(search: Search, config: TrainConfig, device: str = "cpu") -> Run:
-    """The training of one configuration of a search, from its beginning, on the search's prepared files."""
+def open_run(search: Search, hyper_parameters: dict[str, Any], device: str = "cpu", **changes: Any) -> Run:
+    """The training of one configuration of a search, from its beginning, on the search's prepared files.
+
+    `changes` replace settings of its TrainConfig.
+    """
+    config = dataclasses.replace(search.train_config(hyper_parameters), **changes)
     files = [TokenFile(search.data.prepared[split]) for split in ("train", "val")]
     windows = [Windows(tokens, config.max_len, config.stride) for tokens in files]
-    return Run(search.model, config, *windows, device=device)
-
-
-def ranges_of(space: str, preset: Preset) -> dict[str, str]:
-    """Each hyper-parameter of a space with its range for a preset, as text."""
-    return {name: str(distribution) for name, distribution in get_space(space).ranges(preset).items()}
+    return Run(search.model_config(hyper_parameters), config, *windows, device=device)

@@ -184,7 +184,7 @@ def write_results(run_dir: Path, trials: Trials, search: Search) -> None:
     result = table.join(believed(table)).drop(columns="losses").loc[best.trial_id].dropna()
     config = {
         "preset": search.config.preset,
-        "model": vars(search.model),
+        "model": vars(search.model_config(best.config)),
         "train": vars(search.train_config(best.config)),
         "data": {name: getattr(search.data, name) for name in DATA_KEYS},
         "result": {"trial_id": best.trial_id} | result.to_dict(),

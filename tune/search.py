@@ -20,14 +20,16 @@ from myllm.config import field_help, get_preset, value_type
 from myllm.errors import InputError, Parser, RunError, run_command
 from myllm.files import cache_dir
 from myllm.machine import available_cpus
+from myllm.own_model import absolute, is_changed
 from myllm.sources import is_embedded
+from tune import ranges
 from tune.options import SearchConfig
-from tune.prepare import RUNS_DIR, changed_code, check_comparable, prepare_search, ranges_of, settle_resources
+from tune.prepare import RUNS_DIR, changed_code, check_comparable, prepare_search, settle_resources
 from tune.report import summary, write_report
 from tune.runner import cluster_resources, run_search
 from tune.searchers import warm_start_trials
 from tune.settings import Search
-from tune.spaces import SPACES, sample
+from tune.spaces import OWN, SPACES, sample
 from tune.trials import UNLIMITED_TRIALS
 
 RESUME_FLAGS = (
@@ -48,6 +50,8 @@ def parse_args() -> argparse.Namespace:
         how: dict[str, Any] = {"type": kind}
         if kind is bool:
             how = {"action": "store_true"}
+        elif field.name in ranges.FLAGS:
+            how = {"nargs": "+", "action": "extend", "metavar": "NAME=..."}
         elif kind is tuple:
             how = {"nargs": "+", "metavar": "PATH"}
         parser.add_argument(f"--{field.name}", help=(helps[field.name] + default).replace("%", "%%"), **how)
@@ -69,8 +73,11 @@ def read_experiment(path: str, given: dict[str, Any]) -> dict[str, Any]:
     except FileNotFoundError:
         raise InputError(f"--experiment {path}: no such file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise InputError(f"--experiment {path}: not TOML ({error})") from None
+        hint = '; beside a table [space] the space is named in it, base = "v2"' if "overwrite" in str(error) else ""
+        raise InputError(f"--experiment {path}: not TOML ({error}){hint}") from None
     kinds = {field.name: value_type(field) for field in dataclasses.fields(SearchConfig)}
+    if isinstance(values.get("space"), dict):
+        values |= ranges.from_table(values.pop("space"), f"--experiment {path}")
     for key, value in values.items():
         if key not in kinds:
             raise InputError(f"--experiment {path}: unknown key {key!r}; known are {', '.join(kinds)}")
@@ -92,9 +99,10 @@ def read_experiment(path: str, given: dict[str, Any]) -> dict[str, Any]:
 def start(given: dict[str, Any]) -> tuple[Path, Search]:
     """A new run folder and its checked settings."""
     experiment = given.pop("experiment", None)
-    values = (read_experiment(experiment, given) if experiment else {}) | given
+    values = ranges.merge(read_experiment(experiment, given) if experiment else {}, given)
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     values["warm_start"] = tuple(os.path.abspath(path) for path in values.get("warm_start", ()))
+    values |= {"model": absolute(values["model"])} if values.get("model") else {}
     config = SearchConfig(**values)
     name = config.name or f"{config.preset}-{config.space}-{time.strftime('%Y%m%d-%H%M%S')}"
     folder = config.storage_path if config.storage_path and "://" not in config.storage_path else RUNS_DIR
@@ -114,6 +122,7 @@ def resume(given: dict[str, Any]) -> tuple[Path, Search]:
     if owner != os.getuid() and not trust:
         raise InputError(f"{run_dir} belongs to another user (id {owner}); look at what is in it, then resume with --trust")
     before = search.config
+    given |= {"model": absolute(given["model"])} if "model" in given else {}
     for flag, value in given.items():
         value = tuple(value) if isinstance(value, list) else value
         if flag not in RESUME_FLAGS and getattr(before, flag, None) != value:
@@ -135,9 +144,11 @@ def list_spaces(preset_name: str) -> str:
     for name, space in SPACES.items():
         reference = sample(space, preset, 0, 0)
         lines.append(f"{name}: training loop {space.version}")
-        for parameter, text in ranges_of(name, preset).items():
+        for parameter, values in space.ranges(preset).items():
             value = reference[parameter]
-            lines.append(f"  {parameter:16} {text}; reference {value if isinstance(value, str) else f'{value:.4g}'}")
+            lines.append(f"  {parameter:16} {values}; reference {value if isinstance(value, str) else f'{value:.4g}'}")
+    lines.append(f"yours, over any of these or --space {OWN}: --range, --choices and --fix of")
+    lines.append(f"  {', '.join(ranges.kinds(preset.model(1)))}")
     return "\n".join(lines)
 
 
@@ -160,6 +171,8 @@ def main() -> int:
     resources = settle_resources(config, *available)
     if resumed and (changes := changed_code(search)):
         print(f"note: the code has changed since the search began: {changes}")
+    if resumed and is_changed(search.model):
+        print(f"note: {search.model.source} has changed since the search began, which goes on with the code of then")
     run_dir.mkdir(parents=True, exist_ok=resumed)
     shown = os.path.relpath(run_dir)
     data = "the embedded corpus" if is_embedded(config.train_file) else " ".join(config.train_file)

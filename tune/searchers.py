@@ -6,7 +6,7 @@ Nothing is stored besides the journal: what a searcher learns from is put togeth
 import importlib.util
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +14,22 @@ import numpy as np
 
 from myllm.config import get_preset
 from myllm.errors import InputError
+from myllm.own_model import OwnModelConfig, settings_of
 from tune.coordinator import Configure
 from tune.journal import read_journal
 from tune.results import leaders
 from tune.settings import Search
-from tune.spaces import Choice, LogUniform, get_space, sample
+from tune.spaces import Choice, Range, Ranges
 from tune.surrogate import most_promising, projected
 from tune.trials import COMPLETED, DIVERGED, FAILED, PAUSED, REPEAT, RUNNING, Trial, Trials
 
 STARTUP = 10  # judged trials before TPE draws (optuna's default); until then all searchers begin alike
 CANDIDATES = 1000  # random configurations among which a proposal is chosen
+UNLEARNT = ("seed", "dtype", "ema_ratio", "micro_batch_size", "eval_freq", "eval_windows", "train_eval_windows")
+"""settings that may differ between trainings whose losses tell the same"""
 WARM_SHARE = 4  # one trial in this many repeats an earlier run's, at most
 
 Config = dict[str, Any]
-Ranges = Mapping[str, LogUniform | Choice]
 Standing = tuple[str, int, float]
 """(status, tokens, val_loss in nats per token): how a trial ended, or at which rung it was judged last"""
 
@@ -38,8 +40,8 @@ def searcher(search: Search) -> Configure:
     Raises InputError where the searcher's package is missing.
     """
     config, warm = search.config, search.warm_start
-    space, preset, seed = get_space(config.space), get_preset(config.preset), config.seed
-    ranges, milestones = space.ranges(preset), (*search.scheduler().milestones, search.budget_tokens)
+    ranges, seed = search.space.ranges(get_preset(config.preset)), config.seed
+    milestones = (*search.scheduler().milestones, search.budget_tokens)
     tries = [trial["config"] for trial in warm if trial["tried"]]
     learns = config.searcher == "optuna"
     if learns and importlib.util.find_spec("optuna") is None:
@@ -54,7 +56,7 @@ def searcher(search: Search) -> Configure:
                 return _suggest(ranges, seed, index, known)
         if proposed and config.searcher == "gp":
             return _propose(ranges, seed, index, trials, milestones[:-1])
-        return sample(space, preset, seed, index)
+        return search.sample(index)
 
     return configure
 
@@ -66,8 +68,8 @@ def _propose(ranges: Ranges, seed: int, index: int, trials: Trials, milestones: 
     """The most promising of many random configurations, by what is to be expected of the trials at the last milestone."""
 
     def places(configs: Sequence[Config]) -> np.ndarray:
-        rows = [[values.place(config[name]) for name, values in ranges.items()] for config in configs]
-        return np.array(rows).reshape(-1, len(ranges))
+        rows = [[x for name, values in ranges.items() for x in values.coordinates(config[name])] for config in configs]
+        return np.array(rows)
 
     drawn = np.random.default_rng([seed, index]).random((CANDIDATES, len(ranges)))
     candidates = [{name: r.at(float(p)) for (name, r), p in zip(ranges.items(), row, strict=True)} for row in drawn]
@@ -110,28 +112,35 @@ def _suggest(ranges: Ranges, seed: int, index: int, known: list[tuple[Config, St
         params = {name: _to_optuna(values, config[name]) for name, values in ranges.items()}
         study.add_trial(optuna.trial.create_trial(params=params, **result))
     drawn = study.ask(distributions).params
-    return {name: ranges[name].values[drawn[name]] if ranges[name].ordered else drawn[name] for name in ranges}
+    return {name: _from_optuna(values, drawn[name]) for name, values in ranges.items()}
 
 
-def _distribution(values: LogUniform | Choice) -> Any:
+def _distribution(values: Range | Choice) -> Any:
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-    if isinstance(values, LogUniform):
-        return FloatDistribution(values.low, values.high, log=True)
+    if isinstance(values, Range):
+        return FloatDistribution(0, 1)  # by places, whatever the scale
     # numbers by their places in order: neighbours share what was learnt, categories are strangers to each other
     return IntDistribution(0, len(values.values) - 1) if values.ordered else CategoricalDistribution(values.values)
 
 
-def _to_optuna(values: LogUniform | Choice, value: Any) -> Any:
+def _to_optuna(values: Range | Choice, value: Any) -> Any:
     """Into the range, as optuna refuses others: preset micro's reference half-life of beta2 lies below v3's."""
-    if isinstance(values, LogUniform):
-        return min(max(value, values.low), values.high)
-    return values.nearest(value) if values.ordered else value
+    if isinstance(values, Range):
+        return values.place(value)
+    return values.index(value) if values.ordered else value
+
+
+def _from_optuna(values: Range | Choice, drawn: Any) -> Any:
+    if isinstance(values, Range):
+        return values.at(drawn)
+    return values.values[drawn] if values.ordered else drawn
 
 
 def _known(trials: Trials, warm: Sequence[dict[str, Any]], milestones: Sequence[int]) -> list[tuple[Config, Standing]]:
     """Every distinct configuration with its standing; one of an earlier run counts anew once it has ended here too."""
-    known = {_key(t["config"]): (t["config"], (t["status"], t["tokens_seen"], t["val_loss"])) for t in warm}
+    same = (t for t in warm if t.get("same", True))
+    known = {_key(t["config"]): (t["config"], (t["status"], t["tokens_seen"], t["val_loss"])) for t in same}
     for trial in trials.drawn:
         if trial.status == FAILED:
             continue  # a failure is the code's or the machine's, and says nothing of the configuration
@@ -160,13 +169,13 @@ def warm_start_trials(search: Search) -> tuple[dict[str, Any], ...]:
     """What the earlier runs of --warm_start know, read once: search.json keeps it, whatever happens to those runs.
 
     Distinct configurations other than the reference, each with "config", "status" (completed, paused or diverged),
-    "val_loss" (nats per token, the mean over seeds; None for diverged ones), "tokens_seen", and "tried": whether the search
-    tries it itself, in this order. Those are the best of each run's standings, taken in turn.
+    "val_loss" (nats per token, the mean over seeds; None for diverged ones), "tokens_seen", "same": whether it would train
+    here as it did there, and "tried": whether the search tries it itself, in this order. Those are the best of each run's
+    standings, taken in turn.
 
     Raises InputError that names what is wrong with the first run that cannot seed this search.
     """
-    space, preset = get_space(search.config.space), get_preset(search.config.preset)
-    reference = _key(sample(space, preset, search.config.seed, 0))
+    reference = _key(search.sample(0))
     runs = [_read_run(Path(folder), search) for folder in search.config.warm_start]
     in_turn = itertools.chain.from_iterable(itertools.zip_longest(*(best for best, _ in runs)))
     found: dict[tuple, dict[str, Any]] = {}
@@ -184,23 +193,26 @@ def _read_run(folder: Path, search: Search) -> tuple[list[dict], list[dict]]:
     except InputError as error:
         raise InputError(f"--warm_start: {error}; give folders of earlier runs") from None
     for what, theirs, ours in (
-        ("space", earlier.config.space, search.config.space),
         ("preset", earlier.config.preset, search.config.preset),
-        ("tokenizer", earlier.data.tokenizer, search.data.tokenizer),
-        ("budget_tokens", earlier.budget_tokens, search.budget_tokens),
+        ("model", _model_name(earlier), _model_name(search)),
+        ("tokenizer's content", earlier.data.tokenizer_sha256, search.data.tokenizer_sha256),
         ("training data", earlier.data.fingerprint["train"], search.data.fingerprint["train"]),
         ("validation data", earlier.data.fingerprint["val"], search.data.fingerprint["val"]),
-        ("set of ranges", earlier.ranges, search.ranges),
     ):
         if theirs != ours:
-            how = "is not that of" if isinstance(ours, dict) else f"is {theirs}, not {ours} as in"
+            how = f"is {theirs}, not {ours} as in" if what in ("preset", "model") else "is not that of"
             raise InputError(f"--warm_start {folder}: its {what} {how} this search; choose the same, or leave that run out")
+    ranges = search.space.ranges(get_preset(search.config.preset))
+    if not ranges.keys() & earlier.ranges.keys():
+        raise InputError(
+            f"--warm_start {folder}: it searched {', '.join(earlier.ranges)}, and this search none of these; leave it out"
+        )
     trials = Trials(earlier.budget_tokens, earlier.config.trials, events=read_journal(folder))
     milestones = (*earlier.scheduler().milestones, earlier.budget_tokens)
     told = {trial.trial_id: (trial.config, _standing(trial, milestones)) for trial in trials.drawn}
     rows = {
-        trial_id: {
-            "config": config,
+        trial_id: _carried(config, earlier, search, ranges)
+        | {
             "status": status,
             "tokens_seen": tokens,
             "val_loss": None if math.isnan(loss) else loss,
@@ -212,6 +224,23 @@ def _read_run(folder: Path, search: Search) -> tuple[list[dict], list[dict]]:
         raise InputError(f"--warm_start {folder}: no trial of it has completed; let one end first, or leave that run out")
     others = [row for row in rows.values() if row["status"] in (PAUSED, DIVERGED)]
     return [rows[trial_id] for trial_id in completed], others
+
+
+def _model_name(search: Search) -> str:
+    model = search.model
+    return f"{model.class_name} ({model.sha256[:8]})" if isinstance(model, OwnModelConfig) else "GPT-2's"
+
+
+def _carried(config: Config, earlier: Search, search: Search, ranges: Ranges) -> dict[str, Any]:
+    """An earlier run's configuration in this search's names and ranges, and whether it is still the same training.
+
+    What was not searched there has the value that it was trained with; what lies outside of a range here goes to its end.
+    """
+    before = vars(earlier.training) | settings_of(earlier.model) | config
+    here = search.sample(0)
+    here |= {name: values.nearest(before[name]) for name, values in ranges.items() if before.get(name) is not None}
+    now = vars(search.training) | settings_of(search.model) | here
+    return {"config": here, "same": all(before.get(name) == now[name] for name in now if name not in UNLEARNT)}
 
 
 def _key(config: Config) -> tuple:

@@ -6,14 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from myllm.config import GPTConfig, TrainConfig, from_dict
+from myllm.config import TrainConfig, from_dict, get_preset
 from myllm.errors import InputError
 from myllm.files import write_text
+from myllm.own_model import ModelConfig, read_model, settings_of, with_settings
 from myllm.sources import Source
 from tune.options import SearchConfig
+from tune.ranges import own_space
 from tune.schedulers import SCHEDULERS
 from tune.schedulers.base import Scheduler
 from tune.schedulers.reference import WithReference
+from tune.spaces import Space, sample
 
 FILE_NAME = "search.json"
 FORMAT = 2
@@ -46,9 +49,9 @@ class Search:
 
     config: SearchConfig
     """what the user asked for"""
-    model: GPTConfig
+    model: ModelConfig
     training: TrainConfig
-    """the preset's reference settings; a trial's hyper-parameters replace some"""
+    """the preset's reference settings, both, and what is fixed; a trial's hyper-parameters replace some"""
     data: Data
     report_tokens: int
     """tokens between reports; a multiple of every trial's step"""
@@ -58,15 +61,33 @@ class Search:
     """what earlier runs know (searchers.warm_start_trials)"""
     origin: dict[str, Any] = dataclasses.field(default_factory=dict)
     """when, by which versions and on what hardware it began"""
+    moved: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """the preset's reference values that lie outside of the user's ranges: trial 0 has the nearest instead"""
 
     @property
     def budget_tokens(self) -> int:
         """Tokens of one full training."""
         return self.training.budget_tokens
 
+    @property
+    def space(self) -> Space:
+        """What is searched: the space that the user named, with the user's own ranges."""
+        return own_space(self.config, self.model)
+
+    def sample(self, index: int) -> dict[str, Any]:
+        """The hyper-parameters of an even draw; of index 0 the reference."""
+        return sample(self.space, get_preset(self.config.preset), self.config.seed, index)
+
+    def model_config(self, hyper_parameters: dict[str, Any]) -> ModelConfig:
+        """The model of one trial. Raises InputError for a shape that can't be."""
+        names = settings_of(self.model)
+        return with_settings(self.model, {name: value for name, value in hyper_parameters.items() if name in names})
+
     def train_config(self, hyper_parameters: dict[str, Any]) -> TrainConfig:
         """The TrainConfig of one trial. Raises InputError for an unknown key or a step that does not divide the marks."""
-        values = dataclasses.asdict(self.training) | hyper_parameters
+        names = settings_of(self.model)
+        values = dataclasses.asdict(self.training)
+        values |= {name: value for name, value in hyper_parameters.items() if name not in names}
         values["eval_freq"] = max(1, self.report_tokens // (values["batch_size"] * values["max_len"]))
         if values["micro_batch_size"] is not None:
             values["micro_batch_size"] = min(values["micro_batch_size"], values["batch_size"])
@@ -101,10 +122,11 @@ class Search:
                 raise InputError(
                     f"{path} is of format {written_by}, this version reads {FORMAT}; use the one that wrote it"
                 )
-            values["config"] |= {n: tuple(values["config"][n]) for n in ("train_file", "val_file", "warm_start")}
+            values["config"] |= {n: tuple(v) for n, v in values["config"].items() if isinstance(v, list)}
             values["warm_start"] = tuple(values["warm_start"])
-            parts = {"config": SearchConfig, "model": GPTConfig, "training": TrainConfig, "data": Data}
+            parts = {"config": SearchConfig, "training": TrainConfig, "data": Data}
             values |= {name: from_dict(part, values[name], f"{path}: {name}") for name, part in parts.items()}
+            values["model"] = read_model(values["model"], f"{path}: model")
             return cls(**values)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             if isinstance(error, InputError):

@@ -11,6 +11,7 @@ from myllm.files import disk_use
 from myllm.sources import is_embedded
 from tune.analysis import axes_of, edges
 from tune.belief import LEVEL
+from tune.ranges import FLAGS, merge
 from tune.results import believed, leaders, search_seconds
 from tune.settings import Search
 from tune.trials import DEFAULT_TRIAL, FAILED, RUNNING, UNLIMITED_TRIALS, Trials
@@ -35,6 +36,9 @@ def facts(run_dir: Path, search: Search, trials: Trials, events: list[dict]) -> 
         "data": " ".join(config.train_file),
         "tokenizer": search.data.tokenizer,
         "ranges": search.ranges,
+        "fixed": list(config.fix),
+        "model": {"source": config.model, "sha256": search.model.sha256} if config.model else None,
+        "moved": search.moved,
         "budget_tokens": search.budget_tokens,
         "trials": {
             "begun": len(trials.drawn),
@@ -135,7 +139,13 @@ def commands(run_dir: Path, search: Search, trials: Trials, found: dict[str, Any
         if not is_embedded(config.train_file):
             flags += ["--train_file", *map(os.path.relpath, search.data.train_file)]
             flags += ["--val_file", *map(os.path.relpath, search.data.val_file), "--tokenizer", search.data.tokenizer]
-        flags += [word for edge in found["edges"] for word in edge["search_next"].split(" ", 1)]
+        flags += ["--model", config.model] if config.model else []
+        wider: dict[str, list[str]] = {}
+        for edge in found["edges"]:
+            kind, text = edge["search_next"].removeprefix("--").split(" ", 1)
+            wider.setdefault(kind, []).append(text)
+        ranges = merge({kind: getattr(config, kind) for kind in FLAGS}, wider)
+        flags += [word for kind, texts in ranges.items() if texts for word in (f"--{kind}", *texts)]
         flags += ["--warm_start", os.path.relpath(run_dir)]
         known.append(("look beyond", f"python tune/search.py {shlex.join(flags)}"))
     train = f"python myllm/training/trainer.py --config {shown}/best_config.json --save_model final.pth"
@@ -144,7 +154,12 @@ def commands(run_dir: Path, search: Search, trials: Trials, found: dict[str, Any
 
 def settings(config: dict[str, Any]) -> str:
     """A configuration on one line."""
-    return "  ".join(f"{name} {value if isinstance(value, str) else f'{value:.4g}'}" for name, value in config.items())
+    return "  ".join(f"{name} {worded(value)}" for name, value in config.items())
+
+
+def worded(value: Any) -> str:
+    """A hyper-parameter's value as people read it."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _losses(standing: dict[str, Any]) -> str:
@@ -157,7 +172,7 @@ def _losses(standing: dict[str, Any]) -> str:
 
 def text(found: dict[str, Any], run_dir: Path) -> str:
     """The summary that is printed: what was searched, what was found beside the default, what it took, what comes next."""
-    trials, cost, best = found["trials"], found["cost"], found["best"]
+    trials, cost, best, model = found["trials"], found["cost"], found["best"], found["model"]
     counted = ", ".join(f"{count} {status}" for status, count in trials["by_status"].items())
     planned = f" of {trials['planned']}" if trials["planned"] is not None else ""
     lines = [
@@ -165,6 +180,8 @@ def text(found: dict[str, Any], run_dir: Path) -> str:
         f"Search {found['name']}: space {found['space']}, preset {found['preset']}, scheduler {found['scheduler']}, "
         f"seed {found['seed']}, {found['data']} data, tokenizer {found['tokenizer']}",
         f"  searched  {'; '.join(f'{name} {values}' for name, values in found['ranges'].items())}",
+        *([f"  fixed     {'; '.join(found['fixed'])}"] if found["fixed"] else []),
+        *([f"  model     {model['source']} (sha256 {model['sha256'][:8]})"] if model else []),
         f"  trials    {trials['begun']}{planned}: {counted}",
         f"  took      {cost['seconds']:,.0f} s, {cost['tokens'] / 1e6:,.1f}M tokens "
         f"({found['budget_tokens'] / 1e6:,.1f}M a full training), {cost['checkpoint_bytes'] / 1e6:,.1f} MB of checkpoints",
@@ -177,6 +194,9 @@ def text(found: dict[str, Any], run_dir: Path) -> str:
         lines.append(f"            {_losses(best)}")
     if found["default"]:
         lines.append(f"  default   trial {DEFAULT_TRIAL}: {settings(found['default']['config'])}")
+        if found["moved"]:
+            values = ", ".join(f"{name} {value}" for name, value in found["moved"].items())
+            lines.append(f"            nearest to the {'model' if model else 'preset'}'s {values}, outside of the ranges")
         lines.append(f"            {_losses(found['default'])}")
     if found["gain"]:
         gain = found["gain"]

@@ -43,7 +43,7 @@ def run_trial(config: dict[str, Any], search: Search, milestones: tuple[int, ...
     It stores its state at the `milestones` (tokens_seen), where it may be told to pause, and now and then between them.
     """
     torch.set_num_threads(threads)
-    run = open_run(search, search.train_config(config), device)
+    run = open_run(search, config, device)
     checkpoint = tune.get_checkpoint()
     if checkpoint:
         with checkpoint.as_directory() as folder:

@@ -6,10 +6,10 @@ from typing import Any, TypeVar
 
 import torch
 
-from myllm.config import GPTConfig, TrainConfig
+from myllm.config import TrainConfig
 from myllm.data import BatchStream, Windows
 from myllm.errors import InputError, RunError
-from myllm.model import GPT
+from myllm.own_model import ModelConfig, builder, difference
 
 T = TypeVar("T")
 
@@ -24,7 +24,7 @@ class Run:
 
     def __init__(
         self,
-        model_config: GPTConfig,
+        model_config: ModelConfig,
         config: TrainConfig,
         train_windows: Windows,
         val_windows: Windows,
@@ -32,7 +32,7 @@ class Run:
     ):
         if config.max_len > model_config.block_size:
             raise InputError(f"max_len {config.max_len} exceeds the model's block_size of {model_config.block_size}")
-        self.config, self.device = config, torch.device(device)
+        self.model_config, self.config, self.device = model_config, config, torch.device(device)
         self.train_windows, self.val_windows = train_windows, val_windows
         self.stream = BatchStream(train_windows, config.batch_size, config.seed)
         tokenizers = {windows.tokens.tokenizer_sha256 for windows in (train_windows, val_windows)} - {None}
@@ -40,8 +40,9 @@ class Run:
             raise InputError(f"{train_windows.tokens.name} and {val_windows.tokens.name} belong to different tokenizers")
         self.tokenizer_sha256 = tokenizers.pop() if tokenizers else None
         self.earlier_epochs = self.earlier_steps = 0
+        build = builder(model_config)
         torch.manual_seed(config.seed)
-        self.model = GPT(model_config).to(self.device)
+        self.model = build().to(self.device)
         matrices = [p for p in self.model.parameters() if p.dim() >= 2]
         others = [p for p in self.model.parameters() if p.dim() < 2]
         self.optimizer = torch.optim.AdamW(
@@ -89,7 +90,7 @@ class Run:
     def state_dict(self) -> dict[str, Any]:
         """The run's state, of tensors and plain Python values only."""
         return {
-            "model_config": vars(self.model.config),
+            "model_config": vars(self.model_config),
             "train_config": vars(self.config),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -117,10 +118,9 @@ class Run:
                 f"the checkpoint was trained with a tokenizer of other contents (sha256 {theirs[:8]}, not "
                 f"{self.tokenizer_sha256[:8]}): the same ids mean other text; name its own --tokenizer"
             )
-        ours, theirs = vars(self.model.config), state["model_config"]
-        for field, value in ours.items():
-            if theirs.get(field) != value and field != "dropout":
-                raise InputError(f"the checkpoint's model has {field} {theirs.get(field)}, this one {value}")
+        different = difference(self.model_config, state["model_config"])
+        if different:
+            raise InputError(different)
         for field in ("batch_size", "max_len", "stride", "seed", "ema_ratio"):
             value = state["train_config"].get(field)
             if value != getattr(self.config, field):
@@ -129,7 +129,12 @@ class Run:
                     "it can't go on from there"
                 )
         self._find_place(state, other_data)
-        self.model.load_state_dict(state["model"])
+        try:
+            self.model.load_state_dict(state["model"])
+        except RuntimeError as error:  # its own model's code is another
+            raise InputError(
+                f"the checkpoint's weights are not this model's: {' '.join(str(error).split())[:300]}"
+            ) from None
         self.optimizer.load_state_dict(state["optimizer"])
         if self.average is not None:
             torch._foreach_copy_(self.average, state["average"])
@@ -181,7 +186,8 @@ class Run:
 
         `inputs` and `targets` are (batch_size, max_len). Raises RunError where not even one window fits.
         """
-        before = self.random_state() if self.model.config.dropout else None
+        draws = getattr(self.model_config, "dropout", True)  # what the user's own model does is not known
+        before = self.random_state() if draws else None
 
         def attempt() -> torch.Tensor:
             self.optimizer.zero_grad(set_to_none=True)

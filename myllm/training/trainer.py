@@ -14,10 +14,12 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from myllm.config import PRESETS, GPTConfig, TrainConfig, field_help, from_dict, get_preset, value_type
+from myllm.config import PRESETS, TrainConfig, field_help, from_dict, get_preset, value_type
 from myllm.data import Windows, default_tokenizer, prepare
 from myllm.errors import InputError, Parser, run_command, warn
 from myllm.files import check_writable
+from myllm.model_check import choose_model
+from myllm.own_model import OwnModelConfig
 from myllm.sources import EMBEDDED, is_embedded
 from myllm.token_layout import DTYPES
 from myllm.tokenizer import end_of_text, get_tokenizer, identity, resolve
@@ -45,6 +47,10 @@ def parse_args() -> argparse.Namespace:
     parser = Parser(prog="trainer.py", description="Trains one GPT, evaluates it, and saves it after each epoch.")
     parser.add_argument("--config", help="a best_config.json; flags given beside it win")
     parser.add_argument("--preset", help=f"model shape and reference settings: {', '.join(PRESETS)} (default: nano)")
+    parser.add_argument("--model", help="your own model, FILE.py:Class; see myllm/own_model.py (default: GPT-2's decoder)")
+    parser.add_argument(
+        "--fix", nargs="+", action="extend", metavar="NAME=VALUE", help="settings of the model: n_layer=4 ..."
+    )
     parser.add_argument(
         "--version", choices=["v1", "v2"], help="v1: plain loop; v2: warm-up, cosine, clipping (default: v2)"
     )
@@ -115,14 +121,12 @@ def settle(args: argparse.Namespace) -> tuple[Run, Any]:
         raise InputError(f"{args.config}: found with a tokenizer of other contents than --tokenizer {tokenizer_name}")
     device = pick_device(args.device)
 
-    model_config = preset.model(tokenizer.n_vocab)
-    if "model" in config and "preset" not in given:
-        model_config = from_dict(GPTConfig, config["model"], f"{args.config}: model")
-        if model_config.vocab_size != tokenizer.n_vocab:
-            raise InputError(
-                f"{args.config}: the model has vocab_size {model_config.vocab_size}, "
-                f"--tokenizer {tokenizer_name} {tokenizer.n_vocab}"
-            )
+    model_config = choose_model(given, config, preset, tokenizer.n_vocab)
+    if model_config.vocab_size != tokenizer.n_vocab:
+        raise InputError(
+            f"{args.config}: the model has vocab_size {model_config.vocab_size}, "
+            f"--tokenizer {tokenizer_name} {tokenizer.n_vocab}"
+        )
     changes = {name: given[name] for name in [*TRAIN_FLAGS, "version", "dtype"] if name in given}
     if "train" in config:
         values = config["train"] | changes
@@ -132,8 +136,9 @@ def settle(args: argparse.Namespace) -> tuple[Run, Any]:
             values["epochs"] = None
         train_config = from_dict(TrainConfig, values, f"{args.config}: train")
     else:
+        changes.setdefault("max_len", model_config.block_size)
         changes.setdefault("dtype", "bfloat16" if device.type == "cuda" else "float32")
-        batch_tokens = changes.get("batch_size", preset.batch_size) * changes.get("max_len", preset.block_size)
+        batch_tokens = changes.get("batch_size", preset.batch_size) * changes["max_len"]
         if not {"epochs", "budget_tokens"} & changes.keys() and batch_tokens > 0:
             changes["budget_tokens"] = max(1, preset.budget_tokens // batch_tokens) * batch_tokens
         changes.setdefault("eval_windows", 4 * max(1, changes.get("batch_size", preset.batch_size)))
@@ -187,6 +192,9 @@ def restore(run: Run, path: str) -> list[dict]:
             f"schedule: laid out anew over {run.total_steps} steps (was {old_total}); "
             f"the learning rate goes from {old:.3g} to {new:.3g}"
         )
+    code = getattr(run.model_config, "sha256", None)
+    if code != state["model_config"].get("sha256"):
+        print(f"model: the code of {run.model_config.source} is not what {path} was trained with")
     return state.get("history", [])
 
 
@@ -229,8 +237,9 @@ def main() -> int:
     if not text_to_token_ids(args.start_context, tokenizer).numel():
         raise InputError("--start_context is empty; give at least one character")
     history = restore(run, load_model) if load_model else []
+    parameters = sum(parameter.numel() for parameter in run.parameters)
     print(
-        f"{run.model.num_parameters():,} parameters, {run.total_steps} steps of {run.config.tokens_per_step:,} tokens, "
+        f"{parameters:,} parameters, {run.total_steps} steps of {run.config.tokens_per_step:,} tokens, "
         f"{run.stream.steps_per_epoch} steps an epoch, on {run.device}"
     )
     if run.step >= run.total_steps:
@@ -248,7 +257,8 @@ def main() -> int:
                 return 1
         if save_model:
             save_state(run.state_dict() | {"history": history}, save_model)
-        bar.write("sample: " + repr(sample(run, tokenizer, args.start_context)))
+        if not isinstance(run.model_config, OwnModelConfig):  # of which only the loss is known
+            bar.write("sample: " + repr(sample(run, tokenizer, args.start_context)))
     bar.close()
     if "plot" in given and history:
         columns = [[row[name] for row in history] for name in ("epoch", "tokens_seen", "train_loss", "val_loss")]

@@ -47,7 +47,7 @@ def fate(trial: Trial, best: str) -> str:
 
 def log_axis(axis: Axis) -> dict[str, Any]:
     """Plotly's axis for a hyper-parameter, on its own scale."""
-    if axis.values and axis.numbers is None:
+    if axis.is_category:
         return {"type": "category"}
     ticks = {"tickvals": axis.numbers, "ticktext": list(axis.values)} if axis.values else {}
     return {"type": "log" if axis.is_log else "linear", **ticks}

@@ -48,7 +48,7 @@ def parameters(search: Search, trials: Trials, axes: list[Axis], surface: Surfac
             points[:, number - 1] = places
             band = surface.predict(points)
             values = [axis.value(place) for place in places]
-            if log_axis(axis)["type"] == "category":
+            if axis.is_category:
                 values = [axis.values[round(place * (len(axis.values) - 1))] for place in places]
             soft = {"mode": "lines", "hoverinfo": "skip", "type": "scatter", "x": values} | on
             data += [
@@ -64,7 +64,7 @@ def parameters(search: Search, trials: Trials, axes: list[Axis], surface: Surfac
                     "mode": "markers",
                     "name": word,
                     "legendgroup": word,
-                    "x": rows[axis.name].tolist(),
+                    "x": (rows[axis.name].astype(str) if axis.is_category else rows[axis.name]).tolist(),
                     "y": [float(f"{v:.5g}") for v in rows["end_loss"]],
                     "text": rows["trial_id"].tolist(),
                     "hovertemplate": f"trial %{{text}}, {word}<br>{axis.name} %{{x:.4g}}: %{{y:.4f}}<extra></extra>",
@@ -92,7 +92,7 @@ def parameters(search: Search, trials: Trials, axes: list[Axis], surface: Surfac
                 panel.fill_between(values, band[1], band[2], color="0.85")
                 panel.plot(values, band[0], color="0.5", linewidth=1)
             colours = [COLOURS[word] for word in part["fate"]]
-            values = part[axis.name].astype(str) if axis.values and axis.numbers is None else part[axis.name]
+            values = part[axis.name].astype(str) if axis.is_category else part[axis.name]
             panel.scatter(values, part["end_loss"], edgecolors=colours, s=18)
             faces = [c if m else "none" for c, m in zip(colours, part["measured"], strict=True)]
             panel.collections[-1].set_facecolors(faces)

@@ -92,7 +92,7 @@ def parallel(trials: Trials, axes: list[Axis]) -> Figure:
             ticks, words = np.linspace(0, 1, len(axis.values)).tolist(), list(axis.values)
         else:
             ticks = [0.0, 0.25, 0.5, 0.75, 1.0]
-            words = [f"{axis.value(tick):.2g}" for tick in ticks]
+            words = [f"{axis.value(tick):.3g}" for tick in ticks]
         dimensions.append({"label": axis.name, "values": places, "range": [0, 1], "tickvals": ticks, "ticktext": words})
     losses = [float(f"{t.losses[t.tokens]:.5g}") for t in part]
     dimensions.append({"label": "last val_loss", "values": losses})
