@@ -4,19 +4,21 @@
     python experiments/judge.py --scheduler asha --slots 1 2 8 64
     python experiments/judge.py --worlds 0 --history experiments/data/docs-wsd.csv.gz --unknown_end
 
-For each table of --history it replays searches (replay.py) of so many full trainings' time a slot. On a table the pool ends
-and single configurations decide; so it also plays --worlds worlds of 400 configurations fitted to it (curves.py). A cell is
-the ratio (regret + .005) / (regret of random search in the same time + .005), in nats per token.
+For each table of --history it replays searches (replay.py) of so many full trainings' time a slot, in --orders random
+orders. On a table the pool ends and single configurations decide; so it also plays one search of each length in each of
+--worlds worlds fitted to it (curves.py). A cell is the ratio (regret + .005) / (regret of random search in the same time +
+.005), in nats per token.
 
-Printed: the cells by length; over the lengths from 2 on their mean and their worst; and the rise, the most by which the
-regret of a longer search lies above that of a shorter one. +- is the standard error over the cells.
+Printed: the cells by length; over the lengths from 2 on their mean and their worst; and the rise: the most by which the
+regret of a longer search lies above that of a shorter one, of those rises that exceed twice their standard error. Orders,
+seeds and worlds are the same at every length and for every rule, so that a difference is the rule's and not the draw's.
 """
 
 import os
 import random
 import sys
-from collections.abc import Callable
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -30,29 +32,47 @@ from tune.schedulers import SCHEDULERS
 LENGTHS = (1, 2, 3, 4, 6, 8, 12, 16, 32)
 """full trainings' worth of time a slot"""
 SMALL = 0.005  # nats per token: below it regrets are all alike
+CONFIGURATIONS = 400  # of a world, or 25 a slot: enough that proposals still choose and the pool does not end
 
 
-def regret(curves: Curves, config: SearchConfig, slots: int, trainings: int, orders: int, known_end: bool) -> float:
-    """Mean regret in nats per token over `orders` arrival orders; without a pick that of the mean configuration."""
-    picks = []
-    for order in range(orders):
-        pick = Replay(curves, config, slots, random.Random(f"{trainings} {order}"), known_end).run(trainings)
-        picks.append(float(curves.means.mean()) if pick is None else pick)
-    return float(np.mean(picks) - curves.means.min())
+class Judge:
+    """One setting in which rules are judged: slots, lengths, and whether the end is known."""
 
+    def __init__(self, slots: int, lengths: tuple[int, ...], known_end: bool):
+        self.slots, self.lengths, self.known_end = slots, lengths, known_end
 
-def judge(name: str, play: Callable[[SearchConfig, int], list[float]], config: SearchConfig) -> tuple[list[float], float]:
-    """(ratio at each length, rise); `play(config, trainings)` gives the regrets in worlds, or the one on a table."""
-    fifo = replace(config, scheduler="fifo", rungs=None, confirm=0)
-    ours = {length: play(config, length) for length in LENGTHS}
-    regrets = [float(np.mean(ours[length])) for length in LENGTHS]
-    chance = [float(np.mean(play(fifo, length))) for length in LENGTHS]
-    ratios = [(mine + SMALL) / (theirs + SMALL) for mine, theirs in zip(regrets, chance, strict=True)]
-    later = [value - min(regrets[1:at]) for at, value in enumerate(regrets) if at > 1]
-    rise = max(0.0, *later)
-    cells = " ".join(f"{mine:.3f}/{ratio:.2f}" for mine, ratio in zip(regrets, ratios, strict=True))
-    print(f"{name:26} {cells}  mean {np.mean(ratios[1:]):.2f} worst {max(ratios[1:]):.2f} rise {rise:.4f}", flush=True)
-    return ratios, rise
+    def regrets(self, curves: Curves, config: SearchConfig, order: int) -> list[float]:
+        """Regret in nats per token after each length in one order; without a pick that of the mean configuration."""
+        picks = [
+            Replay(curves, config, self.slots, random.Random(order), self.known_end).run(length) for length in self.lengths
+        ]
+        return [float((curves.means.mean() if pick is None else pick) - curves.means.min()) for pick in picks]
+
+    def rise(self, regrets: np.ndarray) -> tuple[float, float, str]:
+        """(rise, its standard error, between which lengths) of (searches, lengths) regrets, from 2 trainings on."""
+        rises = [(0.0, 0.0, "none")]
+        for here, there in combinations([i for i, length in enumerate(self.lengths) if length > 1], 2):
+            more = regrets[:, there] - regrets[:, here]
+            error = more.std(ddof=1) / len(more) ** 0.5
+            if more.mean() > 2 * error:
+                rises.append((float(more.mean()), float(error), f"{self.lengths[here]} to {self.lengths[there]}"))
+        return max(rises)
+
+    def judge(self, name: str, searches: list[tuple[Curves, int]], config: SearchConfig) -> tuple[list[float], float]:
+        """(ratio at each length, rise) over the searches, each an order in a table or world; prints both."""
+        fifo = replace(config, scheduler="fifo", rungs=None, confirm=0)
+        ours, chance = (
+            np.array([self.regrets(curves, rule, order) for curves, order in searches]) for rule in (config, fifo)
+        )
+        ratios = (ours.mean(axis=0) + SMALL) / (chance.mean(axis=0) + SMALL)
+        later = [ratio for ratio, length in zip(ratios, self.lengths, strict=True) if length > 1]
+        rise, error, where = self.rise(ours)
+        cells = " ".join(f"{mine:.3f}/{ratio:.2f}" for mine, ratio in zip(ours.mean(axis=0), ratios, strict=True))
+        print(
+            f"{name:26} {cells}  mean {np.mean(later):.2f} worst {max(later):.2f} rise {rise:.4f} +- {error:.4f} ({where})",
+            flush=True,
+        )
+        return list(ratios), rise
 
 
 def main() -> None:
@@ -63,36 +83,32 @@ def main() -> None:
     parser.add_argument("--rungs", help="share:one in how many goes on, ... (unset: the scheduler's own)")
     parser.add_argument("--confirm", type=int, default=0, help="configurations run again at the end")
     parser.add_argument("--slots", type=int, nargs="+", default=[2], help="trials at once")
-    parser.add_argument("--orders", type=int, default=100, help="random arrival orders of a table")
-    parser.add_argument("--worlds", type=int, default=40, help="worlds of each table; 0: only the tables")
+    parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS, help="full trainings' worth of time a slot")
+    parser.add_argument("--orders", type=int, default=400, help="random arrival orders of a table")
+    parser.add_argument("--worlds", type=int, default=100, help="worlds of each table; 0: only the tables")
     parser.add_argument("--seed", type=int, default=0, help="of the worlds")
     parser.add_argument("--unknown_end", action="store_true", help="the search does not know when its time is up")
     args = parser.parse_args()
     options = {name: getattr(args, name) for name in ("scheduler", "rungs", "confirm")}
     config = SearchConfig(time_budget=1.0, **options)
-    print(f"{'regret/ratio after':26} {'  '.join(f'{length:8}' for length in LENGTHS)}  trainings a slot")
+    print(f"{'regret/ratio after':26} {'  '.join(f'{length:8}' for length in args.lengths)}  trainings a slot")
     for slots in args.slots:
+        setting = Judge(slots, tuple(args.lengths), not args.unknown_end)
         found: dict[str, list[tuple[list[float], float]]] = {"tables": [], "worlds": []}
         for path in args.history:
             curves, name = read_curves(path), path.name.removesuffix(".csv.gz")
-
-            def on_table(config, length, curves=curves, slots=slots):
-                return [regret(curves, config, slots, length, args.orders, not args.unknown_end)]
-
-            found["tables"].append(judge(name, on_table, config))
-            if not args.worlds:
-                continue
-            rng, surrogate = np.random.default_rng(args.seed), Surrogate(curves)
-            worlds = [surrogate.world(rng) for _ in range(args.worlds)]
-
-            def in_worlds(config, length, worlds=worlds, slots=slots):
-                return [regret(world, config, slots, length, 2, not args.unknown_end) for world in worlds]
-
-            found["worlds"].append(judge(f"{name}, worlds", in_worlds, config))
+            if args.orders:
+                orders = [(curves, order) for order in range(args.orders)]
+                found["tables"].append(setting.judge(name, orders, config))
+            if args.worlds:
+                rng, surrogate = np.random.default_rng(args.seed), Surrogate(curves)
+                size = max(CONFIGURATIONS, 25 * slots)
+                worlds = [(surrogate.world(rng, size), order) for order in range(args.worlds)]
+                found["worlds"].append(setting.judge(f"{name}, worlds", worlds, config))
         for kind, rows in found.items():
             if rows:
                 ratios = np.array([row for row, _ in rows])
-                later = ratios[:, 1:]
+                later = ratios[:, [length > 1 for length in args.lengths]]
                 print(
                     f"{slots} slots, {kind}: mean {later.mean():.3f} +- {later.std() / np.sqrt(later.size):.3f}, "
                     f"worst {later.max():.2f}, rise {max(rise for _, rise in rows):.4f}; "

@@ -49,7 +49,8 @@ class Replay:
         n, seeds = curves.losses.shape[:2]
         self.curves, self.slots, self.known_end = curves, slots, known_end
         self.order = rng.sample(range(n), n)
-        self.seeds = [rng.sample(range(seeds), seeds) for _ in range(n)]
+        turns = np.random.default_rng(rng.getrandbits(32)).permuted(np.tile(np.arange(seeds), (n, 1)), axis=1)
+        self.seeds = turns.tolist()
         self.waiting = list(self.order)
         self.mark_at = {tokens: index for index, tokens in enumerate(curves.marks)}
         rule = SCHEDULERS[config.scheduler](config.resolved_rungs, curves.budget, curves.marks[0])
@@ -90,7 +91,7 @@ class Replay:
         row, seeds = best[0].config["row"], self.seeds[best[0].config["row"]]
         if self.curves.truth is not None:
             return float(self.curves.truth[row])
-        used = 1 + len([repeat for repeat in best[0].repeats if repeat.status == COMPLETED])
+        used = 1 + sum(bool(repeat.losses) for repeat in best[0].repeats)
         return float(self.curves.finals[row, seeds[used:] or seeds].mean())
 
 

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 
+import numpy as np
 import pandas as pd
 import pytest
 from conftest import ROOT, run_command_line
@@ -57,6 +58,17 @@ def test_a_replay_of_known_curves(tmp_path):
     assert ideal[2] == pytest.approx(0, abs=0.05) and ideal[1] > ideal[2]  # all at a quarter, the best in full: 1.75
     assert replay.noise(curves) == pytest.approx((3 * 2 * 0.25**2 / 4) ** 0.5)
     assert replay.rank_correlations(curves, [20])[20][0] > 0.9
+
+
+def test_a_rise_is_told_from_noise():
+    judge = load("judge").Judge(slots=2, lengths=(1, 2, 4), known_end=True)
+    levels = np.array([0.0, 0.02, 0.03])
+    same = levels + np.random.default_rng(0).normal(
+        0, 0.01, (100, 1)
+    )  # the same draw at each length: what differs is the rule's
+    assert judge.rise(same) == (pytest.approx(0.01), pytest.approx(0), "2 to 4")
+    assert judge.rise(same[:, ::-1])[0] == 0
+    assert judge.rise(levels + np.random.default_rng(1).normal(0, 0.1, (100, 3)))[2] == "none"
 
 
 def test_the_replay_command(tmp_path):

@@ -14,7 +14,19 @@ from tune.schedulers import SCHEDULERS, format_rungs, geometric_rungs, parse_run
 from tune.schedulers.asha import Asha
 from tune.schedulers.base import Clock, Repeat, Resume, Start
 from tune.simulate import play
-from tune.trials import COMPLETED, DIVERGED, PAUSED, PROPOSED, REPEAT, REPORTED, STOPPED, Trials, standings
+from tune.trials import (
+    COMPLETED,
+    DIVERGED,
+    DRAWN,
+    PAUSED,
+    PROPOSED,
+    REPEAT,
+    REPORTED,
+    STOPPED,
+    Trials,
+    expected_at,
+    standings,
+)
 
 
 def test_rungs_lie_on_marks():
@@ -122,6 +134,45 @@ def test_half_believes_no_single_seed():
     assert len(search.trials.by_id["00001"].seeds_at(BUDGET)) >= 2
     first = next(trial for trial in search.trials.by_id.values() if trial.kind == REPEAT)
     assert first.of == "00000" and first.losses.keys() >= {400}  # a second seed at the rung, before it goes on
+
+
+def trials_of(losses):
+    """Trials of as many configurations as `losses` has rows; a row has {tokens: loss} of each seed."""
+    trials = Trials(BUDGET, len(losses))
+    for index, seeds in enumerate(losses):
+        for number, reports in enumerate(seeds):
+            trial_id, of = f"{index:05d}" + number * f"-seed{number}", f"{index:05d}"
+            event = {"event": "trial", "trial_id": trial_id, "kind": REPEAT if number else DRAWN, "of": of}
+            trials.apply(event | {"until": BUDGET, "config": {}})
+            for tokens, loss in reports.items():
+                trials.apply(report_of(tokens, loss) | {"event": "report", "trial_id": trial_id, "decision": "pause"})
+    return trials
+
+
+def test_a_seed_on_its_way_counts_with_what_it_is_expected_to_end_at():
+    lucky, sound = [{800: 3.0, BUDGET: 1.0}, {800: 3.4}], [{800: 3.0, BUDGET: 1.1}, {800: 3.0}]
+    trials = trials_of([lucky, sound])
+    lost = 1.95  # from there to the end, on average
+    assert expected_at(trials, BUDGET)(trials.by_id["00000"]) == pytest.approx((1.0 + 3.4 - lost) / 2)
+    assert standings(trials)[1][0].trial_id == "00001"
+    too_early = trials_of([[{400: 3.0, BUDGET: 1.0}, {400: 9.0}], [{400: 3.0, BUDGET: 1.1}]])
+    assert standings(too_early)[1][0].trial_id == "00000"
+    # Nor at a rung: there the one that is looked at again would be behind those that were not.
+    rung = trials_of([[{400: 3.0, 800: 2.0}, {400: 3.4}], [{400: 3.0, 800: 2.1}]])
+    assert standings(rung)[1][0].trial_id == "00000"
+
+
+def test_a_lucky_pair_of_seeds_is_behind_what_three_seeds_say():
+    three, pair, worse = [{BUDGET: 2.0}] * 3, [{BUDGET: 1.0}] * 2, [{BUDGET: 1.5}] * 2
+    assert [trial.trial_id for trial in standings(trials_of([worse, pair, three]))[1]] == ["00002", "00001", "00000"]
+    assert standings(trials_of([worse, pair]))[1][0].trial_id == "00001"  # where none has three, two are trusted
+
+
+def test_half_ends_with_more_seeds_of_its_best_instead_of_what_could_not_be_believed_in_time():
+    search = new_search("half", num_samples=1000, workers=2)
+    play(search, constant([(37 * i % 101) + 1.0 for i in range(1000)]), end=6 * BUDGET)
+    done = [trial for trial in search.trials.drawn if trial.status == COMPLETED]
+    assert len(done) == 2 and all(len(trial.seeds_at(BUDGET)) == 2 for trial in done)
 
 
 @pytest.mark.parametrize("samples", [1, 2, 3, 5])

@@ -1,9 +1,10 @@
 """The trials of a search: a fold of its journal's events, read-only for whoever decides. No Ray, no files, no clocks."""
 
 import bisect
+import functools
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +16,8 @@ DRAWN, PROPOSED, REPEAT = "drawn", "proposed", "repeat"
 DEFAULT_TRIAL = "00000"
 """the preset's reference configuration, always the first"""
 UNLIMITED_TRIALS = 100_000  # as many as the digits of a trial's id hold
-TRUSTED_SEEDS = 2  # a configuration that ended on so many is never behind one that was seen once
+TRUSTED_SEEDS = 3  # a configuration that ended on so many is never behind one that ended on fewer
+COUNTED_FROM = 1 / 4  # of the budget on a seed counts with the loss that it is expected to end at
 SEED_STEP = 1_000_003  # from the search's seed to that of a configuration's next repeat
 REPORTED = (
     *("step", "tokens_seen", "train_loss", "val_loss", "val_loss_ema", "val_bpb", "learning_rate", "grad_norm"),
@@ -139,18 +141,42 @@ class Trials:
             self.running.pop(trial.trial_id, None)
 
 
+def expected_at(trials: Trials, tokens: int) -> Callable[[Trial], float]:
+    """A trial that came to `tokens` -> the mean over its seeds of their losses there.
+
+    At the full budget a seed that has come COUNTED_FROM of the way counts, too: from where it stands its loss is expected
+    to change as those of the configurations did, on average, that ended.
+    """
+
+    @functools.cache
+    def change(mark: int) -> float:
+        went = [trial.losses[tokens] - trial.losses[mark] for trial in trials.at(tokens) if mark in trial.losses]
+        return sum(went) / len(went) if went else math.nan
+
+    def expected(trial: Trial) -> float:
+        losses = trial.seeds_at(tokens)
+        for repeat in trial.repeats:
+            mark = repeat.tokens
+            early = tokens < trials.budget_tokens or mark < COUNTED_FROM * tokens
+            if not early and tokens not in repeat.losses and mark in repeat.losses and not math.isnan(change(mark)):
+                losses.append(repeat.losses[mark] + change(mark))
+        return sum(losses) / len(losses)
+
+    return expected
+
+
 def standings(trials: Trials) -> tuple[int, list[Trial]]:
     """(tokens, the configurations that came so far, best first): the furthest that two have come, or the only one.
 
-    Compared by the mean loss over seeds. Those that have at least TRUSTED_SEEDS seeds there, or the most that any has, come
-    before those that have fewer: a single seed flatters. Of equals the earlier is the better.
+    Compared by `expected_at`. Those that have at least TRUSTED_SEEDS seeds there, or the most that any has, come before
+    those that have fewer: the best of many is the luckiest. Of equals the earlier is the better.
     """
     reached = Counter(tokens for trial in trials.drawn for tokens in trial.losses)
     tokens = max((tokens for tokens in reached if reached[tokens] > 1), default=max(reached, default=0))
-    there = trials.at(tokens)
+    there, expected = trials.at(tokens), expected_at(trials, tokens)
     trusted = min(TRUSTED_SEEDS, max((len(trial.seeds_at(tokens)) for trial in there), default=0))
 
     def place(trial: Trial) -> tuple[bool, float, str]:
-        return len(trial.seeds_at(tokens)) < trusted, trial.mean_at(tokens), trial.trial_id
+        return len(trial.seeds_at(tokens)) < trusted, expected(trial), trial.trial_id
 
     return tokens, sorted(there, key=place)

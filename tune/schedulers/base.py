@@ -73,16 +73,16 @@ class Scheduler:
         return CONTINUE
 
 
-def another_seed(trial: Trial, trials: Trials, clock: Clock, most: int) -> Action | None:
+def another_seed(trial: Trial, trials: Trials, clock: Clock, most: int, at_once: int = 1) -> Action | None:
     """The step that gives a configuration one more seed at the full budget: a repeat that waits goes on, or one begins.
 
-    None where it has `most` seeds, one is on its way, or there is no time.
+    None where it has `most` seeds, or `at_once` and one is on its way, or there is no time.
     """
     budget = trials.budget_tokens
-    if any(repeat.status == RUNNING and repeat.until == budget for repeat in trial.repeats):
-        return None
     waiting = [repeat for repeat in trial.repeats if repeat.status == PAUSED]
-    if 1 + len(trial.repeats) - len(waiting) >= most:
+    seeds = 1 + len(trial.repeats) - len(waiting)
+    on_its_way = any(repeat.status == RUNNING and repeat.until == budget for repeat in trial.repeats)
+    if seeds >= (at_once if on_its_way else most):
         return None
     for repeat in waiting:
         if clock.left >= budget - repeat.tokens:

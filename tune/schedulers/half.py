@@ -7,7 +7,7 @@ import math
 from itertools import pairwise
 
 from tune.schedulers.base import Action, Clock, Repeat, Resume, Scheduler, Start, another_seed
-from tune.trials import COMPLETED, PAUSED, PROPOSED, RUNNING, Trial, Trials
+from tune.trials import COMPLETED, PAUSED, PROPOSED, RUNNING, TRUSTED_SEEDS, Trial, Trials, expected_at
 
 EXPLORED_FIRST = 4  # full trainings' worth, of all workers, before finishing begins to take its half
 ENOUGH = 8  # trials at the last rung before the best of them is looked at again, and proposals begin
@@ -21,7 +21,8 @@ class Half(Scheduler):
     Exploring, a new configuration trains to the first rung; at each rung the better half goes on to the next, and the best
     at the last one runs up to it on a second seed, so that none leads by luck. When enough have come there, every second
     token goes into configurations that the searcher proposes. Finishing, the best at the last rung go on to the end, and
-    the incumbent, the lowest mean loss at the end, runs on more seeds before it is believed.
+    the incumbent, the lowest mean loss at the end, runs on more seeds before it is believed. In the time of the last two
+    trainings so do those next to it.
 
     In a search that knows its end the last half of it finishes, in whole waves of trainings from the last rung to the end:
     the longer the search, the more finish. One that does not know it finishes whenever less went into that than into
@@ -86,12 +87,16 @@ class Half(Scheduler):
     def _finish(self, trials: Trials, clock: Clock, slack: float) -> Action | None:
         """The next step towards a configuration that one can believe in; `slack` tokens are more than finishing needs."""
         budget = trials.budget_tokens
-        done = sorted((t for t in trials.drawn if t.status == COMPLETED), key=lambda trial: trial.mean_at(budget))
+        done = sorted((t for t in trials.drawn if t.status == COMPLETED), key=expected_at(trials, budget))
         waiting = [trial for trial in self._ranked(trials) if trial.status == PAUSED]
         if len(done) > 1 or (done and not waiting):
-            repeat = another_seed(done[0], trials, clock, SEEDS_AT_END)
-            if repeat:
-                return repeat
+            # Who is ahead of one with more seeds gets those that it lacks side by side. What would end when less than two
+            # trainings are left could not be trusted in time any more: the best of those that have ended get another seed.
+            at_once = min(TRUSTED_SEEDS, max(len(trial.seeds_at(budget)) for trial in done))
+            for trial in done if clock.left < 2 * budget else done[:1]:
+                repeat = another_seed(trial, trials, clock, SEEDS_AT_END, at_once)
+                if repeat:
+                    return repeat
         for trial in waiting:
             if slack >= self._last and len(trial.repeats) + 1 < SEEDS_AT_RUNG:
                 return Repeat(trial.trial_id, until=self._last)
