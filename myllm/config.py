@@ -103,8 +103,12 @@ class TrainConfig:
     """windows of val that an evaluation reads; the same ones every time"""
     train_eval_windows: int | None = None
     """windows of train that it reads, for train_loss; None: as many as of val"""
-    dtype: str = "float32"
-    """arithmetic of the forward pass: float32, or bfloat16 by autocast"""
+    dtype: str = "auto"
+    """arithmetic of the forward pass: float32, bfloat16 by autocast, or auto: bfloat16 on GPUs that multiply it natively"""
+    float32_matmul: str = "tf32"
+    """how a GPU multiplies float32 matrices: tf32 (10 bits of mantissa, several times as fast) or float32"""
+    compile: str = "auto"
+    """whether the forward pass is compiled: on, off, or auto: on a GPU, where a training is long enough to repay it"""
     seed: int = 0
     """seeds initialisation, dropout and data order"""
 
@@ -135,7 +139,9 @@ class TrainConfig:
         _require(_is_int(self.seed) and 0 <= self.seed < 2**31, "seed", self.seed, "a whole number from 0 to 2^31 - 1")
         _require(self.version in ("v1", "v2"), "version", self.version, "v1 or v2")
         _require(self.schedule in ("cosine", "wsd"), "schedule", self.schedule, "cosine or wsd")
-        _require(self.dtype in ("float32", "bfloat16"), "dtype", self.dtype, "float32 or bfloat16")
+        _require(self.dtype in ("auto", "float32", "bfloat16"), "dtype", self.dtype, "auto, float32 or bfloat16")
+        _require(self.float32_matmul in ("tf32", "float32"), "float32_matmul", self.float32_matmul, "tf32 or float32")
+        _require(self.compile in ("auto", "on", "off"), "compile", self.compile, "auto, on or off")
         if (self.epochs is None) == (self.budget_tokens is None):
             raise InputError(
                 f"epochs is {self.epochs} and budget_tokens is {self.budget_tokens}; exactly one must say how long to train"

@@ -9,51 +9,29 @@ import torch.nn.functional as F
 from myllm.config import GPTConfig
 from myllm.errors import InputError
 
-LOSS_CHUNK_LOGITS = 2**23  # logits held at once by the loss: 32 MiB in float32
+LOSS_CHUNK_LOGITS = 2**23  # logits that the loss holds at once on a CPU: 32 MiB in float32
+VOCAB_MULTIPLE = 128  # a GPU multiplies matrices of such a width fastest
 
 
-class HeadLoss(torch.autograd.Function):
-    """Mean cross-entropy of a linear head, in nats, without ever holding all the logits.
+def head_loss(x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy in nats, a scalar in float32, of the logits x @ weight.T: x (N, C), weight (V, C), targets (N).
 
-    Rows are worked off in chunks; each chunk's gradients are formed while its logits are at hand, which costs no
-    more arithmetic than the usual backward pass, and the (B*T, V) logits, their softmax and its gradient never exist.
+    On a CPU in pieces, so that the logits never exist as a whole. On a GPU as a whole, of a vocabulary padded inside:
+    compiled code keeps no copy of them, and where memory is short the micro-batch is halved. (PyTorch's pieces make a
+    bfloat16 loss of bfloat16 inputs, which has three digits: too few to tell trials apart.)
     """
-
-    @staticmethod
-    def forward(ctx, x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        # x (N, C), weight (V, C), targets (N)
-        rows = max(1, LOSS_CHUNK_LOGITS // weight.size(0))
-        wants_grad = any(ctx.needs_input_grad)
+    if x.device.type != "cpu":
+        vocab_size = weight.size(0)
         if torch.is_autocast_enabled(x.device.type):
-            dtype = torch.get_autocast_dtype(x.device.type)
-            x_in, weight_in = x.to(dtype), weight.to(dtype)
-        else:
-            x_in, weight_in = x, weight
-        grad_x = torch.empty_like(x) if wants_grad else None
-        grad_weight = torch.zeros_like(weight) if wants_grad else None
-        loss = torch.zeros((), dtype=torch.float32, device=x.device)
-        for start in range(0, x.size(0), rows):
-            x_chunk, target = x_in[start : start + rows], targets[start : start + rows, None]
-            logits = F.linear(x_chunk, weight_in).float()  # (rows, V)
-            log_norm = logits.logsumexp(-1, keepdim=True)  # (rows, 1)
-            loss += (log_norm - logits.gather(1, target)).sum()
-            if wants_grad:
-                grad = logits.sub_(log_norm).exp_()  # softmax, in the logits' own memory
-                grad.scatter_add_(1, target, torch.full_like(log_norm, -1.0))
-                grad = grad.div_(x.size(0)).to(x_in.dtype)
-                grad_x[start : start + rows] = grad @ weight_in
-                if grad.dtype == grad_weight.dtype:
-                    grad_weight.addmm_(grad.T, x_chunk)
-                else:
-                    grad_weight += grad.T @ x_chunk
-        if wants_grad:
-            ctx.save_for_backward(grad_x, grad_weight)
-        return loss / x.size(0)
-
-    @staticmethod
-    def backward(ctx, grad_loss: torch.Tensor):
-        grad_x, grad_weight = ctx.saved_tensors
-        return grad_x * grad_loss, grad_weight * grad_loss, None
+            weight = weight.to(torch.get_autocast_dtype(x.device.type))
+        logits = F.linear(x, F.pad(weight, (0, 0, 0, -vocab_size % VOCAB_MULTIPLE)))[:, :vocab_size]
+        return F.cross_entropy(logits.float(), targets)
+    rows = max(1, LOSS_CHUNK_LOGITS // weight.size(0))
+    with torch.autocast("cpu", enabled=False):
+        if rows >= x.size(0) or torch.compiler.is_compiling():
+            return F.cross_entropy(F.linear(x.float(), weight), targets)
+        options = nn.LinearCrossEntropyOptions(chunking_method=None, batch_chunk_size=rows)
+        return F.linear_cross_entropy(x.float(), weight, targets, options=options)
 
 
 class Attention(nn.Module):
@@ -139,7 +117,7 @@ class GPT(nn.Module):
         x = self.norm(x)
         if targets is None:
             return F.linear(x, self.token_embedding.weight)  # (B, T, V)
-        return HeadLoss.apply(x.flatten(0, 1), self.token_embedding.weight, targets.flatten())
+        return head_loss(x.flatten(0, 1), self.token_embedding.weight, targets.flatten())
 
     def num_parameters(self) -> int:
         """Trainable parameters, the tied head counted once."""

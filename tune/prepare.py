@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from myllm.config import Preset, TrainConfig, get_preset
 from myllm.data import TokenFile, Windows, default_tokenizer, prepare
 from myllm.errors import InputError
@@ -103,7 +101,6 @@ def prepare_search(config: SearchConfig, cache_dir: Path) -> Search:
         seed=config.seed,
         eval_windows=eval_windows,
         train_eval_windows=max(1, eval_windows // TRAIN_EVAL),
-        dtype="bfloat16" if torch.cuda.is_available() else "float32",
         ema_ratio=EMA_RATIO if config.rung_metric == "val_loss_ema" else 0.0,
     )
     search = Search(

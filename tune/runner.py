@@ -149,7 +149,7 @@ def _run_trials(session: Session, resources: Resources, interrupts: Interrupts) 
                     search=session.search,
                     milestones=session.coordinator.scheduler.milestones,
                     threads=resources.cpus_per_trial,
-                    device="cuda" if resources.gpus_per_trial else "cpu",
+                    gpus=resources.gpus_per_trial,
                 ),
                 {"cpu": resources.cpus_per_trial, "gpu": resources.gpus_per_trial},
             ),

@@ -25,7 +25,10 @@ from tune.trials import COMPLETED, DIVERGED, FAILED, PAUSED, REPEAT, RUNNING, Tr
 
 STARTUP = 10  # judged trials before TPE draws (optuna's default); until then all searchers begin alike
 CANDIDATES = 1000  # random configurations among which a proposal is chosen
-UNLEARNT = ("seed", "dtype", "ema_ratio", "micro_batch_size", "eval_freq", "eval_windows", "train_eval_windows")
+UNLEARNT = (
+    *("seed", "dtype", "float32_matmul", "compile", "ema_ratio", "micro_batch_size"),
+    *("eval_freq", "eval_windows", "train_eval_windows"),
+)
 """settings that may differ between trainings whose losses tell the same"""
 WARM_SHARE = 4  # one trial in this many repeats an earlier run's, at most
 

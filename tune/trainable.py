@@ -37,12 +37,15 @@ def keep_imports() -> None:
     gc.freeze()
 
 
-def run_trial(config: dict[str, Any], search: Search, milestones: tuple[int, ...], threads: int, device: str) -> None:
+def run_trial(config: dict[str, Any], search: Search, milestones: tuple[int, ...], threads: int, gpus: float) -> None:
     """Ray's function trainable: trains one configuration, from the trial's latest checkpoint where there is one.
 
     It stores its state at the `milestones` (tokens_seen), where it may be told to pause, and now and then between them.
     """
     torch.set_num_threads(threads)
+    device = "cuda" if gpus else "cpu"
+    if 0 < gpus < 1:  # one trial's hunger is not its neighbours'
+        torch.cuda.set_per_process_memory_fraction(gpus)
     run = open_run(search, config, device)
     checkpoint = tune.get_checkpoint()
     if checkpoint:

@@ -1,6 +1,7 @@
 """The whole state of one training run, and its way to disk and back."""
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -9,7 +10,9 @@ import torch
 from myllm.config import TrainConfig
 from myllm.data import BatchStream, Windows
 from myllm.errors import InputError, RunError
+from myllm.files import cache_dir
 from myllm.own_model import ModelConfig, builder, difference
+from myllm.training.gpu import Compilation, Recorder, arithmetic
 
 T = TypeVar("T")
 
@@ -33,6 +36,7 @@ class Run:
         if config.max_len > model_config.block_size:
             raise InputError(f"max_len {config.max_len} exceeds the model's block_size of {model_config.block_size}")
         self.model_config, self.config, self.device = model_config, config, torch.device(device)
+        self.dtype = arithmetic(config.dtype, self.device)
         self.train_windows, self.val_windows = train_windows, val_windows
         self.stream = BatchStream(train_windows, config.batch_size, config.seed)
         tokenizers = {windows.tokens.tokenizer_sha256 for windows in (train_windows, val_windows)} - {None}
@@ -56,6 +60,14 @@ class Run:
         self.micro_batch_size = config.micro_batch_size or config.batch_size  # halved where memory runs out
         self.step = 0
         self.train_seconds = 0.0
+        self.n_layer = getattr(model_config, "n_layer", 1)  # of the user's own model it is not known
+        self.compute = self.model  # its compiled form, where that repays
+        self.recorder = None
+        if self.device.type == "cuda":
+            torch.set_float32_matmul_precision("highest" if config.float32_matmul == "float32" else "high")
+            self.recorder = Recorder(self._pass, self.device)
+        mode = config.compile if config.compile != "auto" or self.recorder else "off"
+        self.compilation = Compilation(mode, self.n_layer, self.total_steps, self._compile)
 
     @property
     def tokens_seen(self) -> int:
@@ -78,6 +90,14 @@ class Run:
         """The optimizer step at which the present pass ends, or the whole run."""
         passes = (self.step - self.earlier_steps) // self.stream.steps_per_epoch
         return min(self.earlier_steps + (passes + 1) * self.stream.steps_per_epoch, self.total_steps)
+
+    @property
+    def eval_batch_size(self) -> int:
+        """Windows per forward pass of an evaluation: on a GPU as many as take a training's memory.
+
+        Training keeps every layer's activations, an evaluation one layer's at a time.
+        """
+        return self.micro_batch_size * (self.n_layer if self.device.type == "cuda" else 1)
 
     def data_identity(self) -> dict[str, Any]:
         """What the run's ids are, by content: the fingerprints of train and val, and the tokenizer's identity or None."""
@@ -177,9 +197,28 @@ class Run:
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """The arithmetic of the forward pass."""
-        if self.config.dtype == "float32":
+        if self.dtype == torch.float32:
             return contextlib.nullcontext()
-        return torch.autocast(self.device.type, dtype=getattr(torch, self.config.dtype))
+        return torch.autocast(self.device.type, dtype=self.dtype)
+
+    def _compile(self) -> None:
+        """From now on the forward pass is compiled, once for all batch sizes."""
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir() / "compiled"))
+        self.compute = torch.compile(self.model)
+        if self.recorder:
+            self.recorder.forget()
+
+    def _pass(self, inputs: torch.Tensor, targets: torch.Tensor, share: float | torch.Tensor) -> torch.Tensor:
+        """Forward and backward of one micro-batch, which is `share` of its batch; returns that share of the loss."""
+        sizes_differ = self.config.micro_batch_size is None  # between the trials of a search, for which one graph is to do
+        if self.compute is not self.model and sizes_differ and len(inputs) > 1:
+            for tensor in (inputs, targets):
+                torch._dynamo.mark_dynamic(tensor, 0)
+        with self.autocast():
+            loss = self.compute(inputs, targets)
+        loss = loss * share
+        loss.backward()
+        return loss.detach()
 
     def backward(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Sets the gradient of the batch's mean loss, micro-batch by micro-batch; returns that loss, nats per token.
@@ -188,19 +227,16 @@ class Run:
         """
         draws = getattr(self.model_config, "dropout", True)  # what the user's own model does is not known
         before = self.random_state() if draws else None
+        one_pass = self.recorder or self._pass
 
         def attempt() -> torch.Tensor:
-            self.optimizer.zero_grad(set_to_none=True)
+            self.optimizer.zero_grad(set_to_none=self.recorder is None)
             if before is not None:
                 self.set_random_state(before)
             size = self.micro_batch_size
             loss = torch.zeros((), device=self.device)
             for micro_inputs, micro_targets in zip(inputs.split(size), targets.split(size), strict=True):
-                with self.autocast():
-                    micro_loss = self.model(micro_inputs.to(self.device), micro_targets.to(self.device))
-                micro_loss = micro_loss * (len(micro_inputs) / len(inputs))
-                micro_loss.backward()
-                loss += micro_loss.detach()
+                loss += one_pass(micro_inputs, micro_targets, len(micro_inputs) / len(inputs))
             return loss
 
         return self.within_memory(attempt)
@@ -219,7 +255,8 @@ class Run:
             if self.micro_batch_size == 1:
                 raise RunError("out of memory with micro_batch_size 1: the model does not fit; use a smaller one")
             self.micro_batch_size = (self.micro_batch_size + 1) // 2
-            if self.device.type == "cuda":
+            if self.recorder:
+                self.recorder.forget()
                 torch.cuda.empty_cache()
 
     @torch.no_grad()

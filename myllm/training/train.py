@@ -10,11 +10,15 @@ import torch
 
 from myllm.config import TrainConfig
 from myllm.data import Windows
+from myllm.training.gpu import send
 from myllm.training.run import Run
 
 __all__ = ["Report", "Run", "learning_rate_at", "mean_loss", "train"]
 
-FINITE_CHECK_STEPS = 32  # optimizer steps between looks at whether loss and gradients are still finite
+FINITE_CHECK_STEPS = (
+    32  # optimizer steps between looks at whether loss and gradients are still finite, on a CPU: a GPU would
+)
+# have to be waited for, so there reports look
 
 
 @dataclass(frozen=True)
@@ -69,13 +73,14 @@ def mean_loss(run: Run, windows: Windows, indices: np.ndarray) -> float:
     """Mean cross-entropy in nats per token over the windows `indices` (n,), dropout off."""
 
     def attempt() -> float:
-        size, total = run.micro_batch_size, 0.0
+        size, total = run.eval_batch_size, torch.zeros((), dtype=torch.float64, device=run.device)
         for start in range(0, len(indices), size):
             piece = indices[start : start + size]
             inputs, targets = windows.batch(piece)
             with run.autocast():
-                total += run.model(inputs.to(run.device), targets.to(run.device)).item() * len(piece)
-        return total / len(indices)
+                loss = run.model(send(inputs, run.device), send(targets, run.device))
+            total += loss.double() * len(piece)
+        return total.item() / len(indices)
 
     run.model.eval()
     try:
@@ -113,8 +118,10 @@ def train(run: Run, until_step: int | None = None) -> Iterator[Report]:
         if run.average is not None:
             run.update_average()
         steps_since += 1
+        run.compilation.after_step()
         due = run.step % config.eval_freq == 0 or run.step == until_step
-        finite = math.isfinite(health.item()) if due or run.step % FINITE_CHECK_STEPS == 0 else True
+        looks = run.device.type != "cuda" and run.step % FINITE_CHECK_STEPS == 0
+        finite = math.isfinite(health.item()) if due or looks else True
         training_seconds += time.perf_counter() - step_start
         if not due and finite:
             continue

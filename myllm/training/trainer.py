@@ -38,7 +38,7 @@ DATA_KEYS = ("train_file", "val_file", "tokenizer", "tokenizer_sha256", "token_d
 TRAIN_FLAGS = (
     *("learning_rate", "batch_size", "max_len", "stride", "epochs", "budget_tokens", "eval_freq", "warmup_ratio"),
     *("min_lr_ratio", "schedule", "cooldown_ratio", "clip_norm", "weight_decay", "beta1", "beta2", "beta2_half_life"),
-    *("micro_batch_size", "seed"),
+    *("micro_batch_size", "seed", "dtype", "float32_matmul", "compile"),
 )
 """fields of the TrainConfig that are flags"""
 
@@ -63,7 +63,6 @@ def parse_args() -> argparse.Namespace:
     for name in TRAIN_FLAGS:
         parser.add_argument(f"--{name}", type=value_type(fields[name]), help=helps[name].replace("%", "%%"))
     parser.add_argument("--eval_iter", type=int, help="batches of each of train and val per evaluation (default: 4)")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="arithmetic (default: bfloat16 on GPUs)")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ..., or auto")
     parser.add_argument("--start_context", default="\n", help="text that the sample after each epoch continues")
     parser.add_argument("--save_model", help="file for the whole training state, written after each epoch")
@@ -127,7 +126,7 @@ def settle(args: argparse.Namespace) -> tuple[Run, Any]:
             f"{args.config}: the model has vocab_size {model_config.vocab_size}, "
             f"--tokenizer {tokenizer_name} {tokenizer.n_vocab}"
         )
-    changes = {name: given[name] for name in [*TRAIN_FLAGS, "version", "dtype"] if name in given}
+    changes = {name: given[name] for name in [*TRAIN_FLAGS, "version"] if name in given}
     if "train" in config:
         values = config["train"] | changes
         if "epochs" in changes and "budget_tokens" not in changes:
@@ -137,7 +136,6 @@ def settle(args: argparse.Namespace) -> tuple[Run, Any]:
         train_config = from_dict(TrainConfig, values, f"{args.config}: train")
     else:
         changes.setdefault("max_len", model_config.block_size)
-        changes.setdefault("dtype", "bfloat16" if device.type == "cuda" else "float32")
         batch_tokens = changes.get("batch_size", preset.batch_size) * changes["max_len"]
         if not {"epochs", "budget_tokens"} & changes.keys() and batch_tokens > 0:
             changes["budget_tokens"] = max(1, preset.budget_tokens // batch_tokens) * batch_tokens
