@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from myllm.errors import InputError
+from tune.orders import Order
 from tune.schedulers import SCHEDULERS, format_rungs, geometric_rungs, parse_rungs
 from tune.schedulers.asha import Asha
 from tune.schedulers.base import Clock, Repeat, Resume, Start
@@ -216,7 +217,9 @@ def test_what_is_read_back_is_what_was(name, seed, workers, samples):
     again = new_search(name, num_samples=samples, workers=workers, events=events).trials
     assert again.by_id == search.trials.by_id and standings(again)[0] == standings(search.trials)[0]
     for tokens in (100, 200, 400, BUDGET):
-        assert again.at(tokens) == search.trials.at(tokens)
+        assert list(again.at(tokens)) == list(search.trials.at(tokens))
+    for (key, *marks), order in search.trials._orders.items():  # each moved along with the events as if sorted anew
+        assert [trial.trial_id for trial in order] == [trial.trial_id for trial in Order(key, marks, again.drawn)]
 
 
 @pytest.mark.parametrize("name", sorted(SCHEDULERS))

@@ -30,7 +30,7 @@ from myllm.machine import origin
 from tune.interrupts import Interrupts
 from tune.prepare import CODE, PACKAGES, Resources
 from tune.progress import Progress
-from tune.results import write_results
+from tune.results import write_best, write_results
 from tune.session import Segment, Session
 from tune.settings import Search
 from tune.trainable import run_trial
@@ -47,7 +47,7 @@ ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "86400",
 }
-TABLES_SECONDS = 10.0  # between rewrites of trials.csv and history.csv while a search runs
+TABLES_SECONDS = 10.0  # between additions to trials.csv and history.csv while a search runs
 
 
 class JournalledScheduler(FIFOScheduler):
@@ -79,7 +79,8 @@ class Housekeeping(tune.Callback):
         if time.monotonic() - self.last_tables > TABLES_SECONDS:
             self.last_tables = time.monotonic()
             with self.session.disk_errors():
-                write_results(self.session.run_dir, self.session.trials, self.session.search)
+                self.session.tables.flush()
+                write_best(self.session.run_dir, self.session.trials, self.session.search)
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
         self.progress.clear()

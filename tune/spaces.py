@@ -31,6 +31,10 @@ class LogUniform:
         """Where `value` lies in the range, from 0 to 1; the range's end for one beyond it."""
         return min(max(math.log(value / self.low) / math.log(self.high / self.low), 0.0), 1.0)
 
+    def rounded(self, places: np.ndarray) -> np.ndarray:
+        """Where the values at `places` lie."""
+        return places
+
     def __str__(self) -> str:
         return f"{self.low:.3g} to {self.high:.3g} (log)"
 
@@ -59,6 +63,10 @@ class Choice:
     def place(self, value: Any) -> float:
         """Where `value` lies in the list, from 0 to 1."""
         return self.nearest(value) / max(1, len(self.values) - 1)
+
+    def rounded(self, places: np.ndarray) -> np.ndarray:
+        """Where the values at `places` lie."""
+        return (places * len(self.values)).astype(int) / max(1, len(self.values) - 1)
 
     def __str__(self) -> str:
         return ", ".join(map(str, self.values))

@@ -73,7 +73,8 @@ def worth_keeping(trials: Trials, trial: Trial) -> set[int]:
         return set()
     if trial.status == PAUSED:
         rivals = trials.at(trial.tokens)
-        waits = trial.kind == REPEAT or trial.trial_id == DEFAULT_TRIAL or trial in rivals[: math.ceil(len(rivals) / 2)]
+        spared = trial.kind == REPEAT or trial.trial_id == DEFAULT_TRIAL
+        waits = spared or rivals.rank(trial) < math.ceil(len(rivals) / 2)
         return {stored[-1]} if waits else set()
     best = min(stored, key=lambda tokens: trial.losses.get(tokens, math.inf))
     return {best, *stored[-1 if trial.status == COMPLETED else -2 :]}
