@@ -1,5 +1,7 @@
 """trials.csv and history.csv while a search runs: rows are added, none is rewritten, and in the end both are whole."""
 
+import itertools
+
 import pandas as pd
 from conftest import BUDGET, new_search
 
@@ -29,7 +31,7 @@ def test_tables_grow_by_rows_and_the_last_of_a_trial_counts(tmp_path):
     play(search, lambda trial, tokens: float(trial.of) + (tokens < BUDGET), watch=grows)
     growing.flush()
     assert len(contents) > 20
-    for before, after in zip(contents[1:-1], contents[2:], strict=True):  # the first time they are written whole
+    for before, after in itertools.pairwise(contents):  # the first time they are written whole
         assert all(new.startswith(old) for old, new in zip(before, after, strict=True))
     rows = read(tmp_path, TRIALS)
     assert rows["trial_id"].duplicated().any()
