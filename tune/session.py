@@ -79,6 +79,8 @@ class Stopwatch:
 
     def read(self, used: float) -> Clock:
         """The clock after `used` seconds."""
+        if self.seconds is not None and used >= self.seconds:
+            return Clock(0.0, 0.0)
         if self.seconds is None or len(self.paces) < MEASURED_REPORTS:
             return Clock(0.0)
         pace = statistics.quantiles(self.paces, n=4)[0]

@@ -131,3 +131,8 @@ def sample(space: Space, preset: Preset, seed: int, index: int) -> dict[str, Any
     steps = ratio ** -np.arange(1.0, len(ranges) + 1)
     places = (np.random.default_rng(seed).random(len(ranges)) + index * steps) % 1
     return {name: values.at(float(place)) for (name, values), place in zip(ranges.items(), places, strict=True)}
+
+
+def ranges_of(space: str, preset: Preset) -> dict[str, str]:
+    """Each hyper-parameter of a space with its range for a preset, as text."""
+    return {name: str(distribution) for name, distribution in get_space(space).ranges(preset).items()}
