@@ -3,11 +3,12 @@
     python experiments/scale.py             # about 6 minutes
     python experiments/scale.py --quick     # only to see that it runs
 
-Printed: a decision, ms a trial of the default rule in simulation (8 slots, all that the coordinator does); a proposal, ms;
+Printed, in CPU time: a decision, ms a trial of the default rule in simulation (8 slots, all that the coordinator does); a
+proposal, ms;
 reading back a journal of --trials trials with 32 reports each, and the memory a report of them takes; tune/report.py on it;
-and what share of their time --slots slots are busy, with pretended trainings that wait instead of computing. These slots are
-processes of one Ray on this machine, which takes itself to have so many cores: what a driver has to do for 64 of them is the
-same wherever they are.
+and what share of their time --slots slots are busy, with pretended trainings that wait instead of computing. These slots
+are processes of one Ray on this machine, which takes itself to have so many cores: what the driver has to do for them is
+the same wherever they are.
 """
 
 import json
@@ -63,15 +64,15 @@ def decisions(count: int) -> tuple[float, float]:
         lambda index, trials, proposed: configs[index % 64],
         lambda event, **values: {"event": event} | values,
     )
-    begin = time.perf_counter()
+    begin = time.process_time()
     play(coordinator, lambda trial, tokens: levels[int(trial.of)] + noise[(int(trial.of) * 31 + tokens) % 997])
-    a_trial = (time.perf_counter() - begin) / count
+    a_trial = (time.process_time() - begin) / count
     proposals = Proposals(space.ranges(preset), 0, rule.milestones)
     proposals.propose(count, trials)
-    begin = time.perf_counter()
+    begin = time.process_time()
     for index in range(10):
         proposals.propose(count + index, trials)
-    return 1e3 * a_trial, 1e2 * (time.perf_counter() - begin)
+    return 1e3 * a_trial, 1e2 * (time.process_time() - begin)
 
 
 def write_journal(folder: Path, count: int) -> None:
@@ -82,17 +83,12 @@ def write_journal(folder: Path, count: int) -> None:
     with open(folder / FILE_NAME, "w") as file:
         file.write(json.dumps({"event": "session", "time": 0.0, "session": 0, "workers": 8}) + "\n")
         for index in range(count):
-            trial = {
-                "event": "trial",
-                "time": float(index),
-                "trial_id": f"{index:05d}",
-                "kind": "drawn",
-                "of": f"{index:05d}",
-            }
+            trial_id = f"{index:05d}"
+            trial = {"event": "trial", "time": float(index), "trial_id": trial_id, "kind": "drawn", "of": trial_id}
             file.write(json.dumps(trial | {"until": BUDGET, "config": sample(space, preset, 0, index)}) + "\n")
             for mark in range(1, MARKS + 1):
                 values = {name: 3 + rng.random() for name in REPORTED} | {"step": mark * 8, "tokens_seen": mark * 100}
-                event = {"event": "report", "time": index + mark / 64, "trial_id": f"{index:05d}"}
+                event = {"event": "report", "time": index + mark / 64, "trial_id": trial_id}
                 decision = STOP if mark == MARKS else CONTINUE
                 file.write(json.dumps(event | {"decision": decision} | values | {"diverged": False}) + "\n")
 
@@ -100,9 +96,9 @@ def write_journal(folder: Path, count: int) -> None:
 def read_back(folder: Path) -> dict[str, float]:
     """Seconds to fold the journal in `folder`, and bytes of memory a report; for a process of its own."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    begin = time.perf_counter()
+    begin = time.process_time()
     trials = Trials(BUDGET, 10**6, events=events_of(folder))
-    seconds = time.perf_counter() - begin
+    seconds = time.process_time() - begin
     reports = sum(len(trial.reports) for trial in trials.by_id.values())
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     return {"seconds": seconds, "reports": reports, "bytes": grown * 1024 / reports}
@@ -128,6 +124,7 @@ def pretend(config: dict[str, Any], search: Search, milestones: tuple[int, ...],
             tune.report(metrics, checkpoint=tune.Checkpoint.from_directory(folder))
 
 
+PRELOAD = "RAY_preload_python_modules"  # of engine.ENVIRONMENT
 WAIT_SECONDS = 1.0  # between two reports of a pretended training
 
 
@@ -136,6 +133,7 @@ def busy(slots: int, trials: int, folder: Path) -> tuple[float, float]:
     from tune import runner
     from tune.prepare import Resources
 
+    os.environ[PRELOAD] = ""  # nothing here needs torch, and so many would not fit into memory
     runner.run_trial = pretend
     runner.run_search(folder, search_of(trials, scheduler="asha", confirm=0), Resources(1, 0, slots))
     events = list(events_of(folder))
