@@ -317,3 +317,12 @@ def test_a_suggestion_that_cannot_be_is_an_error_and_not_a_silent_wait():
     with pytest.raises(ValueError, match="trial 00000 is running"):
         search.next_trial(Clock(0))
     assert Repeat("00000", 5) != Resume("00000", 5)
+
+
+@pytest.mark.parametrize("name", sorted(SCHEDULERS))
+def test_an_interrupted_trial_does_not_outlive_the_time(name):
+    events = []
+    new_search(name, record=events).next_trial(Clock(0))
+    search = new_search(name, events=events)
+    assert search.is_over(Clock(5, 0.0)) and search.next_trial(Clock(5, 0.0)) is None
+    assert not search.is_over(Clock(5, BUDGET)) and search.next_trial(Clock(5, BUDGET)).trial_id == "00000"

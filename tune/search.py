@@ -183,6 +183,9 @@ def main() -> int:
         raise RunError(
             f"{error}; nothing is lost: python tune/search.py --resume {shown} goes on when that is mended"
         ) from None
+    finally:
+        if engine:
+            engine.stop()
     print(summary(run_dir))
     if not finished:
         print(f"interrupted; go on with: python tune/search.py --resume {shown}")
