@@ -10,27 +10,51 @@ import fcntl
 import json
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from myllm.errors import InputError
 
 FILE_NAME = "journal.jsonl"
+BLOCK_BYTES = 2**16  # read at once
+
+
+def events_of(run_dir: Path) -> Iterator[dict[str, Any]]:
+    """All events, in order, one at a time. A last line that a crash cut short is left out. Raises InputError for any other
+    damage.
+    """
+    path = run_dir / FILE_NAME
+    if not path.is_file():
+        return
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                event = json.loads(line)
+            except ValueError:
+                raise InputError(f"{path}: line {number} is damaged; restore the file from a backup") from None
+            yield event
 
 
 def read_journal(run_dir: Path) -> list[dict[str, Any]]:
-    """All events, in order. A last line that a crash cut short is left out. Raises InputError for any other damage."""
-    path = run_dir / FILE_NAME
-    if not path.is_file():
-        return []
-    events = []
-    lines = path.read_bytes().split(b"\n")
-    for number, line in enumerate(lines[:-1], 1):
-        try:
-            events.append(json.loads(line))
-        except ValueError:
-            raise InputError(f"{path}: line {number} is damaged; restore the file from a backup") from None
-    return events
+    """The same as a list."""
+    return list(events_of(run_dir))
+
+
+def _whole_lines(path: Path) -> int:
+    """Bytes up to the last line break."""
+    end = path.stat().st_size
+    with open(path, "rb") as file:
+        while end > 0:
+            start = max(0, end - BLOCK_BYTES)
+            file.seek(start)
+            found = file.read(end - start).rfind(b"\n")
+            if found >= 0:
+                return start + found + 1
+            end = start
+    return 0
 
 
 class Journal:
@@ -46,7 +70,7 @@ class Journal:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise InputError(f"{run_dir}: another search is running in this folder; wait for it, or stop it") from None
-        self._size = path.read_bytes().rfind(b"\n") + 1
+        self._size = _whole_lines(path)
         self._file.truncate(self._size)
 
     def append(self, event: str, **values: Any) -> dict[str, Any]:

@@ -4,19 +4,17 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from myllm.config import Preset, TrainConfig, get_preset
+from myllm.config import get_preset
 from myllm.data import TokenFile, Windows, default_tokenizer, prepare
 from myllm.errors import InputError
 from myllm.machine import origin
 from myllm.sources import absolute
 from myllm.token_file import are_there
 from myllm.tokenizer import get_tokenizer, identity, resolve, token_bytes
-from myllm.training.train import Run
 from tune.options import SearchConfig
 from tune.settings import Data, Search
-from tune.spaces import Choice, get_space
+from tune.spaces import Choice, get_space, ranges_of
 
-RUNS_DIR = Path(__file__).resolve().parent.parent / "experiments" / "runs"
 EMA_RATIO = 0.1  # horizon of the averaged weights of --rung_metric val_loss_ema
 PACKAGES = ("torch", "ray", "tiktoken", "numpy", "pandas", "optuna")  # whose versions search.json keeps
 CODE = ("python", "packages", "git_commit")  # of a search's origin
@@ -83,8 +81,8 @@ def prepare_search(config: SearchConfig, cache_dir: Path) -> Search:
         )
     budget = report_tokens * NUM_REPORTS
     eval_windows = int(min(MAX_EVAL_TOKENS, max(MIN_EVAL_TOKENS, budget * EVAL_SHARE))) // max_len or 1
-    _, targets = windows["val"].batch(windows["val"].spread(eval_windows))
-    total_bytes = int(token_bytes(encoding)[targets.numpy()].sum())
+    targets = windows["val"].ids(windows["val"].spread(eval_windows))[:, 1:]
+    total_bytes = int(token_bytes(encoding)[targets].sum())
     training = preset.training(
         budget_tokens=budget,
         version=space.version,
@@ -106,7 +104,7 @@ def prepare_search(config: SearchConfig, cache_dir: Path) -> Search:
             tokenizer_sha256=identity(encoding),
             fingerprint={split: tokens.fingerprint() for split, tokens in files.items()},
             prepared={split: tokens.spec for split, tokens in files.items()},
-            bytes_per_token=max(1, total_bytes) / targets.numel(),
+            bytes_per_token=max(1, total_bytes) / targets.size,
         ),
         report_tokens=report_tokens,
         ranges=ranges_of(config.space, preset),
@@ -147,15 +145,3 @@ def check_comparable(search: Search, cache_dir: Path) -> Search:
         if found != expected:
             raise InputError(f"{what} has changed since the search began: its trials could not be compared with new ones")
     return dataclasses.replace(search, data=dataclasses.replace(data, prepared=prepared))
-
-
-def open_run(search: Search, config: TrainConfig, device: str = "cpu") -> Run:
-    """The training of one configuration of a search, from its beginning, on the search's prepared files."""
-    files = [TokenFile(search.data.prepared[split]) for split in ("train", "val")]
-    windows = [Windows(tokens, config.max_len, config.stride) for tokens in files]
-    return Run(search.model, config, *windows, device=device)
-
-
-def ranges_of(space: str, preset: Preset) -> dict[str, str]:
-    """Each hyper-parameter of a space with its range for a preset, as text."""
-    return {name: str(distribution) for name, distribution in get_space(space).ranges(preset).items()}

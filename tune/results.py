@@ -1,55 +1,37 @@
-"""The trials -> two tidy tables, who is best, and the best configuration. Column names live here. Imports no ray."""
+"""The trials -> two tidy tables, who is best, and the best configuration. Imports no ray."""
 
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from myllm.files import write_text
 from tune.settings import Search
-from tune.trials import DIVERGED, REPEAT, REPORTED, Trials, standings
+from tune.tables import HISTORY_COLUMNS, by_id, trial_columns, trial_row, write_tables
+from tune.trials import DIVERGED, Report, Trials, standings
 
-HISTORY_COLUMNS = ["trial_id", *(name for name in REPORTED if name != "diverged")]
-RESULT_COLUMNS = [
-    *("kind", "of", "seed", "status", "val_loss", "val_bpb", "train_loss", "best_val_loss", "tokens_seen", "step"),
-    *("train_seconds", "tok_per_sec", "checkpoint", "reason"),
-]
-"""kind: drawn, proposed from what was known, or repeat: a configuration on another seed, that of the trial `of`"""
+if TYPE_CHECKING:  # pandas takes half a second to import: only who reads tables waits for it
+    import pandas as pd
+
 DATA_KEYS = ("train_file", "val_file", "token_dtype", "text_column", "tokenizer", "tokenizer_sha256", "fingerprint")
 """what best_config.json says of the data"""
+RIVALS = 200  # configurations that may be the best
 
 
-def tables(trials: Trials, seed: int = 0) -> tuple[pd.DataFrame, pd.DataFrame]:
+def tables(trials: Trials, seed: int = 0) -> tuple["pd.DataFrame", "pd.DataFrame"]:
     """(trials, history) of a search with that seed: one row a trial; one row a report, each mark once."""
-    rows = []
-    for trial in trials.by_id.values():
-        last = trial.reports.get(trial.tokens, {})
-        finite = [report["val_loss"] for report in trial.reports.values() if math.isfinite(report["val_loss"])]
-        rows.append(
-            {"trial_id": trial.trial_id, "seed": seed}
-            | trial.config
-            | {
-                "kind": trial.kind,
-                "of": trial.of if trial.kind == REPEAT else "",
-                "status": trial.status,
-                "best_val_loss": min(finite, default=math.nan),
-                "checkpoint": trial.checkpoints[max(trial.checkpoints)] if trial.checkpoints else "",
-                "reason": trial.reason,
-            }
-            | {name: last.get(name, math.nan) for name in ("val_loss", "val_bpb", "train_loss", "tok_per_sec")}
-            | {name: last.get(name, 0) for name in ("tokens_seen", "step", "train_seconds")}
-        )
-    searched = list(trials.drawn[0].config) if trials.drawn else []
-    table = pd.DataFrame(rows, columns=["trial_id", *searched, *RESULT_COLUMNS]).sort_values("trial_id", ignore_index=True)
-    reports = [report for trial in trials.by_id.values() for report in trial.reports.values()]
-    history = pd.DataFrame(reports, columns=HISTORY_COLUMNS)
-    return table, history.sort_values(["trial_id", "tokens_seen"], ignore_index=True)
+    import pandas as pd
+
+    rows = [trial_row(trial, seed) for trial in by_id(trials)]
+    reports = [list(trial.reports[tokens].values()) for trial in by_id(trials) for tokens in sorted(trial.reports)]
+    history = pd.DataFrame(reports, columns=Report.KEYS)
+    return pd.DataFrame(rows, columns=trial_columns(trials)), history[HISTORY_COLUMNS]
 
 
-def search_seconds(events: list[dict[str, Any]]) -> float:
+def search_seconds(events: Iterable[dict[str, Any]]) -> float:
     """Wall-clock seconds of all sessions of a search, each from its beginning to its last event, however it ended."""
     total, begin, last = 0.0, 0.0, 0.0
     for event in events:
@@ -59,15 +41,19 @@ def search_seconds(events: list[dict[str, Any]]) -> float:
     return total + last - begin
 
 
-def leaders(trials: Trials) -> pd.DataFrame:
-    """The configurations that came as far as two did, best first; indexed by trial_id. The order is that of `standings`.
+def leaders(trials: Trials, most: int | None = None) -> "pd.DataFrame":
+    """The configurations that came as far as two did, best first, all or `most`; indexed by trial_id. The order is that of
+    `standings`.
 
     Columns: tokens_seen, where they are compared; val_loss and val_bpb there, means over seeds; spread, the largest minus
-    the smallest val_loss; seeds, how many; probability_best, among those with more than one seed, else NaN.
+    the smallest val_loss; seeds, how many; probability_best, among those with more than one seed, of which the RIVALS best
+    are compared, else NaN.
     """
+    import pandas as pd
+
     tokens, ordered = standings(trials)
     rows = []
-    for trial in ordered:
+    for trial in ordered[:most]:
         seeds = [t for t in (trial, *trial.repeats) if tokens in t.losses or t.status == DIVERGED]
         losses, bits = (
             [t.reports[tokens][n] if tokens in t.losses else math.inf for t in seeds] for n in ("val_loss", "val_bpb")
@@ -77,7 +63,7 @@ def leaders(trials: Trials) -> pd.DataFrame:
     columns = ["trial_id", "tokens_seen", "val_loss", "val_bpb", "spread", "seeds", "losses"]
     table = pd.DataFrame(rows, columns=columns).set_index("trial_id")
     table["probability_best"] = math.nan
-    repeated = table.index[(table["seeds"] > 1) & np.isfinite(table["val_loss"].astype(float))]
+    repeated = table.index[(table["seeds"] > 1) & np.isfinite(table["val_loss"].astype(float))][:RIVALS]
     table["probability_best"] = pd.Series(
         probability_best(table.loc[repeated, "losses"].tolist()), index=repeated, dtype=float
     )
@@ -104,9 +90,13 @@ def probability_best(losses: list[list[float]], draws: int = 20_000) -> list[flo
 
 def write_results(run_dir: Path, trials: Trials, search: Search) -> None:
     """Writes trials.csv, history.csv and, once a trial has reported, best_config.json."""
-    for name, table in zip(("trials", "history"), tables(trials, search.config.seed), strict=True):
-        write_text(run_dir / f"{name}.csv", table.to_csv(index=False))
-    table = leaders(trials)
+    write_tables(run_dir, trials, search.config.seed)
+    write_best(run_dir, trials, search)
+
+
+def write_best(run_dir: Path, trials: Trials, search: Search) -> None:
+    """Writes best_config.json, once a trial has reported."""
+    table = leaders(trials, RIVALS)
     if table.empty:
         return
     best = trials.by_id[table.index[0]]

@@ -14,21 +14,18 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from myllm.config import field_help, get_preset, value_type
 from myllm.errors import InputError, Parser, RunError, run_command
 from myllm.files import cache_dir
-from myllm.machine import available_cpus
+from myllm.machine import available_cpus, gpu_names
 from myllm.sources import is_embedded
+from tune.engine import Engine, cluster_resources
 from tune.options import SearchConfig
-from tune.prepare import RUNS_DIR, changed_code, check_comparable, prepare_search, ranges_of, settle_resources
-from tune.report import summary, write_report
-from tune.runner import cluster_resources, run_search
-from tune.searchers import warm_start_trials
-from tune.settings import Search
-from tune.spaces import SPACES, sample
+from tune.settings import RUNS_DIR, Search
+from tune.spaces import SPACES, ranges_of, sample
 from tune.trials import UNLIMITED_TRIALS
+
+# What takes long to import comes where it is used: --help and most errors need none of it.
 
 RESUME_FLAGS = (
     *("num_samples", "time_budget", "confirm", "max_failures", "keep_checkpoints"),
@@ -101,12 +98,17 @@ def start(given: dict[str, Any]) -> tuple[Path, Search]:
     run_dir = Path(folder).resolve() / name
     if run_dir.exists():
         raise InputError(f"--name {name}: {run_dir} exists; go on with --resume {run_dir}, or choose another name")
+    from tune.prepare import prepare_search
+    from tune.searchers import warm_start_trials
+
     search = prepare_search(dataclasses.replace(config, name=name), cache_dir())
     return run_dir, dataclasses.replace(search, warm_start=warm_start_trials(search))
 
 
 def resume(given: dict[str, Any]) -> tuple[Path, Search]:
     """The run folder to go on with, and its settings with what may change."""
+    from tune.prepare import check_comparable
+
     run_dir = Path(given.pop("resume")).resolve()
     trust = given.pop("trust", False)
     search = Search.read(run_dir)
@@ -153,10 +155,10 @@ def main() -> int:
     config = search.config
     if config.dashboard and importlib.util.find_spec("aiohttp_cors") is None:
         raise InputError("--dashboard needs more of Ray: pip install 'ray[default]'")
-    if config.address is None:
-        available = available_cpus(), torch.cuda.device_count()
-    else:
-        available = cluster_resources(config.address)
+    from tune.prepare import changed_code, settle_resources
+
+    alone = config.address is None
+    available = (available_cpus(), len(gpu_names())) if alone else cluster_resources(config.address)
     resources = settle_resources(config, *available)
     if resumed and (changes := changed_code(search)):
         print(f"note: the code has changed since the search began: {changes}")
@@ -169,13 +171,21 @@ def main() -> int:
         f"{search.budget_tokens:,} tokens a full training, {resources.workers} at once, in {shown}",
         flush=True,
     )
+    engine = None if resumed else Engine(config, resources)  # one that is resumed may have nothing left to do
+    from tune.runner import run_search
+
     try:
-        finished = run_search(run_dir, search, resources)
+        finished = run_search(run_dir, search, resources, engine)
+        from tune.report import summary, write_report
+
         write_report(run_dir)
     except (RunError, OSError) as error:
         raise RunError(
             f"{error}; nothing is lost: python tune/search.py --resume {shown} goes on when that is mended"
         ) from None
+    finally:
+        if engine:
+            engine.stop()
     print(summary(run_dir))
     if not finished:
         print(f"interrupted; go on with: python tune/search.py --resume {shown}")

@@ -19,8 +19,8 @@ from tune.journal import read_journal
 from tune.results import leaders
 from tune.settings import Search
 from tune.spaces import Choice, LogUniform, get_space, sample
-from tune.surrogate import most_promising, projected
-from tune.trials import COMPLETED, DIVERGED, FAILED, PAUSED, REPEAT, RUNNING, Trial, Trials
+from tune.surrogate import most_promising, projected, unjudged
+from tune.trials import COMPLETED, DIVERGED, FAILED, PAUSED, RUNNING, Trial, Trials
 
 STARTUP = 10  # judged trials before TPE draws (optuna's default); until then all searchers begin alike
 CANDIDATES = 1000  # random configurations among which a proposal is chosen
@@ -40,6 +40,7 @@ def searcher(search: Search) -> Configure:
     config, warm = search.config, search.warm_start
     space, preset, seed = get_space(config.space), get_preset(config.preset), config.seed
     ranges, milestones = space.ranges(preset), (*search.scheduler().milestones, search.budget_tokens)
+    proposals = Proposals(ranges, seed, milestones[:-1])
     tries = [trial["config"] for trial in warm if trial["tried"]]
     learns = config.searcher == "optuna"
     if learns and importlib.util.find_spec("optuna") is None:
@@ -53,7 +54,7 @@ def searcher(search: Search) -> Configure:
             if sum(standing[0] != RUNNING for _, standing in known) >= STARTUP:
                 return _suggest(ranges, seed, index, known)
         if proposed and config.searcher == "gp":
-            return _propose(ranges, seed, index, trials, milestones[:-1])
+            return proposals.propose(index, trials)
         return sample(space, preset, seed, index)
 
     return configure
@@ -62,23 +63,31 @@ def searcher(search: Search) -> Configure:
 # Proposals
 
 
-def _propose(ranges: Ranges, seed: int, index: int, trials: Trials, milestones: Sequence[int]) -> Config:
-    """The most promising of many random configurations, by what is to be expected of the trials at the last milestone."""
+class Proposals:
+    """Proposes the most promising of many random configurations, by what is to be expected of the trials at the last of
+    `milestones`."""
 
-    def places(configs: Sequence[Config]) -> np.ndarray:
-        rows = [[values.place(config[name]) for name, values in ranges.items()] for config in configs]
-        return np.array(rows).reshape(-1, len(ranges))
+    def __init__(self, ranges: Ranges, seed: int, milestones: Sequence[int]):
+        self.ranges, self.seed, self.milestones = ranges, seed, milestones
+        self._places: dict[str, list[float]] = {}  # of trials, by id: a configuration never changes
 
-    drawn = np.random.default_rng([seed, index]).random((CANDIDATES, len(ranges)))
-    candidates = [{name: r.at(float(p)) for (name, r), p in zip(ranges.items(), row, strict=True)} for row in drawn]
-    known = projected(trials, milestones)
-    if not known:
-        return candidates[0]
-    told, losses, seeds = zip(*known, strict=True)
-    pending = [trial.config for trial in trials.running.values() if trial.kind != REPEAT and trial not in told]
-    points = places([trial.config for trial in told])
-    chosen = most_promising(points, np.array(losses), np.array(seeds), places(pending), places(candidates))
-    return candidates[chosen]
+    def places(self, trials: Sequence[Trial]) -> np.ndarray:
+        """(n, d) where their configurations lie in the unit cube."""
+        for trial in trials:
+            if trial.trial_id not in self._places:
+                self._places[trial.trial_id] = [r.place(trial.config[name]) for name, r in self.ranges.items()]
+        return np.array([self._places[trial.trial_id] for trial in trials]).reshape(-1, len(self.ranges))
+
+    def propose(self, index: int, trials: Trials) -> Config:
+        """The configuration of trial `index`."""
+        drawn = np.random.default_rng([self.seed, index]).random((CANDIDATES, len(self.ranges)))
+        known, chosen = projected(trials, self.milestones), 0
+        if known:
+            told, losses, seeds = zip(*known, strict=True)
+            candidates = np.column_stack([r.rounded(drawn[:, i]) for i, r in enumerate(self.ranges.values())])
+            pending = self.places(unjudged(trials, self.milestones))
+            chosen = most_promising(self.places(told), np.array(losses), np.array(seeds), pending, candidates)
+        return {name: r.at(float(place)) for (name, r), place in zip(self.ranges.items(), drawn[chosen], strict=True)}
 
 
 # TPE

@@ -6,7 +6,7 @@ import statistics
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,13 @@ from ray.tune.search import SearchAlgorithm
 from myllm.errors import RunError
 from myllm.files import is_disk_full
 from tune.coordinator import Coordinator
-from tune.journal import Journal, read_journal
+from tune.journal import Journal, events_of
 from tune.results import search_seconds
 from tune.schedulers.base import Clock
 from tune.searchers import searcher
 from tune.settings import Search
 from tune.storage import Storage, worth_keeping
+from tune.tables import GrowingTables
 from tune.trials import Trial, Trials
 
 MAY_PASS = (
@@ -78,6 +79,8 @@ class Stopwatch:
 
     def read(self, used: float) -> Clock:
         """The clock after `used` seconds."""
+        if self.seconds is not None and used >= self.seconds:
+            return Clock(0.0, 0.0)
         if self.seconds is None or len(self.paces) < MEASURED_REPORTS:
             return Clock(0.0)
         pace = statistics.quantiles(self.paces, n=4)[0]
@@ -91,17 +94,15 @@ class Session(SearchAlgorithm):
         self.run_dir, self.search, self.workers = run_dir, search, workers
         config = search.config
         self.journal = Journal(run_dir)
-        events = read_journal(run_dir)
         self.trials = Trials(search.budget_tokens, config.trials, config.rung_metric)
+        self.tables = GrowingTables(run_dir, self.trials, config.seed)
         self.stopwatch = Stopwatch(config.time_budget)
-        for event in events:
-            self._see(event)
-            self.trials.apply(event)
+        self.number = 0
+        self.seconds_before = search_seconds(self._taken_in(events_of(run_dir)))
+        self.began = time.time()
         self.coordinator = Coordinator(
             self.trials, search.scheduler(), searcher(search), self._append, config.seed, config.max_failures
         )
-        self.number = sum(event["event"] == "session" for event in events)
-        self.seconds_before, self.began = search_seconds(events), time.time()
         self.storage = Storage(search.storage_root(run_dir))
         self.keep_all = config.keep_checkpoints == "all"
         self.segments: dict[str, Segment] = {}
@@ -110,13 +111,22 @@ class Session(SearchAlgorithm):
         self.fatal: str | None = None
         """why the search can't go on: one line"""
 
+    def _taken_in(self, events: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """Passes on the events of earlier sessions, each when it is among the trials'."""
+        for event in events:
+            self._see(event)
+            self.trials.apply(event)
+            self.number += event["event"] == "session"
+            yield event
+
     def _append(self, event: str, **values: Any) -> dict[str, Any]:
         entry = self.journal.append(event, **values)
         self._see(entry)
         return entry
 
     def _see(self, event: dict[str, Any]) -> None:
-        """Shows the stopwatch an event that is not among the trials' yet."""
+        """Shows the stopwatch and the tables an event that is not among the trials' yet."""
+        self.tables.see(event)
         if event["event"] == "report":
             trial = self.trials.by_id[event["trial_id"]]
             self.stopwatch.see(trial.reports.get(trial.tokens), event)

@@ -8,13 +8,14 @@ from typing import Any
 
 from myllm.config import GPTConfig, TrainConfig, from_dict
 from myllm.errors import InputError
-from myllm.files import write_text
+from myllm.files import ROOT, write_text
 from myllm.sources import Source
 from tune.options import SearchConfig
 from tune.schedulers import SCHEDULERS
 from tune.schedulers.base import Scheduler
 from tune.schedulers.reference import WithReference
 
+RUNS_DIR = ROOT / "experiments" / "runs"
 FILE_NAME = "search.json"
 FORMAT = 2
 """of the run folder; 1 had a dict of settings and a journal of other events"""

@@ -31,6 +31,10 @@ class LogUniform:
         """Where `value` lies in the range, from 0 to 1; the range's end for one beyond it."""
         return min(max(math.log(value / self.low) / math.log(self.high / self.low), 0.0), 1.0)
 
+    def rounded(self, places: np.ndarray) -> np.ndarray:
+        """Where the values at `places` lie."""
+        return places
+
     def __str__(self) -> str:
         return f"{self.low:.3g} to {self.high:.3g} (log)"
 
@@ -59,6 +63,10 @@ class Choice:
     def place(self, value: Any) -> float:
         """Where `value` lies in the list, from 0 to 1."""
         return self.nearest(value) / max(1, len(self.values) - 1)
+
+    def rounded(self, places: np.ndarray) -> np.ndarray:
+        """Where the values at `places` lie."""
+        return (places * len(self.values)).astype(int) / max(1, len(self.values) - 1)
 
     def __str__(self) -> str:
         return ", ".join(map(str, self.values))
@@ -123,3 +131,8 @@ def sample(space: Space, preset: Preset, seed: int, index: int) -> dict[str, Any
     steps = ratio ** -np.arange(1.0, len(ranges) + 1)
     places = (np.random.default_rng(seed).random(len(ranges)) + index * steps) % 1
     return {name: values.at(float(place)) for (name, values), place in zip(ranges.items(), places, strict=True)}
+
+
+def ranges_of(space: str, preset: Preset) -> dict[str, str]:
+    """Each hyper-parameter of a space with its range for a preset, as text."""
+    return {name: str(distribution) for name, distribution in get_space(space).ranges(preset).items()}

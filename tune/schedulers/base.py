@@ -73,6 +73,11 @@ class Scheduler:
         return CONTINUE
 
 
+def seeds_begun(trial: Trial) -> int:
+    """On how many seeds a configuration runs or ran; those that wait do not count."""
+    return 1 + sum(repeat.status != PAUSED for repeat in trial.repeats)
+
+
 def another_seed(trial: Trial, trials: Trials, clock: Clock, most: int) -> Action | None:
     """The step that gives a configuration one more seed at the full budget: a repeat that waits goes on, or one begins.
 
@@ -81,10 +86,9 @@ def another_seed(trial: Trial, trials: Trials, clock: Clock, most: int) -> Actio
     budget = trials.budget_tokens
     if any(repeat.status == RUNNING and repeat.until == budget for repeat in trial.repeats):
         return None
-    waiting = [repeat for repeat in trial.repeats if repeat.status == PAUSED]
-    if 1 + len(trial.repeats) - len(waiting) >= most:
+    if seeds_begun(trial) >= most:
         return None
-    for repeat in waiting:
-        if clock.left >= budget - repeat.tokens:
+    for repeat in trial.repeats:
+        if repeat.status == PAUSED and clock.left >= budget - repeat.tokens:
             return Resume(repeat.trial_id, until=budget)
     return Repeat(trial.trial_id, until=budget) if clock.left >= budget else None
