@@ -3,12 +3,22 @@
 python tune/report.py experiments/runs/NAME
 """
 
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import myllm.imports
+
+myllm.imports.check_imports()
+
+
 import base64
 import html
 import math
 import os
 from collections import Counter
-from pathlib import Path
 
 import pandas as pd
 

@@ -11,9 +11,10 @@ import contextlib
 import logging
 import math
 import os
+import shlex
 import shutil
 import signal
-import socket
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,10 @@ from ray._private import ray_constants
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from myllm.errors import InputError, RunError
+from myllm.errors import RunError
 from myllm.files import is_disk_full
 from myllm.machine import origin
+from tune.cluster import use_token
 from tune.interrupts import Interrupts
 from tune.prepare import CODE, PACKAGES, Resources
 from tune.progress import Progress
@@ -35,6 +37,7 @@ from tune.session import Segment, Session
 from tune.settings import Search
 from tune.trainable import run_trial
 from tune.trials import CONTINUE
+from tune.watchdog import Watchdog, why_not_started
 
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing leaves the machine unless the user sets Ray's own switch
@@ -42,11 +45,13 @@ ENVIRONMENT = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Interrupts is ours
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # Ray's snapshots are never read back
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_prestart_worker_first_driver": "0",  # ray.init would wait for it, deaf to signals
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "86400",
 }
+OBJECT_STORE_BYTES = 128 * 2**20  # results and settings are small; every process maps all of it
 TABLES_SECONDS = 10.0  # between rewrites of trials.csv and history.csv while a search runs
 
 
@@ -65,9 +70,21 @@ class JournalledScheduler(FIFOScheduler):
 class Housekeeping(tune.Callback):
     """Journals checkpoints, keeps the tables fresh, shows progress, and ends what can't go on."""
 
-    def __init__(self, session: Session):
-        self.session, self.progress = session, Progress(session.trials)
+    def __init__(self, session: Session, watchdog: Watchdog):
+        self.session, self.progress, self.watchdog = session, Progress(session.trials), watchdog
         self.last_tables = time.monotonic()
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Segment, **info: Any) -> None:
+        self.watchdog.started(trial.trial_id)
+
+    def on_trial_result(self, iteration: int, trials: list[Trial], trial: Segment, result: dict, **info: Any) -> None:
+        self.watchdog.started(trial.trial_id)
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Segment, **info: Any) -> None:
+        self.watchdog.ended(trial.trial_id)
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Segment, **info: Any) -> None:
+        self.watchdog.ended(trial.trial_id)
 
     def on_checkpoint(self, iteration: int, trials: list[Trial], trial: Segment, checkpoint: Any, **info: Any) -> None:
         self.session.on_checkpoint(trial, trial.last_result["tokens_seen"], checkpoint.path)
@@ -75,6 +92,7 @@ class Housekeeping(tune.Callback):
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         if self.session.fatal:  # Ray swallows errors of some callbacks
             raise RunError(self.session.fatal)
+        self.watchdog.look()
         self.progress.show()
         if time.monotonic() - self.last_tables > TABLES_SECONDS:
             self.last_tables = time.monotonic()
@@ -138,8 +156,16 @@ def _run_trials(session: Session, resources: Resources, interrupts: Interrupts) 
             num_cpus=resources.workers * resources.cpus_per_trial,
             num_gpus=math.ceil(resources.workers * resources.gpus_per_trial),
             include_dashboard=config.dashboard,
+            object_store_memory=OBJECT_STORE_BYTES,
         )
-    ray.init(**options)
+        if shlex.quote(sys.executable) != sys.executable:  # Ray hands it to a shell as it is
+            options["runtime_env"] = {"py_executable": shlex.quote(sys.executable)}
+    use_token(config.address)
+    start = time.time()
+    try:
+        ray.init(**options)
+    except Exception as error:  # of many kinds, Exception itself among them
+        raise RunError(f"Ray can't start: {why_not_started(error, start)}") from None
     interrupts.install()
     try:
         tune.run(  # not a Tuner: that pickles its arguments into the run folder, and nothing here is restored from it
@@ -158,7 +184,7 @@ def _run_trials(session: Session, resources: Resources, interrupts: Interrupts) 
             num_samples=session.total_samples,
             search_alg=session,
             scheduler=JournalledScheduler(session),
-            callbacks=[Housekeeping(session)],
+            callbacks=[Housekeeping(session, watch(session, resources))],
             reuse_actors=True,
             raise_on_failed_trial=False,
             verbose=0,
@@ -167,15 +193,17 @@ def _run_trials(session: Session, resources: Resources, interrupts: Interrupts) 
         signal.signal(signal.SIGUSR1, signal.SIG_DFL)
 
 
-def cluster_resources(address: str) -> tuple[int, int]:
-    """(CPU cores, GPUs) of the Ray cluster at `address`. Raises InputError where none answers."""
-    host, _, port = address.rpartition(":")
-    try:
-        if host and port.isdigit() and "/" not in host:
-            socket.create_connection((host, int(port)), timeout=10).close()  # Ray itself tries for minutes
-        ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL)
-    except (OSError, ValueError, RuntimeError):
-        raise InputError(f"--address {address}: no Ray cluster answers there; start one with `ray start --head`") from None
-    found = ray.cluster_resources()
-    ray.shutdown()
-    return int(found.get("CPU", 0)), int(found.get("GPU", 0))
+def watch(session: Session, resources: Resources) -> Watchdog:
+    """The watchdog of Ray as it runs now."""
+    node, config = ray._private.worker.global_worker.node, session.search.config
+
+    def dead() -> list[str]:
+        return [name for name, _ in node.dead_processes() if name in ("raylet", "gcs_server")]
+
+    def lacks() -> str:
+        free = ray.available_resources()
+        if free.get("CPU", 0) >= resources.cpus_per_trial and free.get("GPU", 0) >= resources.gpus_per_trial:
+            return ""
+        return f"of the cluster {free.get('CPU', 0):g} cores and {free.get('GPU', 0):g} GPUs are free"
+
+    return Watchdog(config.patience, Path(node.get_logs_dir_path()), dead, lacks if config.address else None)

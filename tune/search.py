@@ -4,14 +4,23 @@ python tune/search.py --space v2
 python tune/search.py --resume experiments/runs/NAME
 """
 
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import myllm.imports
+
+myllm.imports.check_imports()
+
+
 import argparse
 import dataclasses
 import importlib.util
 import os
-import sys
 import time
 import tomllib
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,10 +30,11 @@ from myllm.errors import InputError, Parser, RunError, run_command
 from myllm.files import cache_dir
 from myllm.machine import available_cpus
 from myllm.sources import is_embedded
+from tune.cluster import cluster_resources
 from tune.options import SearchConfig
 from tune.prepare import RUNS_DIR, changed_code, check_comparable, prepare_search, ranges_of, settle_resources
 from tune.report import summary, write_report
-from tune.runner import cluster_resources, run_search
+from tune.runner import run_search
 from tune.searchers import warm_start_trials
 from tune.settings import Search
 from tune.spaces import SPACES, sample
@@ -32,7 +42,7 @@ from tune.trials import UNLIMITED_TRIALS
 
 RESUME_FLAGS = (
     *("num_samples", "time_budget", "confirm", "max_failures", "keep_checkpoints"),
-    *("cpus_per_trial", "gpus_per_trial", "max_concurrent", "address", "dashboard"),
+    *("cpus_per_trial", "gpus_per_trial", "max_concurrent", "address", "dashboard", "patience"),
 )
 """what may change on --resume: nothing that would make earlier trials and later ones incomparable"""
 
