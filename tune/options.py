@@ -77,7 +77,7 @@ class SearchConfig:
     """GPUs a trial, fractions share one (unset: 1 where there are GPUs, else 0)"""
     max_concurrent: int | None = None
     """trials at once (unset: as many as the machine holds)"""
-    patience: float = 180.0
+    patience: float = 300.0
     """seconds in which no trial starts or reports and none computes, after which the search ends and says why"""
     address: str | None = None
     """Ray cluster to join (unset: this machine alone)"""

@@ -29,6 +29,7 @@ from myllm.errors import RunError
 from myllm.files import is_disk_full
 from myllm.machine import origin
 from tune.cluster import use_token
+from tune.commands import ROOT, command
 from tune.interrupts import Interrupts
 from tune.prepare import CODE, PACKAGES, Resources
 from tune.progress import Progress
@@ -112,7 +113,7 @@ def run_search(run_dir: Path, search: Search, resources: Resources) -> bool:
     session = Session(run_dir, search, resources.workers)
     with session.disk_errors():
         search.write(run_dir)
-    with Interrupts(f"python tune/search.py --resume {os.path.relpath(run_dir)}") as interrupts:
+    with Interrupts(command("tune/search.py", "--resume", run_dir)) as interrupts:
         try:
             if not session.is_over:
                 with session.disk_errors():
@@ -158,6 +159,8 @@ def _run_trials(session: Session, resources: Resources, interrupts: Interrupts) 
             include_dashboard=config.dashboard,
             object_store_memory=OBJECT_STORE_BYTES,
         )
+        path = [str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+        os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(filter(None, path)))  # the same code in every process
         if shlex.quote(sys.executable) != sys.executable:  # Ray hands it to a shell as it is
             options["runtime_env"] = {"py_executable": shlex.quote(sys.executable)}
     use_token(config.address)

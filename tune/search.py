@@ -31,14 +31,17 @@ from myllm.files import cache_dir
 from myllm.machine import available_cpus
 from myllm.sources import is_embedded
 from tune.cluster import cluster_resources
+from tune.commands import command, shown_path
 from tune.options import SearchConfig
+from tune.places import check_places, runs_dir
 from tune.prepare import RUNS_DIR, changed_code, check_comparable, prepare_search, ranges_of, settle_resources
-from tune.report import summary, write_report
+from tune.report import nothing_reported, summary, write_report
 from tune.runner import run_search
 from tune.searchers import warm_start_trials
 from tune.settings import Search
 from tune.spaces import SPACES, sample
 from tune.trials import UNLIMITED_TRIALS
+from tune.watchdog import check_address_space
 
 RESUME_FLAGS = (
     *("num_samples", "time_budget", "confirm", "max_failures", "keep_checkpoints"),
@@ -107,10 +110,11 @@ def start(given: dict[str, Any]) -> tuple[Path, Search]:
     values["warm_start"] = tuple(os.path.abspath(path) for path in values.get("warm_start", ()))
     config = SearchConfig(**values)
     name = config.name or f"{config.preset}-{config.space}-{time.strftime('%Y%m%d-%H%M%S')}"
-    folder = config.storage_path if config.storage_path and "://" not in config.storage_path else RUNS_DIR
-    run_dir = Path(folder).resolve() / name
+    local = config.storage_path and "://" not in config.storage_path
+    run_dir = (Path(config.storage_path).resolve() if local else runs_dir(RUNS_DIR)) / name
     if run_dir.exists():
-        raise InputError(f"--name {name}: {run_dir} exists; go on with --resume {run_dir}, or choose another name")
+        again = command("tune/search.py", "--resume", run_dir)
+        raise InputError(f"--name {name}: {run_dir} exists; go on with: {again}; or choose another name")
     search = prepare_search(dataclasses.replace(config, name=name), cache_dir())
     return run_dir, dataclasses.replace(search, warm_start=warm_start_trials(search))
 
@@ -164,32 +168,34 @@ def main() -> int:
     if config.dashboard and importlib.util.find_spec("aiohttp_cors") is None:
         raise InputError("--dashboard needs more of Ray: pip install 'ray[default]'")
     if config.address is None:
+        check_address_space()
         available = available_cpus(), torch.cuda.device_count()
     else:
         available = cluster_resources(config.address)
     resources = settle_resources(config, *available)
     if resumed and (changes := changed_code(search)):
         print(f"note: the code has changed since the search began: {changes}")
+    check_places(run_dir, search)
     run_dir.mkdir(parents=True, exist_ok=resumed)
-    shown = os.path.relpath(run_dir)
+    again = command("tune/search.py", "--resume", run_dir)
     data = "the embedded corpus" if is_embedded(config.train_file) else " ".join(config.train_file)
     trials = f"{config.trials} trials" if config.trials < UNLIMITED_TRIALS else f"{config.time_budget:g} s of trials"
     print(
         f"{trials} of space {config.space}, preset {config.preset}, on {data}: "
-        f"{search.budget_tokens:,} tokens a full training, {resources.workers} at once, in {shown}",
+        f"{search.budget_tokens:,} tokens a full training, {resources.workers} at once, in {shown_path(run_dir)}",
         flush=True,
     )
     try:
         finished = run_search(run_dir, search, resources)
         write_report(run_dir)
     except (RunError, OSError) as error:
-        raise RunError(
-            f"{error}; nothing is lost: python tune/search.py --resume {shown} goes on when that is mended"
-        ) from None
+        raise RunError(f"{error}; nothing is lost: {again} goes on when that is mended") from None
     print(summary(run_dir))
     if not finished:
-        print(f"interrupted; go on with: python tune/search.py --resume {shown}")
+        print(f"interrupted; go on with: {again}")
         return 130
+    if reason := nothing_reported(run_dir):
+        raise RunError(reason)
     return 0
 
 

@@ -17,7 +17,7 @@ from ray.tune.experiment import Trial as RayTrial
 from ray.tune.search import SearchAlgorithm
 
 from myllm.errors import RunError
-from myllm.files import is_disk_full
+from myllm.files import is_disk_full, write_text
 from tune.coordinator import Coordinator
 from tune.journal import Journal, read_journal
 from tune.results import search_seconds
@@ -25,7 +25,7 @@ from tune.schedulers.base import Clock
 from tune.searchers import searcher
 from tune.settings import Search
 from tune.storage import Storage, worth_keeping
-from tune.trials import Trial, Trials
+from tune.trials import FAILED, Trial, Trials
 
 MAY_PASS = (
     *(ray.exceptions.RayActorError, ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError),
@@ -35,6 +35,7 @@ MAY_PASS = (
 """errors that a trial may not have again: lost processes, machines and files; all others are in the code or the settings"""
 MEASURED_REPORTS = 8  # after which the speed is known well enough to plan by; the first ones are slow
 RECENT_REPORTS = 128  # by which it is judged: a machine that others use too changes its pace
+HOPELESS = 3  # trials that failed without a report, and none began before them: the rest would fare alike
 STARTING_SECONDS = 6.0  # two before a session's first event, four after its last
 
 
@@ -203,7 +204,12 @@ class Session(SearchAlgorithm):
             return  # the trial itself is sound: it goes on when there is room
         reason = segment.error.splitlines()[-1][:200] if segment.error else "no reason given"
         self.coordinator.on_failure(segment.ours, segment.may_pass, reason)
-        (self.run_dir / f"error-{trial_id}.txt").write_text(segment.error + "\n")
+        write_text(self.run_dir / f"error-{trial_id}.txt", segment.error + "\n")
+        trials = list(self.trials.by_id.values())
+        while trials and trials[-1].status != FAILED:
+            trials.pop()
+        if len(trials) >= HOPELESS and all(trial.status == FAILED and not trial.reports for trial in trials):
+            self.fatal = f"each of the first {len(trials)} trials failed, {trials[0].trial_id} with: {trials[0].reason}"
 
     # Checkpoints
 

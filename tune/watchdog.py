@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from myllm.errors import InputError, RunError, one_line, warn
+from myllm.errors import RunError, one_line, warn
 
 LEAST_ADDRESS_SPACE = 4 * 2**30  # bytes; with 3 GiB Ray 2.60 aborts where it maps its object store, with 4 it works
 CHECK_SECONDS = 1.0  # between looks at Ray's own processes
@@ -32,10 +32,10 @@ SIGNS = [
 
 
 def check_address_space() -> None:
-    """Raises InputError where this process may not have the address space that Ray needs."""
+    """Raises RunError where this process may not have the address space that Ray needs."""
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     if limit != resource.RLIM_INFINITY and limit < LEAST_ADDRESS_SPACE:
-        raise InputError(
+        raise RunError(
             f"the address space is limited to {limit / 2**30:.1f} GiB (ulimit -v), and Ray needs"
             f" {LEAST_ADDRESS_SPACE // 2**30}; raise it with: ulimit -v unlimited"
         )
