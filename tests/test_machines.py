@@ -30,7 +30,7 @@ def small(byte_files):
 
 def one_error(done, code, *words):
     """Asserts that the command ended with `code` and one line on stderr that says all `words`, progress apart."""
-    lines = [line for line in done.stderr.splitlines() if " trials" not in line]
+    lines = [line for line in done.stderr.splitlines() if "M tokens" not in line]
     assert done.returncode == code and len(lines) == 1 and lines[0].startswith("error: "), done.stdout + done.stderr
     for word in words:
         assert word in lines[0], lines[0]
@@ -57,6 +57,21 @@ def test_a_worker_that_can_not_import_ends_the_search_with_its_reason(small, tmp
         SEARCH, *small, "--patience", "6", "--storage_path", tmp_path / "runs", "--name", "x", env=environment, timeout=100
     )
     one_error(done, 1, "no trial has started for ", "No module named 'a_module_that_is_not_there'", "--resume")
+
+
+def test_where_every_trial_fails_the_search_ends_early_with_the_first_reason(small, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(
+        textwrap.dedent("""
+        import sys
+        if any("default_worker" in word for word in sys.orig_argv):
+            sys.modules["tune.trainable"] = None
+        """)
+    )
+    flags = [*small, "--num_samples", "50", "--storage_path", tmp_path / "runs", "--name", "x"]
+    done = run_command_line(SEARCH, *flags, env=os.environ | {"PYTHONPATH": str(tmp_path)}, timeout=150)
+    one_error(done, 1, "each of the first 3 trials failed, 00000 with: ModuleNotFoundError: ", "tune.trainable", "--resume")
+    assert "Traceback" not in done.stdout
+    assert "Traceback" in (tmp_path / "runs" / "x" / "error-00000.txt").read_text()
 
 
 def test_a_python_below_a_folder_with_a_space_and_a_small_address_space_train(small, tmp_path):
@@ -270,7 +285,7 @@ def test_output_into_head_and_into_ascii(arguments, tmp_path, request):
     if "RUN" in arguments:
         run = tmp_path / "dätä"
         run.mkdir()
-        dataclasses.replace(search_of(), ranges={"learning_rate": "0.001 to 0.1"}).write(run)
+        dataclasses.replace(search_of(name="x"), ranges={"learning_rate": "0.001 to 0.1"}).write(run)
         config = {"learning_rate": 1e-3, "batch_size": 8, "warmup_ratio": 0.1, "clip_norm": 1.0}
         events = [
             {"event": "session", "workers": 1, "session": 0},

@@ -164,6 +164,8 @@ def _run_trials(session: Session, resources: Resources, interrupts: Interrupts) 
         if shlex.quote(sys.executable) != sys.executable:  # Ray hands it to a shell as it is
             options["runtime_env"] = {"py_executable": shlex.quote(sys.executable)}
     use_token(config.address)
+    # Ray prints what its processes die of, pages for each, told to print nothing or not; the journal has the reason.
+    ray._private.worker.print_to_stdstream = lambda *data, **how: None
     start = time.time()
     try:
         ray.init(**options)
