@@ -7,6 +7,10 @@ beside each that names type, tokenizer and content. What may stand for --input, 
 token_layout.py and text.py; what becomes of it: prepare.py.
 """
 
+import myllm.imports
+
+myllm.imports.check_imports()
+
 from pathlib import Path
 from typing import TYPE_CHECKING
 

@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT, run_command_line
 
 MODULES = sorted(path for folder in ("myllm", "tune") for path in (ROOT / folder).rglob("*.py"))
-USES_RAY = {"tune/engine.py", "tune/runner.py", "tune/session.py", "tune/trainable.py"}
+USES_RAY = {"tune/cluster.py", "tune/engine.py", "tune/runner.py", "tune/session.py", "tune/trainable.py"}
 PURE = ("report", "results", "journal", "spaces", "trials", "coordinator", "simulate", "searchers", "settings", "surrogate")
 """modules of tune that work without torch: what a report or a replay needs"""
 

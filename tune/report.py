@@ -3,17 +3,28 @@
 python tune/report.py experiments/runs/NAME
 """
 
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import myllm.imports
+
+myllm.imports.check_imports()
+
+
 import base64
 import html
 import math
-import os
 from collections import Counter
-from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from myllm.errors import InputError, Parser, run_command
-from myllm.files import disk_use
+from myllm.files import disk_use, whole_file, write_text
+from tune.commands import command
 from tune.journal import read_journal
 from tune.results import leaders, search_seconds, tables
 from tune.settings import Search
@@ -24,7 +35,7 @@ def load(run_dir: Path) -> tuple[Search, Trials, list[dict]]:
     """(settings, trials, events) of a run folder. Raises InputError where it is none, or nothing has begun yet."""
     search, events = Search.read(run_dir), read_journal(run_dir)
     if not events:
-        raise InputError(f"{run_dir} has no results yet; go on with: python tune/search.py --resume {run_dir}")
+        raise InputError(f"{run_dir} has no results yet; go on with: {command('tune/search.py', '--resume', run_dir)}")
     return search, Trials(search.budget_tokens, search.config.trials, search.config.rung_metric, events), events
 
 
@@ -56,7 +67,7 @@ def _gain(table: pd.DataFrame) -> str:
 def summary(run_dir: Path) -> str:
     """The best-config summary: what was searched, what was found beside the default, what it took, what comes next."""
     search, trials, events = load(run_dir)
-    config, shown = search.config, os.path.relpath(run_dir)
+    config = search.config
     planned = f" of {trials.num_samples}" if trials.num_samples < UNLIMITED_TRIALS else ""
     statuses = Counter("interrupted" if trial.status == RUNNING else trial.status for trial in trials.drawn)
     counted = [f"{count} {status}" for status, count in sorted(statuses.items())]
@@ -90,14 +101,20 @@ def summary(run_dir: Path) -> str:
     for trial in trials.by_id.values():
         if trial.status == FAILED:
             lines.append(f"  failed    trial {trial.trial_id}: {trial.reason} (error-{trial.trial_id}.txt)")
-    lines += ["  next", f"    read again      python tune/report.py {shown}"]
-    more = f"num_samples {2 * trials.num_samples}" if planned else f"time_budget {2 * config.time_budget:g}"
-    lines.append(f"    go on           python tune/search.py --resume {shown} --{more}")
+    lines += ["  next", f"    read again      {command('tune/report.py', run_dir)}"]
+    more = ("num_samples", 2 * trials.num_samples) if planned else ("time_budget", 2 * config.time_budget)
+    lines.append(f"    go on           {command('tune/search.py', '--resume', run_dir, f'--{more[0]}', f'{more[1]:g}')}")
     if not table.empty:
-        lines.append(
-            f"    train the best  python myllm/training/trainer.py --config {shown}/best_config.json --save_model final.pth"
-        )
+        config_file = run_dir / "best_config.json"
+        train = command("myllm/training/trainer.py", "--config", config_file, "--save_model", "final.pth")
+        lines.append(f"    train the best  {train}")
     return "\n".join(lines)
+
+
+def save(figure: Any, path: Path) -> None:
+    """Writes a figure as PNG, whole or not at all."""
+    with whole_file(path) as file:
+        figure.savefig(file, dpi=120, format="png")
 
 
 def draw_curves(history: pd.DataFrame, trials: Trials, path: Path) -> None:
@@ -123,7 +140,18 @@ def draw_curves(history: pd.DataFrame, trials: Trials, path: Path) -> None:
         axes.set_ylim(finite.min() * 0.98, finite.quantile(0.98) * 1.02)
     if axes.get_legend_handles_labels()[0]:
         axes.legend()
-    figure.savefig(path, dpi=120)
+    save(figure, path)
+
+
+def nothing_reported(run_dir: Path) -> str | None:
+    """Why no trial of a run has a loss, in one line; None where one has."""
+    _, trials, _ = load(run_dir)
+    if any(trial.losses for trial in trials.by_id.values()):
+        return None
+    for trial in trials.by_id.values():
+        if trial.status == FAILED:
+            return f"no trial has reported a loss; the first that failed, {trial.trial_id}: {trial.reason}"
+    return "no trial has reported a loss: all diverged"
 
 
 def draw_parameters(trials: pd.DataFrame, names: list[str], path: Path) -> None:
@@ -139,7 +167,7 @@ def draw_parameters(trials: pd.DataFrame, names: list[str], path: Path) -> None:
         axes.set_xscale("log", base=2 if name == "batch_size" else 10)
         axes.set_xlabel(name)
     figure.axes[0].set_ylabel("last val_loss (nats per token)")
-    figure.savefig(path, dpi=120)
+    save(figure, path)
 
 
 def write_report(run_dir: Path) -> None:
@@ -155,11 +183,12 @@ def write_report(run_dir: Path) -> None:
             figures.append(f'<p><img alt="{name}" src="data:image/png;base64,{data}"></p>')
     rows = table.drop(columns=["checkpoint"]).to_html(index=False, float_format=lambda value: f"{value:.4g}", na_rep="")
     title = html.escape(search.config.name)
-    (run_dir / "report.html").write_text(
+    write_text(
+        run_dir / "report.html",
         f"<!doctype html><meta charset=utf-8><title>{title}</title>"
         "<style>body{font:14px sans-serif;margin:2em}table{border-collapse:collapse}td,th{padding:2px 8px;text-align:right}"
         "tr:nth-child(even){background:#f4f4f4}img{max-width:100%}</style>"
-        f"<h1>{title}</h1><pre>{html.escape(summary(run_dir).strip())}</pre>{''.join(figures)}{rows}"
+        f"<h1>{title}</h1><pre>{html.escape(summary(run_dir).strip())}</pre>{''.join(figures)}{rows}",
     )
 
 

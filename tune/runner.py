@@ -8,13 +8,13 @@ and unpickles what it finds.
 """
 
 import contextlib
-import os
 import shutil
 import signal
 import time
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
@@ -22,6 +22,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from myllm.errors import RunError
 from myllm.files import is_disk_full
 from myllm.machine import origin
+from tune.commands import command
 from tune.engine import Engine, import_ahead
 from tune.interrupts import Interrupts
 from tune.prepare import CODE, PACKAGES, Resources
@@ -31,6 +32,7 @@ from tune.session import Segment, Session
 from tune.settings import Search
 from tune.trainable import run_trial
 from tune.trials import CONTINUE
+from tune.watchdog import Watchdog
 
 TABLES_SECONDS = 10.0  # between additions to trials.csv and history.csv while a search runs
 
@@ -50,9 +52,21 @@ class JournalledScheduler(FIFOScheduler):
 class Housekeeping(tune.Callback):
     """Journals checkpoints, keeps the tables fresh, shows progress, and ends what can't go on."""
 
-    def __init__(self, session: Session):
-        self.session, self.progress = session, Progress(session.trials)
+    def __init__(self, session: Session, watchdog: Watchdog):
+        self.session, self.progress, self.watchdog = session, Progress(session.trials), watchdog
         self.last_tables, self.first_tables = time.monotonic(), True
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Segment, **info: Any) -> None:
+        self.watchdog.started(trial.trial_id)
+
+    def on_trial_result(self, iteration: int, trials: list[Trial], trial: Segment, result: dict, **info: Any) -> None:
+        self.watchdog.started(trial.trial_id)
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Segment, **info: Any) -> None:
+        self.watchdog.ended(trial.trial_id)
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Segment, **info: Any) -> None:
+        self.watchdog.ended(trial.trial_id)
 
     def on_checkpoint(self, iteration: int, trials: list[Trial], trial: Segment, checkpoint: Any, **info: Any) -> None:
         self.session.on_checkpoint(trial, trial.last_result["tokens_seen"], checkpoint.path)
@@ -60,6 +74,7 @@ class Housekeeping(tune.Callback):
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         if self.session.fatal:  # Ray swallows errors of some callbacks
             raise RunError(self.session.fatal)
+        self.watchdog.look()
         self.progress.show()
         if time.monotonic() - self.last_tables > TABLES_SECONDS:
             self.last_tables = time.monotonic()
@@ -83,7 +98,7 @@ def run_search(run_dir: Path, search: Search, resources: Resources, engine: Engi
     session = Session(run_dir, search, resources.workers)
     with session.disk_errors():
         search.write(run_dir)
-    with Interrupts(f"python tune/search.py --resume {os.path.relpath(run_dir)}") as interrupts:
+    with Interrupts(command("tune/search.py", "--resume", run_dir)) as interrupts:
         try:
             if not session.is_over:
                 with session.disk_errors():
@@ -133,10 +148,26 @@ def _run_trials(session: Session, engine: Engine, resources: Resources, interrup
             num_samples=session.total_samples,
             search_alg=session,
             scheduler=JournalledScheduler(session),
-            callbacks=[Housekeeping(session)],
+            callbacks=[Housekeeping(session, watch(session, resources))],
             reuse_actors=True,
             raise_on_failed_trial=False,
             verbose=0,
         )
     finally:
         signal.signal(signal.SIGUSR1, signal.SIG_DFL)
+
+
+def watch(session: Session, resources: Resources) -> Watchdog:
+    """The watchdog of Ray as it runs now."""
+    node, config = ray._private.worker.global_worker.node, session.search.config
+
+    def dead() -> list[str]:
+        return [name for name, _ in node.dead_processes() if name in ("raylet", "gcs_server")]
+
+    def lacks() -> str:
+        free = ray.available_resources()
+        if free.get("CPU", 0) >= resources.cpus_per_trial and free.get("GPU", 0) >= resources.gpus_per_trial:
+            return ""
+        return f"of the cluster {free.get('CPU', 0):g} cores and {free.get('GPU', 0):g} GPUs are free"
+
+    return Watchdog(config.patience, Path(node.get_logs_dir_path()), dead, lacks if config.address else None)

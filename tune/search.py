@@ -4,14 +4,23 @@ python tune/search.py --space v2
 python tune/search.py --resume experiments/runs/NAME
 """
 
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import myllm.imports
+
+myllm.imports.check_imports()
+
+
 import argparse
 import dataclasses
 import importlib.util
 import os
-import sys
 import time
 import tomllib
-from pathlib import Path
 from typing import Any
 
 from myllm.config import field_help, get_preset, value_type
@@ -19,17 +28,21 @@ from myllm.errors import InputError, Parser, RunError, run_command
 from myllm.files import cache_dir
 from myllm.machine import available_cpus, gpu_names
 from myllm.sources import is_embedded
-from tune.engine import Engine, cluster_resources
+from tune.cluster import cluster_resources
+from tune.commands import command, shown_path
+from tune.engine import Engine
 from tune.options import SearchConfig
+from tune.places import check_places, runs_dir
 from tune.settings import RUNS_DIR, Search
 from tune.spaces import SPACES, ranges_of, sample
 from tune.trials import UNLIMITED_TRIALS
+from tune.watchdog import check_address_space
 
 # What takes long to import comes where it is used: --help and most errors need none of it.
 
 RESUME_FLAGS = (
     *("num_samples", "time_budget", "confirm", "max_failures", "keep_checkpoints"),
-    *("cpus_per_trial", "gpus_per_trial", "max_concurrent", "address", "dashboard"),
+    *("cpus_per_trial", "gpus_per_trial", "max_concurrent", "address", "dashboard", "patience"),
 )
 """what may change on --resume: nothing that would make earlier trials and later ones incomparable"""
 
@@ -94,10 +107,11 @@ def start(given: dict[str, Any]) -> tuple[Path, Search]:
     values["warm_start"] = tuple(os.path.abspath(path) for path in values.get("warm_start", ()))
     config = SearchConfig(**values)
     name = config.name or f"{config.preset}-{config.space}-{time.strftime('%Y%m%d-%H%M%S')}"
-    folder = config.storage_path if config.storage_path and "://" not in config.storage_path else RUNS_DIR
-    run_dir = Path(folder).resolve() / name
+    local = config.storage_path and "://" not in config.storage_path
+    run_dir = (Path(config.storage_path).resolve() if local else runs_dir(RUNS_DIR)) / name
     if run_dir.exists():
-        raise InputError(f"--name {name}: {run_dir} exists; go on with --resume {run_dir}, or choose another name")
+        again = command("tune/search.py", "--resume", run_dir)
+        raise InputError(f"--name {name}: {run_dir} exists; go on with: {again}; or choose another name")
     from tune.prepare import prepare_search
     from tune.searchers import warm_start_trials
 
@@ -157,18 +171,22 @@ def main() -> int:
         raise InputError("--dashboard needs more of Ray: pip install 'ray[default]'")
     from tune.prepare import changed_code, settle_resources
 
-    alone = config.address is None
-    available = (available_cpus(), len(gpu_names())) if alone else cluster_resources(config.address)
+    if config.address is None:
+        check_address_space()
+        available = available_cpus(), len(gpu_names())
+    else:
+        available = cluster_resources(config.address)
     resources = settle_resources(config, *available)
     if resumed and (changes := changed_code(search)):
         print(f"note: the code has changed since the search began: {changes}")
+    check_places(run_dir, search)
     run_dir.mkdir(parents=True, exist_ok=resumed)
-    shown = os.path.relpath(run_dir)
+    again = command("tune/search.py", "--resume", run_dir)
     data = "the embedded corpus" if is_embedded(config.train_file) else " ".join(config.train_file)
     trials = f"{config.trials} trials" if config.trials < UNLIMITED_TRIALS else f"{config.time_budget:g} s of trials"
     print(
         f"{trials} of space {config.space}, preset {config.preset}, on {data}: "
-        f"{search.budget_tokens:,} tokens a full training, {resources.workers} at once, in {shown}",
+        f"{search.budget_tokens:,} tokens a full training, {resources.workers} at once, in {shown_path(run_dir)}",
         flush=True,
     )
     engine = None if resumed else Engine(config, resources)  # one that is resumed may have nothing left to do
@@ -176,20 +194,20 @@ def main() -> int:
 
     try:
         finished = run_search(run_dir, search, resources, engine)
-        from tune.report import summary, write_report
+        from tune.report import nothing_reported, summary, write_report
 
         write_report(run_dir)
     except (RunError, OSError) as error:
-        raise RunError(
-            f"{error}; nothing is lost: python tune/search.py --resume {shown} goes on when that is mended"
-        ) from None
+        raise RunError(f"{error}; nothing is lost: {again} goes on when that is mended") from None
     finally:
         if engine:
             engine.stop()
     print(summary(run_dir))
     if not finished:
-        print(f"interrupted; go on with: python tune/search.py --resume {shown}")
+        print(f"interrupted; go on with: {again}")
         return 130
+    if reason := nothing_reported(run_dir):
+        raise RunError(reason)
     return 0
 
 

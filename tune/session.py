@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import statistics
 import sys
 import time
@@ -17,7 +18,7 @@ from ray.tune.experiment import Trial as RayTrial
 from ray.tune.search import SearchAlgorithm
 
 from myllm.errors import RunError
-from myllm.files import is_disk_full
+from myllm.files import is_disk_full, write_text
 from tune.coordinator import Coordinator
 from tune.journal import Journal, events_of
 from tune.results import search_seconds
@@ -26,7 +27,7 @@ from tune.searchers import searcher
 from tune.settings import Search
 from tune.storage import Storage, worth_keeping
 from tune.tables import GrowingTables
-from tune.trials import Trial, Trials
+from tune.trials import FAILED, Trial, Trials
 
 MAY_PASS = (
     *(ray.exceptions.RayActorError, ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError),
@@ -36,6 +37,9 @@ MAY_PASS = (
 """errors that a trial may not have again: lost processes, machines and files; all others are in the code or the settings"""
 MEASURED_REPORTS = 8  # after which the speed is known well enough to plan by; the first ones are slow
 RECENT_REPORTS = 128  # by which it is judged: a machine that others use too changes its pace
+EXCEPTION = re.compile(r"(\w+\.)*\w*(Error|Exception|Exit|Interrupt): .*\S")
+"""the line of a traceback that says what happened"""
+HOPELESS = 3  # trials that failed without a report, and none began before them: the rest would fare alike
 STARTING_SECONDS = 6.0  # two before a session's first event, four after its last
 
 
@@ -53,6 +57,7 @@ class Segment(RayTrial):
         self.disk_full = is_disk_full(cause)
         self.may_pass = isinstance(cause, MAY_PASS) or type(cause).__name__ == "AcceleratorError"  # a GPU's own error
         self.error = str(exc).strip()
+        self.may_pass &= "failed to import on the worker" not in self.error  # Ray then reports a process that was lost
         with contextlib.suppress(OSError):  # Ray writes files of its own, which a full disk refuses
             super().handle_error(exc)
 
@@ -211,9 +216,15 @@ class Session(SearchAlgorithm):
         if segment.disk_full:
             self.fatal = f"the disk is full: trial {trial_id} could not store its state in {self.storage.root}"
             return  # the trial itself is sound: it goes on when there is room
-        reason = segment.error.splitlines()[-1][:200] if segment.error else "no reason given"
+        lines = segment.error.splitlines() or ["no reason given"]
+        reason = next((line for line in reversed(lines) if EXCEPTION.match(line)), lines[-1])[:200]
         self.coordinator.on_failure(segment.ours, segment.may_pass, reason)
-        (self.run_dir / f"error-{trial_id}.txt").write_text(segment.error + "\n")
+        write_text(self.run_dir / f"error-{trial_id}.txt", segment.error + "\n")
+        trials = list(self.trials.by_id.values())
+        while trials and trials[-1].status != FAILED:
+            trials.pop()
+        if len(trials) >= HOPELESS and all(trial.status == FAILED and not trial.reports for trial in trials):
+            self.fatal = f"each of the first {len(trials)} trials failed, {trials[0].trial_id} with: {trials[0].reason}"
 
     # Checkpoints
 
