@@ -33,7 +33,7 @@ from tune.options import SearchConfig
 from tune.schedulers import SCHEDULERS, format_rungs
 from tune.schedulers.reference import WithReference
 from tune.simulate import Watch, play
-from tune.surrogate import most_promising, projected
+from tune.surrogate import most_promising, projected, unjudged
 from tune.trials import COMPLETED, PROPOSED, REPEAT, Trial, Trials, standings
 
 TRAININGS = (1, 2, 3, 4, 6, 8, 9, 12, 16, 24, 32)
@@ -64,11 +64,12 @@ class Replay:
         """The next configuration to arrive, as its row in the curves; proposed ones are chosen among those that wait."""
         row = self.waiting[0]
         points = self.curves.points
-        known = projected(trials, self.coordinator.scheduler.milestones) if proposed and points.shape[1] else []
+        milestones = self.coordinator.scheduler.milestones
+        known = projected(trials, milestones) if proposed and points.shape[1] else []
         if known:
             told, losses, seeds = zip(*known, strict=True)
             rows = [trial.config["row"] for trial in told]
-            pending = [trial.config["row"] for trial in trials.running.values() if trial.config["row"] not in rows]
+            pending = [trial.config["row"] for trial in unjudged(trials, milestones)]
             chosen = most_promising(points[rows], np.array(losses), np.array(seeds), points[pending], points[self.waiting])
             row = self.waiting[chosen]
         self.waiting.remove(row)

@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 
 from myllm.training.train import train
-from tune.prepare import open_run
 from tune.report import load
 from tune.trials import DEFAULT_TRIAL
+from tune.workload import open_run
 
 
 def main() -> None:

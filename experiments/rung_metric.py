@@ -26,9 +26,10 @@ from myllm.config import get_preset
 from myllm.files import cache_dir
 from myllm.training.train import Run, mean_loss, train
 from tune.options import SearchConfig
-from tune.prepare import RUNS_DIR, open_run, prepare_search
-from tune.settings import Search
+from tune.prepare import prepare_search
+from tune.settings import RUNS_DIR, Search
 from tune.spaces import get_space, sample
+from tune.workload import open_run
 
 BRANCHES = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
 BRANCH_SHARE = 0.2

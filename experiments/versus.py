@@ -59,9 +59,10 @@ from myllm.machine import available_cpus
 from myllm.sources import EMBEDDED
 from myllm.training.train import Report, train
 from tune.options import SearchConfig
-from tune.prepare import RUNS_DIR, open_run, prepare_search
-from tune.settings import Search
+from tune.prepare import prepare_search
+from tune.settings import RUNS_DIR, Search
 from tune.spaces import Range, get_space, sample
+from tune.workload import open_run
 
 # What only one method or only the main process needs is imported where it is used: start-up is on the clock.
 

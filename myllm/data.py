@@ -7,10 +7,14 @@ beside each that names type, tokenizer and content. What may stand for --input, 
 token_layout.py and text.py; what becomes of it: prepare.py.
 """
 
+import myllm.imports
+
+myllm.imports.check_imports()
+
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from myllm.errors import InputError, Parser, run_command
@@ -20,6 +24,9 @@ from myllm.sources import EMBEDDED, Source, are_tokens, find_files
 from myllm.token_file import TokenFile, write_token_file
 from myllm.token_layout import DTYPES
 from myllm.tokenizer import get_tokenizer
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["EMBEDDED", "BatchStream", "Source", "TokenFile", "Windows", "default_tokenizer", "prepare", "shuffled"]
 
@@ -40,10 +47,16 @@ class Windows:
     def __len__(self) -> int:
         return (len(self.tokens) - self.max_len - 1) // self.stride + 1
 
-    def batch(self, indices: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    def batch(self, indices: np.ndarray) -> tuple["torch.Tensor", "torch.Tensor"]:
         """Inputs and targets of the windows `indices` (n,): two (n, max_len) int64 tensors."""
-        block = torch.from_numpy(self.tokens.read(np.asarray(indices) * self.stride, self.max_len + 1))
+        import torch  # here: a search reads its data without
+
+        block = torch.from_numpy(self.ids(indices))
         return block[:, :-1].contiguous(), block[:, 1:].contiguous()
+
+    def ids(self, indices: np.ndarray) -> np.ndarray:
+        """The ids of the windows `indices` (n,) and the one after each: (n, max_len + 1) int64."""
+        return self.tokens.read(np.asarray(indices) * self.stride, self.max_len + 1)
 
     def spread(self, count: int) -> np.ndarray:
         """`count` window indices spread evenly over the file (all of them where there are fewer), ascending."""
@@ -98,7 +111,7 @@ class BatchStream:
             )
         self.epoch = self.batch = 0
 
-    def next(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def next(self) -> tuple["torch.Tensor", "torch.Tensor"]:
         """The next batch, as Windows.batch gives it."""
         if self.batch >= self.steps_per_epoch:
             self.epoch, self.batch = self.epoch + 1, 0

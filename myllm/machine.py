@@ -1,5 +1,6 @@
 """On what machine, with which code and versions something runs."""
 
+import functools
 import importlib.metadata
 import os
 import platform
@@ -10,8 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
-
+GPU_DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # of NVIDIA, AMD, and Windows' Linux
 CGROUPS = Path("/sys/fs/cgroup")
 
 
@@ -26,9 +26,19 @@ def origin(packages: Iterable[str]) -> dict[str, Any]:
             "machine": platform.machine(),
             "system": platform.platform(),
             "cpus": available_cpus(),
-            "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+            "gpus": gpu_names(),
         },
     }
+
+
+@functools.cache
+def gpu_names() -> list[str]:
+    """The GPUs that torch can use; torch is asked, which takes seconds, only where there is a driver."""
+    if sys.platform == "linux" and not any(map(os.path.exists, GPU_DRIVERS)):
+        return []
+    import torch
+
+    return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
 
 
 def available_cpus() -> int:
@@ -50,6 +60,7 @@ def cpu_quota(root: Path) -> float | None:
         return None
 
 
+@functools.cache
 def git_commit() -> str | None:
     """The commit of this project's checkout, with '+' where files were changed; None outside one."""
     command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"]

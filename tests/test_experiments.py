@@ -113,3 +113,12 @@ def test_the_memory_of_preparing_does_not_grow_with_the_text(tmp_path):
         assert done.returncode == 0, done.stderr
         peaks.append(float(done.stdout.split()[2]))
     assert peaks[1] < peaks[0] + 50, peaks  # MiB; the ids alone take 160
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["overhead", "scale"])
+def test_the_studies_of_cost_run(script):
+    done = run_command_line(f"experiments/{script}.py", "--quick")
+    assert done.returncode == 0, done.stderr
+    rows = [line for line in done.stdout.splitlines() if line.startswith("| ")]
+    assert len(rows) == (5 if script == "overhead" else 3), done.stdout

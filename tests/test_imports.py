@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, run_command_line
 
 MODULES = sorted(path for folder in ("myllm", "tune") for path in (ROOT / folder).rglob("*.py"))
-USES_RAY = {"tune/runner.py", "tune/session.py", "tune/trainable.py"}
+USES_RAY = {"tune/cluster.py", "tune/engine.py", "tune/runner.py", "tune/session.py", "tune/trainable.py"}
 PURE = ("report", "results", "journal", "spaces", "trials", "coordinator", "simulate", "searchers", "settings", "surrogate")
 """modules of tune that work without torch: what a report or a replay needs"""
 
@@ -49,3 +49,18 @@ def test_no_module_beside_the_commands_shadows_another():
 def test_the_report_imports_neither_ray_nor_torch():
     code = "import sys, tune.report; assert not {'ray', 'torch'} & set(sys.modules), 'heavy'"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--list_spaces"], ["--seed", "-1"], ["--tokenizer", "klingon"]])
+def test_help_and_errors_wait_for_nothing_heavy(arguments):
+    code = (
+        "import sys, contextlib\n"
+        "sys.argv = ['search.py', *sys.argv[1:]]\n"
+        "from tune.search import main\n"
+        "with contextlib.suppress(SystemExit, ValueError):\n"
+        "    main()\n"
+        "heavy = {'torch', 'pandas', 'matplotlib', 'pyarrow', 'optuna', 'ray.tune'} & set(sys.modules)\n"
+        "assert not heavy and ('ray' not in sys.modules or 'klingon' in sys.argv), heavy\n"
+    )
+    done = run_command_line("-c", code, *arguments)
+    assert done.returncode == 0, done.stderr

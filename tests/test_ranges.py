@@ -124,13 +124,11 @@ def test_a_trial_has_its_own_shape_and_what_is_fixed(prepared, tmp_path):
     events = [{"event": "trial", "trial_id": "00000", "kind": "drawn", "until": 1, "config": draw}]
     trials = Trials(search.budget_tokens, 1, events=events)
     metrics = dict.fromkeys(("step", "val_bpb", "train_loss", "tok_per_sec", "train_seconds", "val_loss_ema"), 1.0)
-    trials.apply(
-        {"event": "report", "trial_id": "00000", "decision": "stop", "tokens_seen": search.budget_tokens, "diverged": False}
-        | {"val_loss": 2.0, "learning_rate": 1.0, "grad_norm": 1.0}
-        | metrics
-    )
+    report = {"event": "report", "trial_id": "00000", "decision": "stop", "tokens_seen": search.budget_tokens}
+    report |= {"diverged": False, "val_loss": 2.0, "learning_rate": 1.0, "grad_norm": 1.0} | metrics
+    trials.apply(report)
     write_results(tmp_path, trials, search)
-    journal = [{"event": "session", "workers": 1}, *events, trials.by_id["00000"].reports[search.budget_tokens]]
+    journal = [{"event": "session", "workers": 1}, *events, report]
     (tmp_path / FILE_NAME).write_text("".join(json.dumps({"time": 0.0} | event) + "\n" for event in journal))
     text = summary(tmp_path)
     assert "fixed     warmup_ratio=0.05; n_head=4; micro_batch_size=4" in text

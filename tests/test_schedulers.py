@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from myllm.errors import InputError
+from tune.orders import Order
 from tune.schedulers import SCHEDULERS, format_rungs, geometric_rungs, parse_rungs
 from tune.schedulers.asha import Asha
 from tune.schedulers.base import Clock, Repeat, Resume, Start
@@ -267,7 +268,9 @@ def test_what_is_read_back_is_what_was(name, seed, workers, samples):
     again = new_search(name, num_samples=samples, workers=workers, events=events).trials
     assert again.by_id == search.trials.by_id and standings(again)[0] == standings(search.trials)[0]
     for tokens in (100, 200, 400, BUDGET):
-        assert again.at(tokens) == search.trials.at(tokens)
+        assert list(again.at(tokens)) == list(search.trials.at(tokens))
+    for (key, *marks), order in search.trials._orders.items():  # each moved along with the events as if sorted anew
+        assert [trial.trial_id for trial in order] == [trial.trial_id for trial in Order(key, marks, again.drawn)]
 
 
 @pytest.mark.parametrize("name", sorted(SCHEDULERS))
@@ -365,3 +368,12 @@ def test_a_suggestion_that_cannot_be_is_an_error_and_not_a_silent_wait():
     with pytest.raises(ValueError, match="trial 00000 is running"):
         search.next_trial(Clock(0))
     assert Repeat("00000", 5) != Resume("00000", 5)
+
+
+@pytest.mark.parametrize("name", sorted(SCHEDULERS))
+def test_an_interrupted_trial_does_not_outlive_the_time(name):
+    events = []
+    new_search(name, record=events).next_trial(Clock(0))
+    search = new_search(name, events=events)
+    assert search.is_over(Clock(5, 0.0)) and search.next_trial(Clock(5, 0.0)) is None
+    assert not search.is_over(Clock(5, BUDGET)) and search.next_trial(Clock(5, BUDGET)).trial_id == "00000"

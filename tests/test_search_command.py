@@ -103,7 +103,7 @@ def test_interrupted_and_resumed_equals_never_stopped(small, run_name):
         with pytest.raises(InputError, match=r"val\.bin has changed since the search began"):
             resume({"resume": str(broken)})
         again = run_command_line(*small)
-        assert again.returncode == 2 and "exists; go on with --resume" in again.stderr
+        assert again.returncode == 2 and "exists; go on with: " in again.stderr
     finally:
         shutil.rmtree(broken, ignore_errors=True)
 

@@ -47,15 +47,21 @@ class Coordinator:
 
     def next_trial(self, clock: Clock) -> Trial | None:
         """The trial that a free worker begins, or takes up where its last checkpoint is; None: none for now."""
-        waiting = (trial for trial in self.trials.running.values() if trial.trial_id not in self.active)
-        trial = next(waiting, None) or self._ask(clock)
+        trial = self._left_over(clock) or self._ask(clock)
         if trial is not None:
             self.active.add(trial.trial_id)
         return trial
 
     def is_over(self, clock: Clock) -> bool:
         """Whether nothing is left to do."""
-        return not self.trials.running and not self.active and self.scheduler.suggest(self.trials, clock) is None
+        idle = not self.active and self._left_over(clock) is None
+        return idle and self.scheduler.suggest(self.trials, clock) is None
+
+    def _left_over(self, clock: Clock) -> Trial | None:
+        """A trial that runs but that no worker holds, of an earlier session or a lost process, while there is time."""
+        if clock.left <= 0:
+            return None
+        return next((trial for trial in self.trials.running.values() if trial.trial_id not in self.active), None)
 
     def on_report(self, trial: Trial, result: dict[str, Any], clock: Clock) -> str:
         """The decision on a report. One made before (the trial went back to a checkpoint) is given again, not remade."""

@@ -18,6 +18,7 @@ from typing import Any
 from myllm.errors import InputError
 
 FILE_NAME = "journal.jsonl"
+BLOCK_BYTES = 2**16  # read at once where the end is looked for
 BATCH = 1000  # lines parsed together: they share the strings of their keys, a quarter of the memory
 
 
@@ -51,6 +52,20 @@ def _is_json(line: bytes) -> bool:
     return True
 
 
+def _whole_lines(path: Path) -> int:
+    """Bytes up to the last line break."""
+    end = path.stat().st_size
+    with open(path, "rb") as file:
+        while end > 0:
+            start = max(0, end - BLOCK_BYTES)
+            file.seek(start)
+            found = file.read(end - start).rfind(b"\n")
+            if found >= 0:
+                return start + found + 1
+            end = start
+    return 0
+
+
 class Journal:
     """Appends events. On opening, a last line that a crash cut short is removed.
 
@@ -64,7 +79,7 @@ class Journal:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise InputError(f"{run_dir}: another search is running in this folder; wait for it, or stop it") from None
-        self._size = path.read_bytes().rfind(b"\n") + 1
+        self._size = _whole_lines(path)
         self._file.truncate(self._size)
 
     def append(self, event: str, **values: Any) -> dict[str, Any]:

@@ -86,6 +86,8 @@ class SearchConfig:
     """GPUs a trial, fractions share one (unset: 1 where there are GPUs, else 0)"""
     max_concurrent: int | None = None
     """trials at once (unset: as many as the machine holds)"""
+    patience: float = 300.0
+    """seconds in which no trial starts or reports and none computes, after which the search ends and says why"""
     address: str | None = None
     """Ray cluster to join (unset: this machine alone)"""
     dashboard: bool = False
@@ -122,6 +124,8 @@ class SearchConfig:
         seconds = self.time_budget
         if seconds is not None and (not isinstance(seconds, (int, float)) or isinstance(seconds, bool) or not seconds > 0):
             raise InputError(f"--time_budget is {seconds!r}; it must be a positive number of seconds")
+        if not isinstance(self.patience, (int, float)) or isinstance(self.patience, bool) or not self.patience > 0:
+            raise InputError(f"--patience is {self.patience!r}; it must be a positive number of seconds")
         self.resolved_rungs  # noqa: B018 (raises for rungs that are none)
         gpus = self.gpus_per_trial
         if gpus is not None and (not isinstance(gpus, (int, float)) or not (0 <= gpus < 1 or gpus == int(gpus) >= 1)):

@@ -12,17 +12,14 @@ from myllm.config import Preset, TrainConfig, get_preset
 from myllm.data import TokenFile, Windows, default_tokenizer, prepare
 from myllm.errors import InputError
 from myllm.machine import origin
-from myllm.model_check import check_builds, check_trains
 from myllm.own_model import ModelConfig, OwnModelConfig, own_model, settings_of, with_settings
 from myllm.sources import absolute
 from myllm.token_file import are_there
 from myllm.tokenizer import get_tokenizer, identity, resolve, token_bytes
-from myllm.training.train import Run
 from tune.options import SearchConfig
 from tune.ranges import asked, check_space, extremes, fixed, moved, own_space
 from tune.settings import Data, Search
 
-RUNS_DIR = Path(__file__).resolve().parent.parent / "experiments" / "runs"
 EMA_RATIO = 0.1  # horizon of the averaged weights of --rung_metric val_loss_ema
 PACKAGES = ("torch", "ray", "tiktoken", "numpy", "pandas", "optuna")  # whose versions search.json keeps
 CODE = ("python", "packages", "git_commit")  # of a search's origin
@@ -89,8 +86,8 @@ def prepare_search(config: SearchConfig, cache_dir: Path) -> Search:
         )
     budget, report_tokens = settle_marks(config.budget_tokens or preset.budget_tokens, batch_sizes, max_len)
     eval_windows = int(min(MAX_EVAL_TOKENS, max(MIN_EVAL_TOKENS, budget * EVAL_SHARE))) // max_len or 1
-    _, targets = windows["val"].batch(windows["val"].spread(eval_windows))
-    total_bytes = int(token_bytes(encoding)[targets.numpy()].sum())
+    targets = windows["val"].ids(windows["val"].spread(eval_windows))[:, 1:]
+    total_bytes = int(token_bytes(encoding)[targets].sum())
     training = settle_training(
         preset,
         changes,
@@ -116,7 +113,7 @@ def prepare_search(config: SearchConfig, cache_dir: Path) -> Search:
             tokenizer_sha256=identity(encoding),
             fingerprint={split: tokens.fingerprint() for split, tokens in files.items()},
             prepared={split: tokens.spec for split, tokens in files.items()},
-            bytes_per_token=max(1, total_bytes) / targets.numel(),
+            bytes_per_token=max(1, total_bytes) / targets.size,
         ),
         report_tokens=report_tokens,
         ranges={name: str(values) for name, values in ranges.items()},
@@ -179,6 +176,8 @@ def check_trials(search: Search) -> None:
         except InputError as error:
             raise InputError(f"{flags}: {str(error).removeprefix('trial: ')}") from None
     if isinstance(search.model, OwnModelConfig):
+        from myllm.model_check import check_builds, check_trains  # here: torch takes long, and only they need it
+
         check_trains(search.model_config(search.sample(0)))
         different = {str(shape.settings): shape for shape in shapes}
         for shape in itertools.islice(different.values(), MOST_BUILT):
@@ -225,14 +224,3 @@ def check_comparable(search: Search, cache_dir: Path) -> Search:
         if found != expected:
             raise InputError(f"{what} has changed since the search began: its trials could not be compared with new ones")
     return dataclasses.replace(search, data=dataclasses.replace(data, prepared=prepared))
-
-
-def open_run(search: Search, hyper_parameters: dict[str, Any], device: str = "cpu", **changes: Any) -> Run:
-    """The training of one configuration of a search, from its beginning, on the search's prepared files.
-
-    `changes` replace settings of its TrainConfig.
-    """
-    config = dataclasses.replace(search.train_config(hyper_parameters), **changes)
-    files = [TokenFile(search.data.prepared[split]) for split in ("train", "val")]
-    windows = [Windows(tokens, config.max_len, config.stride) for tokens in files]
-    return Run(search.model_config(hyper_parameters), config, *windows, device=device)

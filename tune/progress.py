@@ -2,9 +2,8 @@
 
 import sys
 import time
-from collections import Counter
 
-from tune.trials import REPEAT, STATUSES, UNLIMITED_TRIALS, Trials, standings
+from tune.trials import STATUSES, UNLIMITED_TRIALS, Trials, standings
 
 LIVE_SECONDS, LOG_SECONDS = 0.5, 15.0  # between lines on a terminal, and in a log file
 
@@ -34,12 +33,10 @@ class Progress:
     def line(self) -> str:
         """Time, trials by status, and the best so far."""
         trials = self.trials
-        statuses = Counter(trial.status for trial in trials.by_id.values() if trial.kind != REPEAT)
         total = f"/{trials.num_samples}" if trials.num_samples < UNLIMITED_TRIALS else ""
-        counts = "".join(f", {statuses[s]} {s}" for s in STATUSES if statuses[s])
-        tokens = sum(trial.tokens for trial in trials.by_id.values())
+        counts = "".join(f", {trials.statuses[s]} {s}" for s in STATUSES if trials.statuses[s])
         text = f"{time.monotonic() - self.start:5.0f} s  {len(trials.drawn)}{total} trials{counts}"
-        text += f", {tokens / 1e6:,.1f}M tokens"
+        text += f", {trials.tokens / 1e6:,.1f}M tokens"
         reached, best = standings(trials)
         if best:
             text += f", best val_loss {best[0].mean_at(reached):.4f} (trial {best[0].trial_id}"

@@ -5,9 +5,19 @@ python tune/report.py experiments/runs/NAME --open
 python tune/report.py experiments/runs/ONE experiments/runs/OTHER
 """
 
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import myllm.imports
+
+myllm.imports.check_imports()
+
+
 import json
 import webbrowser
-from pathlib import Path
 
 from myllm.errors import InputError, Parser, run_command
 from myllm.files import obstacle, write_text
@@ -61,6 +71,17 @@ def time_spent(trials: Trials, events: list[dict], found: dict) -> str:
         f"{share} of the time of {workers} workers went into training and evaluation, the rest into starting, storing and "
         f"waiting. Trials that diverged or failed took {lost / max(1, found['cost']['tokens']):.1%} of the tokens."
     )
+
+
+def nothing_reported(run_dir: Path) -> str | None:
+    """Why no trial of a run has a loss, in one line; None where one has."""
+    _, trials, _ = load(run_dir)
+    if any(trial.losses for trial in trials.by_id.values()):
+        return None
+    for trial in trials.by_id.values():
+        if trial.status == FAILED:
+            return f"no trial has reported a loss; the first that failed, {trial.trial_id}: {trial.reason}"
+    return "no trial has reported a loss: all diverged"
 
 
 def main() -> None:

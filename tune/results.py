@@ -1,27 +1,26 @@
-"""The trials -> two tidy tables, who is best, and the best configuration. Column names live here. Imports no ray."""
+"""The trials -> two tidy tables, who is best, and the best configuration. Imports no ray."""
 
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from myllm.errors import InputError
 from myllm.files import write_text
 from tune.belief import CONSIDERED, expected_losses, interval
+from tune.commands import command
 from tune.journal import read_journal
 from tune.settings import Search
-from tune.trials import DEFAULT_TRIAL, DIVERGED, DRAWN, PROPOSED, REPEAT, REPORTED, STATUSES, Trials, standings
+from tune.tables import HISTORY_COLUMNS, by_id, trial_columns, trial_row, write_tables
+from tune.trials import DEFAULT_TRIAL, DIVERGED, DRAWN, PROPOSED, REPEAT, STATUSES, Report, Trials, standings
 
-HISTORY_COLUMNS = ["trial_id", *(name for name in REPORTED if name != "diverged")]
-RESULT_COLUMNS = [
-    *("kind", "of", "seed", "status", "val_loss", "val_bpb", "train_loss", "best_val_loss", "tokens_seen", "step"),
-    *("train_seconds", "tok_per_sec", "checkpoint", "reason"),
-]
-"""kind: drawn, proposed from what was known, or repeat: a configuration on another seed, that of the trial `of`"""
+if TYPE_CHECKING:  # pandas takes half a second to import: only who reads tables waits for it
+    import pandas as pd
+
 UNITS = {
     "kind": "drawn evenly, proposed from what was known, or a repeat of the trial `of` on another seed",
     "of": "the trial that a repeat repeats; empty for others",
@@ -60,7 +59,7 @@ def load(run_dir: Path) -> tuple[Search, Trials, list[dict[str, Any]]]:
     """(settings, trials, events) of a run folder. Raises InputError where it is none, or nothing has begun yet."""
     search, events = Search.read(run_dir), read_journal(run_dir)
     if not events:
-        raise InputError(f"{run_dir} has no results yet; go on with: python tune/search.py --resume {run_dir}")
+        raise InputError(f"{run_dir} has no results yet; go on with: {command('tune/search.py', '--resume', run_dir)}")
     return search, Trials(search.budget_tokens, search.config.trials, search.config.rung_metric, events), events
 
 
@@ -70,16 +69,18 @@ class RunTables:
 
     search: Search
     """its settings"""
-    trials: pd.DataFrame
+    trials: "pd.DataFrame"
     """a row a trial, indexed by trial_id: hyper-parameters, what it is, where it stands, its last losses"""
-    history: pd.DataFrame
+    history: "pd.DataFrame"
     """a row a report: trial_id, tokens_seen and what was measured there"""
-    leaders: pd.DataFrame
+    leaders: "pd.DataFrame"
     """the configurations that came as far as the best, best first, indexed by trial_id, with intervals (90%)"""
 
 
 def load_run(run_dir: str | Path) -> RunTables:
     """The tables of a run folder, from its journal. Raises InputError where it is none, or nothing has begun yet."""
+    import pandas as pd
+
     search, trials, _ = load(Path(run_dir).resolve())
     table, history = tables(trials, search.config.seed)
     for name, values in (("kind", KINDS), ("status", STATUSES)):
@@ -91,34 +92,17 @@ def load_run(run_dir: str | Path) -> RunTables:
     return RunTables(search, table, history, ahead.join(believed(ahead)))
 
 
-def tables(trials: Trials, seed: int = 0) -> tuple[pd.DataFrame, pd.DataFrame]:
+def tables(trials: Trials, seed: int = 0) -> tuple["pd.DataFrame", "pd.DataFrame"]:
     """(trials, history) of a search with that seed: one row a trial; one row a report, each mark once."""
-    rows = []
-    for trial in trials.by_id.values():
-        last = trial.reports.get(trial.tokens, {})
-        finite = [report["val_loss"] for report in trial.reports.values() if math.isfinite(report["val_loss"])]
-        rows.append(
-            {"trial_id": trial.trial_id, "seed": seed}
-            | trial.config
-            | {
-                "kind": trial.kind,
-                "of": trial.of if trial.kind == REPEAT else "",
-                "status": trial.status,
-                "best_val_loss": min(finite, default=math.nan),
-                "checkpoint": trial.checkpoints[max(trial.checkpoints)] if trial.checkpoints else "",
-                "reason": trial.reason,
-            }
-            | {name: last.get(name, math.nan) for name in ("val_loss", "val_bpb", "train_loss", "tok_per_sec")}
-            | {name: last.get(name, 0) for name in ("tokens_seen", "step", "train_seconds")}
-        )
-    searched = list(trials.drawn[0].config) if trials.drawn else []
-    table = pd.DataFrame(rows, columns=["trial_id", *searched, *RESULT_COLUMNS]).sort_values("trial_id", ignore_index=True)
-    reports = [report for trial in trials.by_id.values() for report in trial.reports.values()]
-    history = pd.DataFrame(reports, columns=HISTORY_COLUMNS)
-    return table, history.sort_values(["trial_id", "tokens_seen"], ignore_index=True)
+    import pandas as pd
+
+    rows = [trial_row(trial, seed) for trial in by_id(trials)]
+    reports = [list(trial.reports[tokens].values()) for trial in by_id(trials) for tokens in sorted(trial.reports)]
+    history = pd.DataFrame(reports, columns=Report.KEYS)
+    return pd.DataFrame(rows, columns=trial_columns(trials)), history[HISTORY_COLUMNS]
 
 
-def search_seconds(events: list[dict[str, Any]]) -> float:
+def search_seconds(events: Iterable[dict[str, Any]]) -> float:
     """Wall-clock seconds of all sessions of a search, each from its beginning to its last event, however it ended."""
     total, begin, last = 0.0, 0.0, 0.0
     for event in events:
@@ -128,15 +112,21 @@ def search_seconds(events: list[dict[str, Any]]) -> float:
     return total + last - begin
 
 
-def leaders(trials: Trials) -> pd.DataFrame:
-    """The configurations that came as far as two did, best first; indexed by trial_id. The order is that of `standings`.
+def leaders(trials: Trials, most: int | None = None) -> "pd.DataFrame":
+    """The configurations that came as far as two did, best first, all or `most` and the default; indexed by trial_id. The
+    order is that of `standings`.
 
     Columns: tokens_seen, where they are compared; val_loss and val_bpb there, means over seeds; spread, the largest minus
     the smallest val_loss; seeds, how many; losses, those val_losses.
     """
+    import pandas as pd
+
     tokens, ordered = standings(trials)
+    chosen, default = ordered[:most], trials.by_id.get(DEFAULT_TRIAL)
+    if default and tokens in default.losses and all(trial is not default for trial in chosen):
+        chosen.append(default)
     rows = []
-    for trial in ordered:
+    for trial in chosen:
         seeds = [t for t in (trial, *trial.repeats) if tokens in t.losses or t.status == DIVERGED]
         losses, bits = (
             [t.reports[tokens][n] if tokens in t.losses else math.inf for t in seeds] for n in ("val_loss", "val_bpb")
@@ -147,13 +137,15 @@ def leaders(trials: Trials) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns).set_index("trial_id")
 
 
-def believed(table: pd.DataFrame) -> pd.DataFrame:
+def believed(table: "pd.DataFrame") -> "pd.DataFrame":
     """How far to trust `leaders`: the best CONSIDERED of them and the default, in the same order.
 
     Columns, NaN where no configuration has two seeds: low and high, the interval of the expected val_loss;
     probability_best, of having the lowest; regret, the expected cost of choosing this one beside the truly best; gain_low
     and gain_high, the interval of what it is better than the default. All losses in nats per token.
     """
+    import pandas as pd
+
     finite = table[np.isfinite(table["val_loss"].astype(float))]
     shown = finite[(np.arange(len(finite)) < CONSIDERED) | (finite.index == DEFAULT_TRIAL)]
     ids = list(shown.index)
@@ -175,9 +167,13 @@ def believed(table: pd.DataFrame) -> pd.DataFrame:
 
 def write_results(run_dir: Path, trials: Trials, search: Search) -> None:
     """Writes trials.csv, history.csv and, once a trial has reported, best_config.json."""
-    for name, table in zip(("trials", "history"), tables(trials, search.config.seed), strict=True):
-        write_text(run_dir / f"{name}.csv", table.to_csv(index=False))
-    table = leaders(trials)
+    write_tables(run_dir, trials, search.config.seed)
+    write_best(run_dir, trials, search)
+
+
+def write_best(run_dir: Path, trials: Trials, search: Search) -> None:
+    """Writes best_config.json, once a trial has reported."""
+    table = leaders(trials, CONSIDERED)
     if table.empty:
         return
     best = trials.by_id[table.index[0]]

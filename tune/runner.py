@@ -8,46 +8,33 @@ and unpickles what it finds.
 """
 
 import contextlib
-import logging
-import math
-import os
 import shutil
 import signal
-import socket
 import time
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray import tune
-from ray._private import ray_constants
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from myllm.errors import InputError, RunError
+from myllm.errors import RunError
 from myllm.files import is_disk_full
 from myllm.machine import origin
+from tune.commands import command
+from tune.engine import Engine, import_ahead
 from tune.interrupts import Interrupts
 from tune.prepare import CODE, PACKAGES, Resources
 from tune.progress import Progress
-from tune.results import write_results
+from tune.results import write_best, write_results
 from tune.session import Segment, Session
 from tune.settings import Search
 from tune.trainable import run_trial
 from tune.trials import CONTINUE
+from tune.watchdog import Watchdog
 
-ENVIRONMENT = {
-    "RAY_USAGE_STATS_ENABLED": "0",  # nothing leaves the machine unless the user sets Ray's own switch
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the journal holds what they would write
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Interrupts is ours
-    "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # Ray's snapshots are never read back
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "RAY_AIR_NEW_OUTPUT": "0",
-    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "86400",
-}
-TABLES_SECONDS = 10.0  # between rewrites of trials.csv and history.csv while a search runs
+TABLES_SECONDS = 10.0  # between additions to trials.csv and history.csv while a search runs
 
 
 class JournalledScheduler(FIFOScheduler):
@@ -65,9 +52,21 @@ class JournalledScheduler(FIFOScheduler):
 class Housekeeping(tune.Callback):
     """Journals checkpoints, keeps the tables fresh, shows progress, and ends what can't go on."""
 
-    def __init__(self, session: Session):
-        self.session, self.progress = session, Progress(session.trials)
-        self.last_tables = time.monotonic()
+    def __init__(self, session: Session, watchdog: Watchdog):
+        self.session, self.progress, self.watchdog = session, Progress(session.trials), watchdog
+        self.last_tables, self.first_tables = time.monotonic(), True
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Segment, **info: Any) -> None:
+        self.watchdog.started(trial.trial_id)
+
+    def on_trial_result(self, iteration: int, trials: list[Trial], trial: Segment, result: dict, **info: Any) -> None:
+        self.watchdog.started(trial.trial_id)
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Segment, **info: Any) -> None:
+        self.watchdog.ended(trial.trial_id)
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Segment, **info: Any) -> None:
+        self.watchdog.ended(trial.trial_id)
 
     def on_checkpoint(self, iteration: int, trials: list[Trial], trial: Segment, checkpoint: Any, **info: Any) -> None:
         self.session.on_checkpoint(trial, trial.last_result["tokens_seen"], checkpoint.path)
@@ -75,33 +74,39 @@ class Housekeeping(tune.Callback):
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         if self.session.fatal:  # Ray swallows errors of some callbacks
             raise RunError(self.session.fatal)
+        self.watchdog.look()
         self.progress.show()
         if time.monotonic() - self.last_tables > TABLES_SECONDS:
             self.last_tables = time.monotonic()
             with self.session.disk_errors():
-                write_results(self.session.run_dir, self.session.trials, self.session.search)
+                self.session.tables.flush()
+                write_best(self.session.run_dir, self.session.trials, self.session.search)
+            if self.first_tables:  # it takes a second, which the end need not wait for
+                import_ahead("tune.report", "matplotlib.figure")
+            self.first_tables = False
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
         self.progress.clear()
 
 
-def run_search(run_dir: Path, search: Search, resources: Resources) -> bool:
+def run_search(run_dir: Path, search: Search, resources: Resources, engine: Engine | None = None) -> bool:
     """Runs, or goes on with, the search in `run_dir`; True where it ended by itself, False where it was interrupted.
 
-    Writes search.json before anything starts. Raises InputError where another process is running it, and RunError where
-    the disk is full.
+    `engine` is Ray where it is starting already; in the end it is stopped. Writes search.json first. Raises
+    InputError where another process is running it, and RunError where the disk is full.
     """
     session = Session(run_dir, search, resources.workers)
     with session.disk_errors():
         search.write(run_dir)
-    with Interrupts(f"python tune/search.py --resume {os.path.relpath(run_dir)}") as interrupts:
+    with Interrupts(command("tune/search.py", "--resume", run_dir)) as interrupts:
         try:
             if not session.is_over:
                 with session.disk_errors():
                     session.tidy()
                     code = {name: value for name, value in origin(PACKAGES).items() if name in CODE}
                     session.coordinator.record("session", session=session.number, workers=resources.workers, **code)
-                _run_trials(session, resources, interrupts)
+                engine = engine or Engine(search.config, resources)
+                _run_trials(session, engine, resources, interrupts)
         except KeyboardInterrupt:
             pass  # before Ray's loop began
         except Exception as error:
@@ -111,7 +116,8 @@ def run_search(run_dir: Path, search: Search, resources: Resources) -> bool:
             raise RunError(session.fatal or f"the disk is full: {run_dir}") from None
         finally:
             interrupts.ending = True
-            ray.shutdown()
+            if engine:
+                engine.stop()
             if session.started:
                 with contextlib.suppress(OSError):  # a full disk: the last event before it counts
                     session.coordinator.record("session_end", session=session.number)
@@ -121,25 +127,9 @@ def run_search(run_dir: Path, search: Search, resources: Resources) -> bool:
     return session.is_over
 
 
-def _run_trials(session: Session, resources: Resources, interrupts: Interrupts) -> None:
-    """Starts or joins Ray and lets it work off the session; returns early when interrupted."""
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(resources.workers)
-    for name in ("ray", "ray.tune", "ray.train"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    config = session.search.config
-    options: dict[str, Any] = dict(address=config.address or "local", log_to_driver=False, logging_level=logging.CRITICAL)
-    if config.address is None:
-        # Ray listens on every network, also where it is given 127.0.0.1, unless it is told that clusters are not wanted.
-        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # for Ray's other processes
-        ray_constants.ENABLE_RAY_CLUSTER = False  # for this one, which has read the variable already
-        options |= dict(
-            num_cpus=resources.workers * resources.cpus_per_trial,
-            num_gpus=math.ceil(resources.workers * resources.gpus_per_trial),
-            include_dashboard=config.dashboard,
-        )
-    ray.init(**options)
+def _run_trials(session: Session, engine: Engine, resources: Resources, interrupts: Interrupts) -> None:
+    """Lets Ray work off the session; returns early when interrupted."""
+    engine.wait()
     interrupts.install()
     try:
         tune.run(  # not a Tuner: that pickles its arguments into the run folder, and nothing here is restored from it
@@ -158,7 +148,7 @@ def _run_trials(session: Session, resources: Resources, interrupts: Interrupts) 
             num_samples=session.total_samples,
             search_alg=session,
             scheduler=JournalledScheduler(session),
-            callbacks=[Housekeeping(session)],
+            callbacks=[Housekeeping(session, watch(session, resources))],
             reuse_actors=True,
             raise_on_failed_trial=False,
             verbose=0,
@@ -167,15 +157,17 @@ def _run_trials(session: Session, resources: Resources, interrupts: Interrupts) 
         signal.signal(signal.SIGUSR1, signal.SIG_DFL)
 
 
-def cluster_resources(address: str) -> tuple[int, int]:
-    """(CPU cores, GPUs) of the Ray cluster at `address`. Raises InputError where none answers."""
-    host, _, port = address.rpartition(":")
-    try:
-        if host and port.isdigit() and "/" not in host:
-            socket.create_connection((host, int(port)), timeout=10).close()  # Ray itself tries for minutes
-        ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL)
-    except (OSError, ValueError, RuntimeError):
-        raise InputError(f"--address {address}: no Ray cluster answers there; start one with `ray start --head`") from None
-    found = ray.cluster_resources()
-    ray.shutdown()
-    return int(found.get("CPU", 0)), int(found.get("GPU", 0))
+def watch(session: Session, resources: Resources) -> Watchdog:
+    """The watchdog of Ray as it runs now."""
+    node, config = ray._private.worker.global_worker.node, session.search.config
+
+    def dead() -> list[str]:
+        return [name for name, _ in node.dead_processes() if name in ("raylet", "gcs_server")]
+
+    def lacks() -> str:
+        free = ray.available_resources()
+        if free.get("CPU", 0) >= resources.cpus_per_trial and free.get("GPU", 0) >= resources.gpus_per_trial:
+            return ""
+        return f"of the cluster {free.get('CPU', 0):g} cores and {free.get('GPU', 0):g} GPUs are free"
+
+    return Watchdog(config.patience, Path(node.get_logs_dir_path()), dead, lacks if config.address else None)

@@ -4,37 +4,47 @@ python tune/search.py --space v2
 python tune/search.py --resume experiments/runs/NAME
 """
 
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import myllm.imports
+
+myllm.imports.check_imports()
+
+
 import argparse
 import dataclasses
 import importlib.util
 import os
-import sys
 import time
 import tomllib
-from pathlib import Path
 from typing import Any
-
-import torch
 
 from myllm.config import field_help, get_preset, value_type
 from myllm.errors import InputError, Parser, RunError, run_command
 from myllm.files import cache_dir
-from myllm.machine import available_cpus
+from myllm.machine import available_cpus, gpu_names
 from myllm.own_model import absolute, is_changed
 from myllm.sources import is_embedded
 from tune import ranges
+from tune.cluster import cluster_resources
+from tune.commands import command, shown_path
+from tune.engine import Engine
 from tune.options import SearchConfig
-from tune.prepare import RUNS_DIR, changed_code, check_comparable, prepare_search, settle_resources
-from tune.report import summary, write_report
-from tune.runner import cluster_resources, run_search
-from tune.searchers import warm_start_trials
-from tune.settings import Search
+from tune.places import check_places, runs_dir
+from tune.settings import RUNS_DIR, Search
 from tune.spaces import OWN, SPACES, sample
 from tune.trials import UNLIMITED_TRIALS
+from tune.watchdog import check_address_space
+
+# What takes long to import comes where it is used: --help and most errors need none of it.
 
 RESUME_FLAGS = (
     *("num_samples", "time_budget", "confirm", "max_failures", "keep_checkpoints"),
-    *("cpus_per_trial", "gpus_per_trial", "max_concurrent", "address", "dashboard"),
+    *("cpus_per_trial", "gpus_per_trial", "max_concurrent", "address", "dashboard", "patience"),
 )
 """what may change on --resume: nothing that would make earlier trials and later ones incomparable"""
 
@@ -105,16 +115,22 @@ def start(given: dict[str, Any]) -> tuple[Path, Search]:
     values |= {"model": absolute(values["model"])} if values.get("model") else {}
     config = SearchConfig(**values)
     name = config.name or f"{config.preset}-{config.space}-{time.strftime('%Y%m%d-%H%M%S')}"
-    folder = config.storage_path if config.storage_path and "://" not in config.storage_path else RUNS_DIR
-    run_dir = Path(folder).resolve() / name
+    local = config.storage_path and "://" not in config.storage_path
+    run_dir = (Path(config.storage_path).resolve() if local else runs_dir(RUNS_DIR)) / name
     if run_dir.exists():
-        raise InputError(f"--name {name}: {run_dir} exists; go on with --resume {run_dir}, or choose another name")
+        again = command("tune/search.py", "--resume", run_dir)
+        raise InputError(f"--name {name}: {run_dir} exists; go on with: {again}; or choose another name")
+    from tune.prepare import prepare_search
+    from tune.searchers import warm_start_trials
+
     search = prepare_search(dataclasses.replace(config, name=name), cache_dir())
     return run_dir, dataclasses.replace(search, warm_start=warm_start_trials(search))
 
 
 def resume(given: dict[str, Any]) -> tuple[Path, Search]:
     """The run folder to go on with, and its settings with what may change."""
+    from tune.prepare import check_comparable
+
     run_dir = Path(given.pop("resume")).resolve()
     trust = given.pop("trust", False)
     search = Search.read(run_dir)
@@ -164,8 +180,11 @@ def main() -> int:
     config = search.config
     if config.dashboard and importlib.util.find_spec("aiohttp_cors") is None:
         raise InputError("--dashboard needs more of Ray: pip install 'ray[default]'")
+    from tune.prepare import changed_code, settle_resources
+
     if config.address is None:
-        available = available_cpus(), torch.cuda.device_count()
+        check_address_space()
+        available = available_cpus(), len(gpu_names())
     else:
         available = cluster_resources(config.address)
     resources = settle_resources(config, *available)
@@ -173,26 +192,35 @@ def main() -> int:
         print(f"note: the code has changed since the search began: {changes}")
     if resumed and is_changed(search.model):
         print(f"note: {search.model.source} has changed since the search began, which goes on with the code of then")
+    check_places(run_dir, search)
     run_dir.mkdir(parents=True, exist_ok=resumed)
-    shown = os.path.relpath(run_dir)
+    again = command("tune/search.py", "--resume", run_dir)
     data = "the embedded corpus" if is_embedded(config.train_file) else " ".join(config.train_file)
     trials = f"{config.trials} trials" if config.trials < UNLIMITED_TRIALS else f"{config.time_budget:g} s of trials"
     print(
         f"{trials} of space {config.space}, preset {config.preset}, on {data}: "
-        f"{search.budget_tokens:,} tokens a full training, {resources.workers} at once, in {shown}",
+        f"{search.budget_tokens:,} tokens a full training, {resources.workers} at once, in {shown_path(run_dir)}",
         flush=True,
     )
+    engine = None if resumed else Engine(config, resources)  # one that is resumed may have nothing left to do
+    from tune.runner import run_search
+
     try:
-        finished = run_search(run_dir, search, resources)
-        write_report(run_dir)
+        finished = run_search(run_dir, search, resources, engine)
+        from tune.report import nothing_reported, write_report
+
+        said = write_report(run_dir)
     except (RunError, OSError) as error:
-        raise RunError(
-            f"{error}; nothing is lost: python tune/search.py --resume {shown} goes on when that is mended"
-        ) from None
-    print(summary(run_dir))
+        raise RunError(f"{error}; nothing is lost: {again} goes on when that is mended") from None
+    finally:
+        if engine:
+            engine.stop()
+    print(said)
     if not finished:
-        print(f"interrupted; go on with: python tune/search.py --resume {shown}")
+        print(f"interrupted; go on with: {again}")
         return 130
+    if reason := nothing_reported(run_dir):
+        raise RunError(reason)
     return 0
 
 

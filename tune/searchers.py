@@ -20,8 +20,8 @@ from tune.journal import read_journal
 from tune.results import leaders
 from tune.settings import Search
 from tune.spaces import Choice, Range, Ranges
-from tune.surrogate import most_promising, projected
-from tune.trials import COMPLETED, DIVERGED, FAILED, PAUSED, REPEAT, RUNNING, Trial, Trials
+from tune.surrogate import most_promising, projected, unjudged
+from tune.trials import COMPLETED, DIVERGED, FAILED, PAUSED, RUNNING, Trial, Trials
 
 STARTUP = 10  # judged trials before TPE draws (optuna's default); until then all searchers begin alike
 CANDIDATES = 1000  # random configurations among which a proposal is chosen
@@ -45,6 +45,7 @@ def searcher(search: Search) -> Configure:
     config, warm = search.config, search.warm_start
     ranges, seed = search.space.ranges(get_preset(config.preset)), config.seed
     milestones = (*search.scheduler().milestones, search.budget_tokens)
+    proposals = Proposals(ranges, seed, milestones[:-1])
     tries = [trial["config"] for trial in warm if trial["tried"]]
     learns = config.searcher == "optuna"
     if learns and importlib.util.find_spec("optuna") is None:
@@ -58,7 +59,7 @@ def searcher(search: Search) -> Configure:
             if sum(standing[0] != RUNNING for _, standing in known) >= STARTUP:
                 return _suggest(ranges, seed, index, known)
         if proposed and config.searcher == "gp":
-            return _propose(ranges, seed, index, trials, milestones[:-1])
+            return proposals.propose(index, trials)
         return search.sample(index)
 
     return configure
@@ -67,23 +68,33 @@ def searcher(search: Search) -> Configure:
 # Proposals
 
 
-def _propose(ranges: Ranges, seed: int, index: int, trials: Trials, milestones: Sequence[int]) -> Config:
-    """The most promising of many random configurations, by what is to be expected of the trials at the last milestone."""
+class Proposals:
+    """Proposes the most promising of many random configurations, by what is to be expected of the trials at the last of
+    `milestones`."""
 
-    def places(configs: Sequence[Config]) -> np.ndarray:
-        rows = [[x for name, values in ranges.items() for x in values.coordinates(config[name])] for config in configs]
-        return np.array(rows)
+    def __init__(self, ranges: Ranges, seed: int, milestones: Sequence[int]):
+        self.ranges, self.seed, self.milestones = ranges, seed, milestones
+        self._places: dict[str, list[float]] = {}  # of trials, by id: a configuration never changes
 
-    drawn = np.random.default_rng([seed, index]).random((CANDIDATES, len(ranges)))
-    candidates = [{name: r.at(float(p)) for (name, r), p in zip(ranges.items(), row, strict=True)} for row in drawn]
-    known = projected(trials, milestones)
-    if not known:
-        return candidates[0]
-    told, losses, seeds = zip(*known, strict=True)
-    pending = [trial.config for trial in trials.running.values() if trial.kind != REPEAT and trial not in told]
-    points = places([trial.config for trial in told])
-    chosen = most_promising(points, np.array(losses), np.array(seeds), places(pending), places(candidates))
-    return candidates[chosen]
+    def places(self, trials: Sequence[Trial]) -> np.ndarray:
+        """(n, d) where their configurations lie, one or more coordinates for each hyper-parameter."""
+        for trial in trials:
+            if trial.trial_id not in self._places:
+                self._places[trial.trial_id] = [
+                    x for name, values in self.ranges.items() for x in values.coordinates(trial.config[name])
+                ]
+        return np.array([self._places[trial.trial_id] for trial in trials])
+
+    def propose(self, index: int, trials: Trials) -> Config:
+        """The configuration of trial `index`."""
+        drawn = np.random.default_rng([self.seed, index]).random((CANDIDATES, len(self.ranges)))
+        known, chosen = projected(trials, self.milestones), 0
+        if known:
+            told, losses, seeds = zip(*known, strict=True)
+            candidates = np.hstack([r.coordinates_at(drawn[:, i]) for i, r in enumerate(self.ranges.values())])
+            pending = self.places(unjudged(trials, self.milestones))
+            chosen = most_promising(self.places(told), np.array(losses), np.array(seeds), pending, candidates)
+        return {name: r.at(float(place)) for (name, r), place in zip(self.ranges.items(), drawn[chosen], strict=True)}
 
 
 # TPE

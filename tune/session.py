@@ -2,11 +2,12 @@
 
 import contextlib
 import os
+import re
 import statistics
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,16 @@ from ray.tune.experiment import Trial as RayTrial
 from ray.tune.search import SearchAlgorithm
 
 from myllm.errors import RunError
-from myllm.files import is_disk_full
+from myllm.files import is_disk_full, write_text
 from tune.coordinator import Coordinator
-from tune.journal import Journal, read_journal
+from tune.journal import Journal, events_of
 from tune.results import search_seconds
 from tune.schedulers.base import Clock
 from tune.searchers import searcher
 from tune.settings import Search
 from tune.storage import Storage, worth_keeping
-from tune.trials import Trial, Trials
+from tune.tables import GrowingTables
+from tune.trials import FAILED, Trial, Trials
 
 MAY_PASS = (
     *(ray.exceptions.RayActorError, ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError),
@@ -35,6 +37,9 @@ MAY_PASS = (
 """errors that a trial may not have again: lost processes, machines and files; all others are in the code or the settings"""
 MEASURED_REPORTS = 8  # after which the speed is known well enough to plan by; the first ones are slow
 RECENT_REPORTS = 128  # by which it is judged: a machine that others use too changes its pace
+EXCEPTION = re.compile(r"(\w+\.)*\w*(Error|Exception|Exit|Interrupt): .*\S")
+"""the line of a traceback that says what happened"""
+HOPELESS = 3  # trials that failed without a report, and none began before them: the rest would fare alike
 STARTING_SECONDS = 6.0  # two before a session's first event, four after its last
 
 
@@ -52,6 +57,7 @@ class Segment(RayTrial):
         self.disk_full = is_disk_full(cause)
         self.may_pass = isinstance(cause, MAY_PASS) or type(cause).__name__ == "AcceleratorError"  # a GPU's own error
         self.error = str(exc).strip()
+        self.may_pass &= "failed to import on the worker" not in self.error  # Ray then reports a process that was lost
         with contextlib.suppress(OSError):  # Ray writes files of its own, which a full disk refuses
             super().handle_error(exc)
 
@@ -78,6 +84,8 @@ class Stopwatch:
 
     def read(self, used: float) -> Clock:
         """The clock after `used` seconds."""
+        if self.seconds is not None and used >= self.seconds:
+            return Clock(0.0, 0.0)
         if self.seconds is None or len(self.paces) < MEASURED_REPORTS:
             return Clock(0.0)
         pace = statistics.quantiles(self.paces, n=4)[0]
@@ -91,17 +99,15 @@ class Session(SearchAlgorithm):
         self.run_dir, self.search, self.workers = run_dir, search, workers
         config = search.config
         self.journal = Journal(run_dir)
-        events = read_journal(run_dir)
         self.trials = Trials(search.budget_tokens, config.trials, config.rung_metric)
+        self.tables = GrowingTables(run_dir, self.trials, config.seed)
         self.stopwatch = Stopwatch(config.time_budget)
-        for event in events:
-            self._see(event)
-            self.trials.apply(event)
+        self.number = 0
+        self.seconds_before = search_seconds(self._taken_in(events_of(run_dir)))
+        self.began = time.time()
         self.coordinator = Coordinator(
             self.trials, search.scheduler(), searcher(search), self._append, config.seed, config.max_failures
         )
-        self.number = sum(event["event"] == "session" for event in events)
-        self.seconds_before, self.began = search_seconds(events), time.time()
         self.storage = Storage(search.storage_root(run_dir))
         self.keep_all = config.keep_checkpoints == "all"
         self.segments: dict[str, Segment] = {}
@@ -110,13 +116,22 @@ class Session(SearchAlgorithm):
         self.fatal: str | None = None
         """why the search can't go on: one line"""
 
+    def _taken_in(self, events: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """Passes on the events of earlier sessions, each when it is among the trials'."""
+        for event in events:
+            self._see(event)
+            self.trials.apply(event)
+            self.number += event["event"] == "session"
+            yield event
+
     def _append(self, event: str, **values: Any) -> dict[str, Any]:
         entry = self.journal.append(event, **values)
         self._see(entry)
         return entry
 
     def _see(self, event: dict[str, Any]) -> None:
-        """Shows the stopwatch an event that is not among the trials' yet."""
+        """Shows the stopwatch and the tables an event that is not among the trials' yet."""
+        self.tables.see(event)
         if event["event"] == "report":
             trial = self.trials.by_id[event["trial_id"]]
             self.stopwatch.see(trial.reports.get(trial.tokens), event)
@@ -201,9 +216,15 @@ class Session(SearchAlgorithm):
         if segment.disk_full:
             self.fatal = f"the disk is full: trial {trial_id} could not store its state in {self.storage.root}"
             return  # the trial itself is sound: it goes on when there is room
-        reason = segment.error.splitlines()[-1][:200] if segment.error else "no reason given"
+        lines = segment.error.splitlines() or ["no reason given"]
+        reason = next((line for line in reversed(lines) if EXCEPTION.match(line)), lines[-1])[:200]
         self.coordinator.on_failure(segment.ours, segment.may_pass, reason)
-        (self.run_dir / f"error-{trial_id}.txt").write_text(segment.error + "\n")
+        write_text(self.run_dir / f"error-{trial_id}.txt", segment.error + "\n")
+        trials = list(self.trials.by_id.values())
+        while trials and trials[-1].status != FAILED:
+            trials.pop()
+        if len(trials) >= HOPELESS and all(trial.status == FAILED and not trial.reports for trial in trials):
+            self.fatal = f"each of the first {len(trials)} trials failed, {trials[0].trial_id} with: {trials[0].reason}"
 
     # Checkpoints
 

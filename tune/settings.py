@@ -8,7 +8,7 @@ from typing import Any
 
 from myllm.config import TrainConfig, from_dict, get_preset
 from myllm.errors import InputError
-from myllm.files import write_text
+from myllm.files import ROOT, write_text
 from myllm.own_model import ModelConfig, read_model, settings_of, with_settings
 from myllm.sources import Source
 from tune.options import SearchConfig
@@ -18,6 +18,7 @@ from tune.schedulers.base import Scheduler
 from tune.schedulers.reference import WithReference
 from tune.spaces import Space, sample
 
+RUNS_DIR = ROOT / "experiments" / "runs"
 FILE_NAME = "search.json"
 FORMAT = 2
 """of the run folder; 1 had a dict of settings and a journal of other events"""

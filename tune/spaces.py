@@ -61,6 +61,10 @@ class Range:
         """`value`, or the end of the range for one beyond it."""
         return min(max(value, self.low), self.high)
 
+    def coordinates_at(self, places: np.ndarray) -> np.ndarray:
+        """(n, 1) coordinates of the values at `places` (n,)."""
+        return np.array([self.place(self.at(float(p))) for p in places] if self.whole else places)[:, None]
+
     def __str__(self) -> str:
         ends = f"{self.low} to {self.high}" if self.whole else f"{self.low:.3g} to {self.high:.3g}"
         return ends if self.scale == LINEAR else f"{ends} ({self.scale})"
@@ -100,6 +104,10 @@ class Choice:
     def nearest(self, value: Any) -> Any:
         """`value`, or the number next to it; of other things the first where it is not among them."""
         return self.values[self.index(value) if self.ordered or value in self.values else 0]
+
+    def coordinates_at(self, places: np.ndarray) -> np.ndarray:
+        """(n, k) coordinates of the values at `places` (n,)."""
+        return np.array([self.coordinates(value) for value in self.values])[(places * len(self.values)).astype(int)]
 
     def __str__(self) -> str:
         return ", ".join(map(str, self.values))

@@ -5,8 +5,6 @@ import shutil
 import zipfile
 from pathlib import Path
 
-import pyarrow.fs
-
 from tune.trials import COMPLETED, DEFAULT_TRIAL, PAUSED, REPEAT, RUNNING, Trial, Trials
 
 STATE_FILE = "state.pt"
@@ -17,6 +15,8 @@ class Storage:
     """The checkpoints below `root`, a folder or a URI. They are named by their path relative to it."""
 
     def __init__(self, root: str):
+        import pyarrow.fs  # here: a quarter of a second that --help need not wait for
+
         self.root = root
         if "://" in root:
             self.filesystem, self.path = pyarrow.fs.FileSystem.from_uri(root)
@@ -26,7 +26,7 @@ class Storage:
     @property
     def is_local(self) -> bool:
         """Whether the operating system itself reaches the files."""
-        return isinstance(self.filesystem, pyarrow.fs.LocalFileSystem)
+        return self.filesystem.type_name == "local"
 
     def absolute(self, relative: str) -> str:
         """The checkpoint's path on `filesystem`."""
@@ -50,7 +50,7 @@ class Storage:
         """Deletes a checkpoint; one that is gone already is no error."""
         if self.is_local:
             shutil.rmtree(self.absolute(relative), ignore_errors=True)
-        elif self.filesystem.get_file_info(self.absolute(relative)).type != pyarrow.fs.FileType.NotFound:
+        elif self.filesystem.get_file_info(self.absolute(relative)).type.name != "NotFound":
             self.filesystem.delete_dir(self.absolute(relative))
 
     def sweep(self, kept: set[str]) -> None:
@@ -73,7 +73,8 @@ def worth_keeping(trials: Trials, trial: Trial) -> set[int]:
         return set()
     if trial.status == PAUSED:
         rivals = trials.at(trial.tokens)
-        waits = trial.kind == REPEAT or trial.trial_id == DEFAULT_TRIAL or trial in rivals[: math.ceil(len(rivals) / 2)]
+        spared = trial.kind == REPEAT or trial.trial_id == DEFAULT_TRIAL
+        waits = spared or rivals.rank(trial) < math.ceil(len(rivals) / 2)
         return {stored[-1]} if waits else set()
     best = min(stored, key=lambda tokens: trial.losses.get(tokens, math.inf))
     return {best, *stored[-1 if trial.status == COMPLETED else -2 :]}

@@ -1,8 +1,6 @@
 """The answer of a search: facts for machines (summary.json, whose schema is summary.schema.json), and the same as text."""
 
 import math
-import os
-import shlex
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ from myllm.files import disk_use
 from myllm.sources import is_embedded
 from tune.analysis import axes_of, edges
 from tune.belief import LEVEL
+from tune.commands import command
 from tune.ranges import FLAGS, merge
 from tune.results import believed, leaders, search_seconds
 from tune.settings import Search
@@ -123,22 +122,21 @@ def trust(found: dict[str, Any]) -> tuple[str, str]:
 
 def commands(run_dir: Path, search: Search, trials: Trials, found: dict[str, Any]) -> list[tuple[str, str]]:
     """(what, command) of each way on, to be typed where the user stands."""
-    config, shown = search.config, shlex.quote(os.path.relpath(run_dir))
+    config = search.config
     planned = trials.num_samples < UNLIMITED_TRIALS
-    more = f"num_samples {2 * trials.num_samples}" if planned else f"time_budget {2 * config.time_budget:g}"
-    known = [("read again", f"python tune/report.py {shown}")]
-    resume = f"python tune/search.py --resume {shown}"
-    known.append(("go on", f"{resume} --{more}"))
+    more = ("--num_samples", str(2 * trials.num_samples)) if planned else ("--time_budget", f"{2 * config.time_budget:g}")
+    known = [("read again", command("tune/report.py", run_dir))]
+    known.append(("go on", command("tune/search.py", "--resume", run_dir, *more)))
     best = found["best"]
     if best is None:
         return known
     if found["trust"] != "yes" and best["share_of_budget"] == 1 and best["seeds"] < 2:
-        known.append(("be sure", f"{resume} --confirm 5"))
+        known.append(("be sure", command("tune/search.py", "--resume", run_dir, "--confirm", "5")))
     if found["edges"]:
-        flags = ["--space", config.space, "--preset", config.preset]
+        flags: list[str | Path] = ["--space", config.space, "--preset", config.preset]
         if not is_embedded(config.train_file):
-            flags += ["--train_file", *map(os.path.relpath, search.data.train_file)]
-            flags += ["--val_file", *map(os.path.relpath, search.data.val_file), "--tokenizer", search.data.tokenizer]
+            flags += ["--train_file", *map(Path, search.data.train_file), "--val_file", *map(Path, search.data.val_file)]
+            flags += ["--tokenizer", search.data.tokenizer]
         flags += ["--model", config.model] if config.model else []
         wider: dict[str, list[str]] = {}
         for edge in found["edges"]:
@@ -146,9 +144,8 @@ def commands(run_dir: Path, search: Search, trials: Trials, found: dict[str, Any
             wider.setdefault(kind, []).append(text)
         ranges = merge({kind: getattr(config, kind) for kind in FLAGS}, wider)
         flags += [word for kind, texts in ranges.items() if texts for word in (f"--{kind}", *texts)]
-        flags += ["--warm_start", os.path.relpath(run_dir)]
-        known.append(("look beyond", f"python tune/search.py {shlex.join(flags)}"))
-    train = f"python myllm/training/trainer.py --config {shown}/best_config.json --save_model final.pth"
+        known.append(("look beyond", command("tune/search.py", *flags, "--warm_start", run_dir)))
+    train = command("myllm/training/trainer.py", "--config", run_dir / "best_config.json", "--save_model", "final.pth")
     return [*known, ("train the best", train)]
 
 

@@ -6,12 +6,14 @@ from itertools import pairwise
 
 import numpy as np
 
-from tune.trials import DIVERGED, Trial, Trials
+from tune.orders import Order
+from tune.trials import DIVERGED, REPEAT, Trial, Trials
 
 LENGTH_SCALE = 1.0  # of each hyper-parameter's range; this and the next two: LOG.md, "what the constants are worth"
 NOISE = 0.02  # variance of one seed's loss, as a share of the variance between configurations
 OPTIMISM = 1.0  # standard deviations below the mean that a candidate is taken for
 MOST_POINTS = 200  # half of them the best, half spread over the rest: a proposal takes milliseconds
+MOST_TOLD = 400  # at one rung: below it all count, so a search of some hundred trials is told of all of them
 
 
 def projected(trials: Trials, milestones: Sequence[int]) -> list[tuple[Trial, float, int]]:
@@ -19,25 +21,49 @@ def projected(trials: Trials, milestones: Sequence[int]) -> list[tuple[Trial, fl
 
     One that waits at an earlier rung would change from there on as those did, on average, that went on from it. Without
     them only the good would be known, and what was left behind would look like unknown land. Diverged ones are infinite.
+    In the order in which they began; where one milestone has more than MOST_TOLD, so many stand for all of them.
     """
     change = dict.fromkeys(milestones, 0.0)  # of the log-loss from there to the last milestone
     for here, there in reversed(list(pairwise(milestones))):
-        went = [math.log(trial.losses[there] / trial.losses[here]) for trial in trials.at(there) if here in trial.losses]
+        came = thinned(trials.at(there), 0)
+        went = [math.log(trial.losses[there] / trial.losses[here]) for trial in came if here in trial.losses]
         change[here] = change[there] + (sum(went) / len(went) if went else 0.0)
-    found = []
-    for trial in trials.drawn:
-        reached = [tokens for tokens in milestones if tokens in trial.losses]
-        if trial.status == DIVERGED:
-            found.append((trial, math.inf, 1))
-        elif reached:
-            tokens = reached[-1]
+    found = [(trial, math.inf, 1) for trial in thinned(trials.order(by_divergence), 0)]
+    for place, tokens in enumerate(milestones):
+        for trial in thinned(trials.order(by_mean_and_no_further, *milestones[place:]), MOST_POINTS // 2):
             found.append((trial, math.log(trial.mean_at(tokens)) + change[tokens], len(trial.seeds_at(tokens))))
-    return found
+    return sorted(found, key=lambda row: row[0].trial_id)
+
+
+def unjudged(trials: Trials, milestones: Sequence[int]) -> list[Trial]:
+    """Those that run and have come to none of `milestones` yet; without repeats."""
+    running = (trial for trial in trials.running.values() if trial.kind != REPEAT)
+    return [trial for trial in running if not any(tokens in trial.losses for tokens in milestones)]
+
+
+def thinned(order: Order, best: int) -> list[Trial]:
+    """All of `order`, or MOST_TOLD of them: so many of the best, the others spread evenly over the rest."""
+    if len(order) <= MOST_TOLD:
+        return list(order)
+    return order[:best] + [order[int(rank)] for rank in np.linspace(best, len(order) - 1, MOST_TOLD - best)]
+
+
+def by_divergence(trial: Trial) -> tuple | None:
+    """Of those that diverged, the earlier first."""
+    return (trial.trial_id,) if trial.status == DIVERGED else None
+
+
+def by_mean_and_no_further(trial: Trial, tokens: int, *later: int) -> tuple | None:
+    """By the mean loss over seeds at `tokens`, of those that have none at a later mark."""
+    if tokens not in trial.losses or trial.status == DIVERGED or any(mark in trial.losses for mark in later):
+        return None
+    return trial.mean_at(tokens), trial.trial_id
 
 
 def correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """(n, m) Matern 5/2 correlation of points (n, d) and (m, d) of the unit cube (Rasmussen and Williams, eq. 4.17)."""
-    scaled = 5**0.5 / LENGTH_SCALE * np.sqrt(((a[:, None] - b[None]) ** 2).sum(axis=-1))
+    squared = sum(np.subtract.outer(x, y) ** 2 for x, y in zip(a.T, b.T, strict=True))  # quicker than one (n, m, d) array
+    scaled = 5**0.5 / LENGTH_SCALE * np.sqrt(squared)
     return (1 + scaled + scaled**2 / 3) * np.exp(-scaled)
 
 

@@ -7,22 +7,21 @@ import tempfile
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from ray import tune
 
-from myllm.training.train import Report, train
-from myllm.training.train_utils import load_state, save_state
-from tune.prepare import open_run
 from tune.settings import Search
 from tune.storage import STATE_FILE
+
+if TYPE_CHECKING:
+    from myllm.training.train import Report
 
 CHECKPOINT_SHARE = 0.05  # of the time that checkpoints may take, rungs and the last one apart
 CHECKPOINT_MIN_SECONDS = 2.0
 
 
-def metrics_of(report: Report, bytes_per_token: float) -> dict[str, Any]:
+def metrics_of(report: "Report", bytes_per_token: float) -> dict[str, Any]:
     """A report as the flat dict that Ray, the journal and history.csv carry."""
     return asdict(report) | {"val_bpb": report.val_loss / math.log(2) / bytes_per_token}
 
@@ -42,6 +41,12 @@ def run_trial(config: dict[str, Any], search: Search, milestones: tuple[int, ...
 
     It stores its state at the `milestones` (tokens_seen), where it may be told to pause, and now and then between them.
     """
+    import torch  # here: the driver imports this module, too
+
+    from myllm.training.train import train
+    from myllm.training.train_utils import load_state, save_state
+    from tune.workload import open_run
+
     torch.set_num_threads(threads)
     device = "cuda" if gpus else "cpu"
     if 0 < gpus < 1:  # one trial's hunger is not its neighbours'

@@ -1,12 +1,13 @@
 """The trials of a search: a fold of its journal's events, read-only for whoever decides. No Ray, no files, no clocks."""
 
-import bisect
 import functools
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from tune.orders import Key, Order
 
 CONTINUE, PAUSE, STOP = "continue", "pause", "stop"
 RUNNING, PAUSED, STOPPED = "running", "paused", "stopped"
@@ -27,6 +28,33 @@ REPORTED = (
 Event = dict[str, Any]
 
 
+class Report(Mapping):
+    """What is kept of a report event: a mapping of `KEYS`, in a third of a dict's memory."""
+
+    __slots__ = ("number", "values_")
+    KEYS = ("trial_id", *REPORTED)
+
+    def __init__(self, event: Event, number: int):
+        self.number = number
+        """how many reports of the search came before it"""
+        self.values_ = tuple(event[name] for name in self.KEYS)
+
+    def __getitem__(self, name: str) -> Any:
+        try:
+            return self.values_[_PLACES[name]]
+        except KeyError:
+            raise KeyError(name) from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.KEYS)
+
+    def __len__(self) -> int:
+        return len(self.KEYS)
+
+
+_PLACES = {name: place for place, name in enumerate(Report.KEYS)}
+
+
 @dataclass
 class Trial:
     """One training, as far as its events tell."""
@@ -44,7 +72,7 @@ class Trial:
     """tokens_seen of its last report"""
     losses: dict[int, float] = field(default_factory=dict)
     """tokens_seen -> what rungs compare, nats per token; finite"""
-    reports: dict[int, Event] = field(default_factory=dict)
+    reports: dict[int, Report] = field(default_factory=dict)
     """tokens_seen -> the report"""
     checkpoints: dict[int, str] = field(default_factory=dict)
     """tokens_seen -> path below the storage's root"""
@@ -67,7 +95,7 @@ class Trial:
 
 
 class Trials:
-    """All trials, by id, in the order in which they began."""
+    """All trials, by id, in the order in which they began, and what rules ask about them, kept up to date."""
 
     def __init__(self, budget_tokens: int, num_samples: int, metric: str = "val_loss", events: Iterable[Event] = ()):
         self.budget_tokens, self.num_samples, self.metric = budget_tokens, num_samples, metric
@@ -77,7 +105,21 @@ class Trials:
         self.running: dict[str, Trial] = {}
         self.workers = 1
         """trainings at once, in this session"""
-        self._at: dict[int, list[tuple[float, int, Trial]]] = {}
+        self.statuses: Counter[str] = Counter()
+        """how many of those drawn are in each status"""
+        self.tokens = 0
+        """trained on by all trials"""
+        self.bounds: Counter[tuple[str, int]] = Counter()
+        """(kind, until) -> how many trials"""
+        self.reached: Counter[tuple[int, str]] = Counter()
+        """(tokens, kind) -> how many trials have a loss there"""
+        self.notes: dict[Any, Any] = {}
+        """what a rule worked out and would find again: no later event can change it, or it is kept with `finals`"""
+        self.finals = 0
+        """how many events may have changed what is expected at the end: those of repeats, and reports there"""
+        self._reports = 0
+        self._orders: dict[tuple, Order] = {}
+        self._orders_at: dict[int, list[Order]] = {}
         for event in events:
             self.apply(event)
 
@@ -86,13 +128,32 @@ class Trials:
         """How many more configurations may begin."""
         return self.num_samples - len(self.drawn)
 
-    def at(self, tokens: int) -> list[Trial]:
+    def at(self, tokens: int) -> Order:
         """Those that have a loss at `tokens`, the lowest first (of equals the earlier); without repeats."""
-        return [trial for _, _, trial in self._at.get(tokens, ())]
+        return self.order(by_loss, tokens)
 
     def count_at(self, tokens: int) -> int:
         """How many those are."""
-        return len(self._at.get(tokens, ()))
+        return self.reached[tokens, DRAWN] + self.reached[tokens, PROPOSED]
+
+    def waiting_at(self, tokens: int) -> Order:
+        """Those of `at` that are paused there."""
+        return self.order(waits_by_loss, tokens)
+
+    def order(self, key: Key, *marks: int) -> Order:
+        """Those drawn for which key(trial, *marks) is not None, sorted by it: sorted once, and kept so from then on."""
+        name = (key, *marks)
+        if name not in self._orders:
+            self._orders[name] = Order(key, marks, self.drawn)
+            for mark in marks:
+                self._orders_at.setdefault(mark, []).append(self._orders[name])
+        return self._orders[name]
+
+    def forget(self, key: Key, *marks: int) -> None:
+        """Keeps the order of that key and marks no longer."""
+        order = self._orders.pop((key, *marks))
+        for mark in marks:
+            self._orders_at[mark] = [other for other in self._orders_at[mark] if other is not order]
 
     def apply(self, event: Event) -> None:
         """Takes one more event in."""
@@ -103,9 +164,17 @@ class Trials:
             trial_id = event["trial_id"]
             trial = Trial(trial_id, event["config"], event["kind"], event.get("of", trial_id), event["until"])
             self.by_id[trial_id] = self.running[trial_id] = trial
-            (self.by_id[trial.of].repeats if trial.kind == REPEAT else self.drawn).append(trial)
+            self.bounds[trial.kind, trial.until] += 1
+            if trial.kind == REPEAT:
+                self.by_id[trial.of].repeats.append(trial)
+                self._update(trial, self._orders.values())
+            else:
+                self.drawn.append(trial)
+                self.statuses[RUNNING] += 1
         elif kind == "resume":
+            self.bounds[trial.kind, trial.until] -= 1
             trial.until = event["until"]
+            self.bounds[trial.kind, trial.until] += 1
             self._set(trial, RUNNING)
         elif kind == "report":
             self._report(trial, event)
@@ -122,23 +191,37 @@ class Trials:
 
     def _report(self, trial: Trial, event: Event) -> None:
         tokens = event["tokens_seen"]
-        trial.reports[tokens], trial.tokens = event, tokens
+        self.tokens += tokens - trial.tokens
+        trial.reports[tokens], trial.tokens = Report(event, self._reports), tokens
+        self._reports += 1
+        self.finals += trial.kind == REPEAT or tokens >= self.budget_tokens
         if event["diverged"]:
             return self._set(trial, DIVERGED)
-        trial.losses[tokens] = loss = event["val_loss" if tokens >= self.budget_tokens else self.metric]
-        if trial.kind != REPEAT:
-            bisect.insort(self._at.setdefault(tokens, []), (loss, self.count_at(tokens), trial), key=lambda row: row[:2])
+        loss = event["val_loss" if tokens >= self.budget_tokens else self.metric]
+        trial.losses[tokens] = math.inf if math.isnan(loss) else loss  # averaged weights may overflow alone
+        self.reached[tokens, trial.kind] += 1
         if tokens >= self.budget_tokens:
             self._set(trial, COMPLETED)
         elif event["decision"] != CONTINUE:
             self._set(trial, PAUSED if event["decision"] == PAUSE else STOPPED)
+        else:
+            self._update(trial, self._orders_at.get(tokens, ()))
 
     def _set(self, trial: Trial, status: str) -> None:
+        if trial.kind != REPEAT:
+            self.statuses[trial.status] -= 1
+            self.statuses[status] += 1
         trial.status = status
+        self.finals += trial.kind == REPEAT
         if status == RUNNING:
             self.running[trial.trial_id] = trial
         else:
             self.running.pop(trial.trial_id, None)
+        self._update(trial, self._orders.values())
+
+    def _update(self, trial: Trial, orders: Iterable[Order]) -> None:
+        for order in orders:
+            order.update(self.by_id[trial.of])
 
 
 def expected_at(trials: Trials, tokens: int) -> Callable[[Trial], float]:
@@ -165,18 +248,78 @@ def expected_at(trials: Trials, tokens: int) -> Callable[[Trial], float]:
     return expected
 
 
-def standings(trials: Trials) -> tuple[int, list[Trial]]:
+def most_seeds(trials: Trials, tokens: int) -> int:
+    """On how many seeds a configuration is trusted: TRUSTED_SEEDS, or the most that any has at `tokens`."""
+    order = trials.order(by_seeds, tokens)
+    return min(TRUSTED_SEEDS, len(order[0].seeds_at(tokens))) if order else 0
+
+
+def by_expectation(trials: Trials, tokens: int) -> Sequence[Trial]:
+    """Those that came to `tokens`, the lowest of `expected_at` first; of equals the earlier trial.
+
+    Sorted anew only where a seed has not come to the end, which changes what is expected of its configuration with others.
+    """
+    by_mean = trials.order(by_mean_over_seeds, tokens)
+    if tokens < trials.budget_tokens or not trials.order(unended_seeds, tokens):
+        return by_mean
+    stamp, found = trials.notes.get(by_expectation, (None, ()))
+    if stamp != trials.finals:
+        expected = expected_at(trials, tokens)
+        found = sorted(by_mean, key=lambda trial: (expected(trial), trial.trial_id))
+        trials.notes[by_expectation] = trials.finals, found
+    return found
+
+
+def standings(trials: Trials) -> tuple[int, Sequence[Trial]]:
     """(tokens, the configurations that came so far, best first): the furthest that two have come, or the only one.
 
     Compared by `expected_at`. Those that have at least TRUSTED_SEEDS seeds there, or the most that any has, come before
     those that have fewer: the best of many is the luckiest. Of equals the earlier is the better.
     """
-    reached = Counter(tokens for trial in trials.drawn for tokens in trial.losses)
-    tokens = max((tokens for tokens in reached if reached[tokens] > 1), default=max(reached, default=0))
-    there, expected = trials.at(tokens), expected_at(trials, tokens)
-    trusted = min(TRUSTED_SEEDS, max((len(trial.seeds_at(tokens)) for trial in there), default=0))
+    marks = {tokens for tokens, kind in trials.reached if kind != REPEAT}
+    tokens = max((tokens for tokens in marks if trials.count_at(tokens) > 1), default=max(marks, default=0))
+    trusted = most_seeds(trials, tokens)
+    ordered = by_expectation(trials, tokens)
+    if isinstance(ordered, list):
+        return tokens, sorted(ordered, key=lambda trial: len(trial.seeds_at(tokens)) < trusted)
+    before = trials.notes.get(standings)
+    if before not in (None, (tokens, trusted)):  # both only rise
+        trials.forget(by_standing, *before)
+    trials.notes[standings] = tokens, trusted
+    return tokens, trials.order(by_standing, tokens, trusted)
 
-    def place(trial: Trial) -> tuple[bool, float, str]:
-        return len(trial.seeds_at(tokens)) < trusted, expected(trial), trial.trial_id
 
-    return tokens, sorted(there, key=place)
+# Keys of orders
+
+
+def by_loss(trial: Trial, tokens: int) -> tuple | None:
+    """By the loss at `tokens`, of equals the earlier report first."""
+    return (trial.losses[tokens], trial.reports[tokens].number) if tokens in trial.losses else None
+
+
+def waits_by_loss(trial: Trial, tokens: int) -> tuple | None:
+    """The same, of those that are paused there."""
+    return by_loss(trial, tokens) if trial.status == PAUSED and trial.tokens == tokens else None
+
+
+def by_mean_over_seeds(trial: Trial, tokens: int) -> tuple | None:
+    """By the mean loss over seeds at `tokens`."""
+    return (trial.mean_at(tokens), trial.trial_id) if tokens in trial.losses else None
+
+
+def by_standing(trial: Trial, tokens: int, trusted: int) -> tuple | None:
+    """The same, those with so many seeds there first."""
+    if tokens not in trial.losses:
+        return None
+    return len(trial.seeds_at(tokens)) < trusted, trial.mean_at(tokens), trial.trial_id
+
+
+def by_seeds(trial: Trial, tokens: int) -> tuple | None:
+    """By the number of seeds at `tokens`, the most first."""
+    return (-len(trial.seeds_at(tokens)), trial.trial_id) if tokens in trial.losses else None
+
+
+def unended_seeds(trial: Trial, tokens: int) -> tuple | None:
+    """Of those that came to `tokens`, those of which a repeat has not."""
+    unended = tokens in trial.losses and any(tokens not in repeat.losses for repeat in trial.repeats)
+    return (trial.trial_id,) if unended else None

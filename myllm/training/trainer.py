@@ -4,11 +4,21 @@ python myllm/training/trainer.py --train_file train_ids.bin --val_file val_ids.b
 python myllm/training/trainer.py --config experiments/runs/NAME/best_config.json --save_model final.pth
 """
 
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parent.parent.parent)
+
+import myllm.imports
+
+myllm.imports.check_imports()
+
+
 import argparse
 import dataclasses
 import importlib.util
 import json
-from pathlib import Path
 from typing import Any
 
 import torch

@@ -3,7 +3,7 @@
 from itertools import pairwise
 
 from tune.schedulers.base import Action, Clock, Resume, Scheduler, Start
-from tune.trials import PAUSED, Trials
+from tune.trials import Trials
 
 
 class Asha(Scheduler):
@@ -16,8 +16,7 @@ class Asha(Scheduler):
     def suggest(self, trials: Trials, clock: Clock) -> Action | None:
         stops = (*self.milestones, trials.budget_tokens)
         for here, there in reversed(list(pairwise(stops))):
-            waiting = [trial for trial in trials.at(here) if trial.status == PAUSED and trial.tokens == here]
-            gone = trials.count_at(here) - len(waiting)
-            if waiting and gone < trials.count_at(here) // self.factors[here] and clock.left >= there - here:
+            waiting, came = trials.waiting_at(here), trials.count_at(here)
+            if waiting and came - len(waiting) < came // self.factors[here] and clock.left >= there - here:
                 return Resume(waiting[0].trial_id, until=there)
         return Start(until=stops[0]) if trials.draws_left > 0 and clock.left >= stops[0] else None

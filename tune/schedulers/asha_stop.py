@@ -14,5 +14,5 @@ class AshaStop(Fifo):
     def on_report(self, trials: Trials, trial: Trial, tokens: int, loss: float) -> str:
         if tokens not in self.factors:
             return CONTINUE
-        better = sum(other.losses[tokens] <= loss for other in trials.at(tokens))
+        better = trials.at(tokens).count_to(loss)
         return CONTINUE if better < max(1, (trials.count_at(tokens) + 1) // self.factors[tokens]) else STOP

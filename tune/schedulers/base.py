@@ -73,18 +73,21 @@ class Scheduler:
         return CONTINUE
 
 
+def seeds_begun(trial: Trial) -> int:
+    """On how many seeds a configuration runs or ran; those that wait do not count."""
+    return 1 + sum(repeat.status != PAUSED for repeat in trial.repeats)
+
+
 def another_seed(trial: Trial, trials: Trials, clock: Clock, most: int, at_once: int = 1) -> Action | None:
     """The step that gives a configuration one more seed at the full budget: a repeat that waits goes on, or one begins.
 
     None where it has `most` seeds, or `at_once` and one is on its way, or there is no time.
     """
     budget = trials.budget_tokens
-    waiting = [repeat for repeat in trial.repeats if repeat.status == PAUSED]
-    seeds = 1 + len(trial.repeats) - len(waiting)
     on_its_way = any(repeat.status == RUNNING and repeat.until == budget for repeat in trial.repeats)
-    if seeds >= (at_once if on_its_way else most):
+    if seeds_begun(trial) >= (at_once if on_its_way else most):
         return None
-    for repeat in waiting:
-        if clock.left >= budget - repeat.tokens:
+    for repeat in trial.repeats:
+        if repeat.status == PAUSED and clock.left >= budget - repeat.tokens:
             return Resume(repeat.trial_id, until=budget)
     return Repeat(trial.trial_id, until=budget) if clock.left >= budget else None

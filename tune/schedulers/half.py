@@ -6,8 +6,8 @@ Evidence, and the worth of each constant: experiments/LOG.md.
 import math
 from itertools import pairwise
 
-from tune.schedulers.base import Action, Clock, Repeat, Resume, Scheduler, Start, another_seed
-from tune.trials import COMPLETED, PAUSED, PROPOSED, RUNNING, TRUSTED_SEEDS, Trial, Trials, expected_at
+from tune.schedulers.base import Action, Clock, Repeat, Resume, Scheduler, Start, another_seed, seeds_begun
+from tune.trials import DRAWN, PAUSED, PROPOSED, REPEAT, RUNNING, Trial, Trials, by_expectation, by_loss, most_seeds
 
 EXPLORED_FIRST = 4  # full trainings' worth, of all workers, before finishing begins to take its half
 ENOUGH = 8  # trials at the last rung before the best of them is looked at again, and proposals begin
@@ -48,8 +48,8 @@ class Half(Scheduler):
         return self.milestones[-1]
 
     def _when_the_end_is_unknown(self, trials: Trials, clock: Clock) -> Action | None:
-        spent = sum(trial.until for trial in trials.by_id.values())
-        finishing = sum(max(0, trial.until - self._last) for trial in trials.by_id.values())
+        spent = sum(count * until for (_, until), count in trials.bounds.items())
+        finishing = sum(count * max(0, until - self._last) for (_, until), count in trials.bounds.items())
         due = 2 * finishing < spent - EXPLORED_FIRST * trials.budget_tokens
         finished = self._finish(trials, clock, clock.left) if due else None
         return finished or self._explore(trials, clock.left) or self._finish(trials, clock, clock.left)
@@ -59,51 +59,60 @@ class Half(Scheduler):
     def _explore(self, trials: Trials, left: float) -> Action | None:
         """The next step towards the last rung that takes at most `left` tokens."""
         for here, there in reversed(list(pairwise(self.milestones))):
-            waiting = [trial for trial in trials.at(here) if trial.status == PAUSED and trial.tokens == here]
-            came = sum(trial.kind != PROPOSED for trial in trials.at(here))
+            waiting, came = trials.waiting_at(here), trials.reached[here, DRAWN]
             places = max(came // self.factors[here], trials.draws_left <= 0)  # of a search of few at least one goes on
             if waiting and came - len(waiting) < places and left >= there - here:
                 return Resume(waiting[0].trial_id, until=there)
         if trials.count_at(self._last) >= ENOUGH and left >= self._last:
-            best = self._ranked(trials)[0]
+            best = trials.order(by_mean, self._last)[0]
             if len(best.repeats) + 1 < SEEDS_AT_RUNG:
                 return Repeat(best.trial_id, until=self._last)
         if trials.draws_left <= 0:
             return None
         if trials.count_at(self._last) >= ENOUGH and left >= self._last:
             spent = {True: 0, False: 0}
-            for trial in trials.drawn:
-                spent[trial.kind == PROPOSED] += min(trial.until, self._last)
+            for (kind, until), count in trials.bounds.items():
+                if kind != REPEAT:
+                    spent[kind == PROPOSED] += count * min(until, self._last)
             if spent[True] < spent[False]:
                 return Start(until=self._last, proposed=True)
         return Start(until=self.milestones[0]) if left >= self.milestones[0] else None
-
-    def _ranked(self, trials: Trials) -> list[Trial]:
-        """Those that came to the last rung, best first."""
-        return sorted(trials.at(self._last), key=lambda trial: trial.mean_at(self._last))
 
     # Finishing
 
     def _finish(self, trials: Trials, clock: Clock, slack: float) -> Action | None:
         """The next step towards a configuration that one can believe in; `slack` tokens are more than finishing needs."""
-        budget = trials.budget_tokens
-        done = sorted((t for t in trials.drawn if t.status == COMPLETED), key=expected_at(trials, budget))
-        waiting = [trial for trial in self._ranked(trials) if trial.status == PAUSED]
+        budget, to_finish = trials.budget_tokens, trials.budget_tokens - self._last
+        done, waiting = by_expectation(trials, budget), trials.order(waits_by_mean, self._last)
         if len(done) > 1 or (done and not waiting):
             # Who is ahead of one with more seeds gets those that it lacks side by side. What would end when less than two
             # trainings are left could not be trusted in time any more: the best of those that have ended get another seed.
-            at_once = min(TRUSTED_SEEDS, max(len(trial.seeds_at(budget)) for trial in done))
+            at_once = most_seeds(trials, budget)
             for trial in done if clock.left < 2 * budget else done[:1]:
                 repeat = another_seed(trial, trials, clock, SEEDS_AT_END, at_once)
                 if repeat:
                     return repeat
+        if clock.left < to_finish:
+            return None  # no step from the last rung on fits
         for trial in waiting:
             if slack >= self._last and len(trial.repeats) + 1 < SEEDS_AT_RUNG:
                 return Repeat(trial.trial_id, until=self._last)
-            if any(repeat.status == RUNNING for repeat in trial.repeats):
-                continue
-            if clock.left >= budget - self._last:
+            if not any(repeat.status == RUNNING for repeat in trial.repeats):
                 return Resume(trial.trial_id, until=budget)
         if math.isinf(clock.left):
             return None
-        return next(filter(None, (another_seed(trial, trials, clock, SEEDS_AT_END) for trial in done)), None)
+        unsure = (trial for trial in done if seeds_begun(trial) < SEEDS_AT_END)
+        return next(filter(None, (another_seed(trial, trials, clock, SEEDS_AT_END) for trial in unsure)), None)
+
+
+# Keys of orders: by the mean over seeds; of equals the lower first loss
+
+
+def by_mean(trial: Trial, tokens: int) -> tuple | None:
+    """Of those that came to `tokens`."""
+    return (trial.mean_at(tokens), *by_loss(trial, tokens)) if tokens in trial.losses else None
+
+
+def waits_by_mean(trial: Trial, tokens: int) -> tuple | None:
+    """Of those that came to `tokens` and are paused."""
+    return by_mean(trial, tokens) if trial.status == PAUSED else None

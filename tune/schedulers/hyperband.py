@@ -17,18 +17,27 @@ class Hyperband(Scheduler):
 
     def suggest(self, trials: Trials, clock: Clock) -> Action | None:
         stops = (*self.milestones, trials.budget_tokens)
-        first = 0
+        noted = (Hyperband, *self.factors.items())
+        first, level = trials.notes.get(noted, (0, 0))  # of the first bracket that may still change
+        over = True
         while True:
-            for level, stop in enumerate(stops):
-                size = math.prod(self.factors[tokens] for tokens in stops[level:-1])
-                size *= math.ceil(len(stops) / (len(stops) - level))
-                bracket = trials.drawn[first : first + size]
-                promoted = self._promotion(bracket, stops[level:], clock) if len(bracket) == size else None
-                if promoted:
-                    return promoted
-                if len(bracket) < size:
-                    return Start(until=stop) if trials.draws_left > 0 and clock.left >= stop else None
-                first += size
+            size = math.prod(self.factors[tokens] for tokens in stops[level:-1])
+            size *= math.ceil(len(stops) / (len(stops) - level))
+            bracket = trials.drawn[first : first + size]
+            if len(bracket) < size:
+                return Start(until=stops[level]) if trials.draws_left > 0 and clock.left >= stops[level] else None
+            promoted = self._promotion(bracket, stops[level:], clock)
+            if promoted:
+                return promoted
+            over = over and self._is_over(bracket, stops[level:])
+            first, level = first + size, (level + 1) % len(stops)
+            if over:
+                trials.notes[noted] = first, level
+
+    def _is_over(self, bracket: list[Trial], stops: tuple[int, ...]) -> bool:
+        """Whether none of a whole bracket runs or will go on, however much time there is."""
+        running = any(trial.status == RUNNING for trial in bracket)
+        return not running and self._promotion(bracket, stops, Clock(0)) is None
 
     def _promotion(self, bracket: list[Trial], stops: tuple[int, ...], clock: Clock) -> Action | None:
         """The next of a whole bracket to go on."""

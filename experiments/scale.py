@@ -1,0 +1,194 @@
+"""How the cost of a search grows with its trials, its reports and its slots.
+
+    python experiments/scale.py             # about 6 minutes
+    python experiments/scale.py --quick     # only to see that it runs
+
+Printed, in CPU time: a decision, ms a trial of the default rule in simulation (8 slots, all that the coordinator does); a
+proposal, ms;
+reading back a journal of --trials trials with 32 reports each, and the memory a report of them takes; tune/report.py on it;
+and what share of their time --slots slots are busy, with pretended trainings that wait instead of computing. These slots
+are processes of one Ray on this machine, which takes itself to have so many cores: what the driver has to do for them is
+the same wherever they are.
+"""
+
+import json
+import math
+import os
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from myllm.config import PRESETS
+from myllm.errors import Parser, run_command
+from tune.coordinator import Coordinator
+from tune.journal import FILE_NAME, events_of
+from tune.options import SearchConfig
+from tune.schedulers import SCHEDULERS
+from tune.schedulers.reference import WithReference
+from tune.searchers import Proposals
+from tune.settings import Data, Search
+from tune.simulate import play
+from tune.spaces import get_space, sample
+from tune.trials import CONTINUE, REPORTED, STOP, Trials
+
+ROOT = Path(__file__).resolve().parent.parent
+BUDGET, MARKS = 3200, 32
+
+
+def search_of(trials: int, **changes: Any) -> Search:
+    """The settings of a search that trains nothing."""
+    preset = PRESETS["nano"]
+    training = preset.training(batch_size=1, max_len=10, stride=10, budget_tokens=BUDGET)
+    data = Data("embedded", "embedded", "byte", "0", {"train": {}, "val": {}}, {}, 1.0)
+    config = SearchConfig(num_samples=trials, name="scale", **changes)
+    ranges = {name: str(values) for name, values in get_space("v2").ranges(preset).items()}
+    return Search(config, preset.model(257), training, data, BUDGET // MARKS, ranges)
+
+
+def decisions(count: int) -> tuple[float, float]:
+    """(ms a trial of the rule and all around it, ms a proposal at the end) of a search of `count` trials."""
+    preset, space = PRESETS["nano"], get_space("v2")
+    configs = [sample(space, preset, 0, index) for index in range(64)]
+    rng = random.Random(0)
+    levels = [2 + rng.random() for _ in range(count)]
+    noise = [rng.random() / 20 for _ in range(997)]
+    rule = SCHEDULERS["half"](SCHEDULERS["half"].default_rungs, BUDGET, BUDGET // MARKS)
+    trials = Trials(BUDGET, count, events=[{"event": "session", "workers": 8}])
+    coordinator = Coordinator(
+        trials,
+        WithReference(rule, 3),
+        lambda index, trials, proposed: configs[index % 64],
+        lambda event, **values: {"event": event} | values,
+    )
+    begin = time.process_time()
+    play(coordinator, lambda trial, tokens: levels[int(trial.of)] + noise[(int(trial.of) * 31 + tokens) % 997])
+    a_trial = (time.process_time() - begin) / count
+    proposals = Proposals(space.ranges(preset), 0, rule.milestones)
+    proposals.propose(count, trials)
+    begin = time.process_time()
+    for index in range(10):
+        proposals.propose(count + index, trials)
+    return 1e3 * a_trial, 1e2 * (time.process_time() - begin)
+
+
+def write_journal(folder: Path, count: int) -> None:
+    """A search of `count` trials that all trained to the end."""
+    search, rng = search_of(count, scheduler="fifo"), random.Random(0)
+    search.write(folder)
+    preset, space = PRESETS["nano"], get_space("v2")
+    with open(folder / FILE_NAME, "w") as file:
+        file.write(json.dumps({"event": "session", "time": 0.0, "session": 0, "workers": 8}) + "\n")
+        for index in range(count):
+            trial_id = f"{index:05d}"
+            trial = {"event": "trial", "time": float(index), "trial_id": trial_id, "kind": "drawn", "of": trial_id}
+            file.write(json.dumps(trial | {"until": BUDGET, "config": sample(space, preset, 0, index)}) + "\n")
+            for mark in range(1, MARKS + 1):
+                values = {name: 3 + rng.random() for name in REPORTED} | {"step": mark * 8, "tokens_seen": mark * 100}
+                event = {"event": "report", "time": index + mark / 64, "trial_id": trial_id}
+                decision = STOP if mark == MARKS else CONTINUE
+                file.write(json.dumps(event | {"decision": decision} | values | {"diverged": False}) + "\n")
+
+
+def read_back(folder: Path) -> dict[str, float]:
+    """Seconds to fold the journal in `folder`, and bytes of memory a report; for a process of its own."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    begin = time.process_time()
+    trials = Trials(BUDGET, 10**6, events=events_of(folder))
+    seconds = time.process_time() - begin
+    reports = sum(len(trial.reports) for trial in trials.by_id.values())
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    return {"seconds": seconds, "reports": reports, "bytes": grown * 1024 / reports}
+
+
+def pretend(config: dict[str, Any], search: Search, milestones: tuple[int, ...], **task: Any) -> None:
+    """A training that waits: as runner.run_trial, a trainable of Ray's."""
+    from ray import tune
+
+    done, checkpoint = 0, tune.get_checkpoint()
+    if checkpoint:
+        with checkpoint.as_directory() as folder:
+            done = int((Path(folder) / "done").read_text())
+    for tokens in range(done + search.report_tokens, search.budget_tokens + 1, search.report_tokens):
+        time.sleep(WAIT_SECONDS)
+        metrics = dict.fromkeys(REPORTED, 1.0) | {"tokens_seen": tokens, "diverged": False, "train_seconds": WAIT_SECONDS}
+        metrics["val_loss"] = 2 + math.sin(config["learning_rate"] * 1e6) + 1 / tokens
+        if tokens not in (*milestones, search.budget_tokens):
+            tune.report(metrics)
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / "done").write_text(str(tokens))
+            tune.report(metrics, checkpoint=tune.Checkpoint.from_directory(folder))
+
+
+PRELOAD = "RAY_preload_python_modules"  # of engine.ENVIRONMENT
+WAIT_SECONDS = 1.0  # between two reports of a pretended training
+
+
+def busy(slots: int, trials: int, folder: Path) -> tuple[float, float]:
+    """(share of the slots' time spent in pretended training between the first and the last start, reports a second)."""
+    from tune import runner
+    from tune.prepare import Resources
+
+    os.environ[PRELOAD] = ""  # nothing here needs torch, and so many would not fit into memory
+    runner.run_trial = pretend
+    runner.run_search(folder, search_of(trials, scheduler="asha", confirm=0), Resources(1, 0, slots))
+    events = list(events_of(folder))
+    reports = [event["time"] for event in events if event["event"] == "report"]
+    begun = sorted(event["time"] for event in events if event["event"] == "trial")
+    first = reports[min(slots, len(reports) - 1)]  # by then all slots have started
+    last = max(begun[-1], first + WAIT_SECONDS)
+    within = sum(first < when <= last for when in reports)
+    return within * WAIT_SECONDS / (slots * (last - first)), within / (last - first)
+
+
+def main() -> None:
+    parser = Parser(prog="scale.py", description=__doc__.splitlines()[0])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[500, 1000, 2000, 10_000, 100_000], help="trials simulated")
+    parser.add_argument("--trials", type=int, default=10_000, help="trials in the journal, with 32 reports each")
+    parser.add_argument("--slots", type=int, default=64, help="trials at once in the pretended search; 0: leave it out")
+    parser.add_argument("--quick", action="store_true", help="small sizes")
+    args = parser.parse_args()
+    if args.quick:
+        args.sizes, args.trials, args.slots = [100, 200], 100, 2
+    print("| trials | a decision, ms a trial | a proposal, ms |\n|-|-|-|")
+    for count in args.sizes:
+        print("| {:,} | {:.2f} | {:.1f} |".format(count, *decisions(count)), flush=True)
+    with tempfile.TemporaryDirectory(prefix="scale-", ignore_cleanup_errors=True) as scratch:
+        folder = Path(scratch) / "journal"
+        folder.mkdir()
+        write_journal(folder, args.trials)
+        done = subprocess.run([sys.executable, __file__, "--read", folder], capture_output=True, text=True, check=True)
+        found = json.loads(done.stdout)
+        print(f"\njournal of {args.trials:,} trials, {found['reports']:,} reports, {size(folder):,.0f} MB: ", end="")
+        print(f"read back in {found['seconds']:.1f} s, {found['bytes']:.0f} bytes of memory a report", flush=True)
+        begin = time.perf_counter()
+        command = ["/usr/bin/env", sys.executable, "tune/report.py", str(folder)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+        how = (
+            f"{time.perf_counter() - begin:.1f} s, at most {peak:,.0f} MiB" if done.returncode == 0 else done.stderr[-300:]
+        )
+        print(f"tune/report.py on it: {how}", flush=True)
+        if args.slots:
+            folder = Path(scratch) / "slots"
+            folder.mkdir()
+            share, pace = busy(args.slots, 8 * args.slots, folder)
+            print(f"{args.slots} slots: busy {share:.3f} of the time, {pace:.0f} reports a second", flush=True)
+
+
+def size(folder: Path) -> float:
+    """Megabytes of the journal."""
+    return (folder / FILE_NAME).stat().st_size / 1e6
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if sys.argv[1:2] == ["--read"]:
+        print(json.dumps(read_back(Path(sys.argv[2]))))
+    else:
+        run_command(main)

@@ -1,0 +1,309 @@
+"""Machines as people have them: limits, read-only folders, files in the way, shells, terminals, and no silent wait."""
+
+import dataclasses
+import json
+import os
+import shlex
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, begun, report, run_command_line
+from test_results import search_of
+
+from myllm import imports
+from myllm.errors import InputError, RunError
+from tune import commands, places, watchdog
+from tune.watchdog import Watchdog, cause
+
+SEARCH = "tune/search.py"
+SMALL = ["--budget_tokens", "262144", "--num_samples", "1", "--confirm", "0", "--scheduler", "fifo", "--space", "v1"]
+
+
+@pytest.fixture
+def small(byte_files):
+    """Flags of a search of one trial, seconds long."""
+    return ["--train_file", *map(str, byte_files[:1]), "--val_file", str(byte_files[1]), *SMALL, "--max_concurrent", "1"]
+
+
+def one_error(done, code, *words):
+    """Asserts that the command ended with `code` and one line on stderr that says all `words`, progress apart."""
+    lines = [line for line in done.stderr.splitlines() if "M tokens" not in line]
+    assert done.returncode == code and len(lines) == 1 and lines[0].startswith("error: "), done.stdout + done.stderr
+    for word in words:
+        assert word in lines[0], lines[0]
+
+
+# No silent wait
+
+
+def test_a_worker_that_can_not_import_ends_the_search_with_its_reason(small, tmp_path):
+    """Where Ray's workers end before they are any, Ray itself starts them again and again."""
+    (tmp_path / "sitecustomize.py").write_text(
+        textwrap.dedent("""
+        import os, sys, traceback
+        if any("default_worker" in word for word in sys.orig_argv):
+            try:
+                import a_module_that_is_not_there
+            except ImportError:
+                traceback.print_exc()
+                os._exit(1)
+        """)
+    )
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = run_command_line(
+        SEARCH, *small, "--patience", "6", "--storage_path", tmp_path / "runs", "--name", "x", env=environment, timeout=100
+    )
+    one_error(done, 1, "no trial has started for ", "No module named 'a_module_that_is_not_there'", "--resume")
+
+
+def test_where_every_trial_fails_the_search_ends_early_with_the_first_reason(small, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(
+        textwrap.dedent("""
+        import sys
+        if any("default_worker" in word for word in sys.orig_argv):
+            sys.modules["tune.trainable"] = None
+        """)
+    )
+    flags = [*small, "--num_samples", "50", "--storage_path", tmp_path / "runs", "--name", "x"]
+    done = run_command_line(SEARCH, *flags, env=os.environ | {"PYTHONPATH": str(tmp_path)}, timeout=150)
+    one_error(done, 1, "each of the first 3 trials failed, 00000 with: ModuleNotFoundError: ", "tune.trainable", "--resume")
+    assert "Traceback" not in done.stdout
+    assert "Traceback" in (tmp_path / "runs" / "x" / "error-00000.txt").read_text()
+
+
+def test_a_python_below_a_folder_with_a_space_and_a_small_address_space_train(small, tmp_path):
+    """In one search, to save its seconds: Ray hands Python's path to a shell, and maps its object store whole."""
+    venv = tmp_path / "with space, it's" / "venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
+    site = next((venv / "lib").glob("python*/site-packages"))
+    site.joinpath("all.pth").write_text("\n".join([*(p for p in sys.path if "site-packages" in p), str(ROOT)]))
+    run = tmp_path / "it's a run"
+    command = [venv / "bin" / "python", ROOT / SEARCH, *small, "--storage_path", run, "--name", "x"]
+    limited = f"ulimit -v {6 * 2**20}; exec {shlex.join(map(str, command))}"
+    done = subprocess.run(["bash", "-c", limited], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    printed = [line for line in done.stdout.splitlines() if " --config " in line or "report.py" in line]
+    assert len(printed) == 2
+    for line in printed:  # where the user stands, through a shell, with quotes and spaces
+        again = subprocess.run(
+            ["bash", "-c", line[line.index("'") :] + (" --budget_tokens 4096" if "--config" in line else "")],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert again.returncode == 0, line + again.stderr
+    assert (tmp_path / "final.pth").is_file()
+
+
+def test_too_little_address_space_is_named_before_ray_starts(small, tmp_path):
+    words = shlex.join([sys.executable, SEARCH, *small, "--storage_path", str(tmp_path), "--name", "x"])
+    done = subprocess.run(
+        ["bash", "-c", f"ulimit -v {3 * 2**20}; exec {words}"], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    one_error(done, 1, "limited to 3.0 GiB (ulimit -v)", "Ray needs 4")
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "found"),
+    [
+        ("raylet.err", "bash: line 1: /opt/my: No such file or directory\n", "/opt/my: No such file or directory"),
+        (
+            "worker-1.err",
+            "Traceback (most recent call last):\n  File x\nImportError: libcuda.so.1\n",
+            "ImportError: libcuda",
+        ),
+        (
+            "raylet.err",
+            "[2026-01-01 C 1 2] (raylet) shared_memory.cc:46: mmap failed\n",
+            "shared_memory.cc:46: mmap failed",
+        ),
+        ("gcs_server.err", "terminate called\n  what():  Resource temporarily unavailable\n", "Resource temporarily"),
+        (
+            "raylet.err",
+            "ray: error while loading shared libraries: libx.so: no\n",
+            "error while loading shared libraries: libx.so",
+        ),
+    ],
+)
+def test_the_cause_is_taken_from_rays_logs(tmp_path, name, text, found):
+    (tmp_path / "raylet.out").write_text("[2026-01-01 I 1 2] (raylet) main.cc:1: Started\n")
+    assert cause(tmp_path) is None
+    (tmp_path / "gcs_server.out").write_text("[2026-01-01 E 1 2] (gcs_server) a.cc:1: a consequence\n")
+    assert "a consequence" in cause(tmp_path)
+    (tmp_path / name).write_text(text)
+    assert cause(tmp_path).startswith(found) and cause(tmp_path).endswith(f"({tmp_path / name})")
+
+
+class Time:
+    """A clock for the watchdog that a test moves."""
+
+    now = 0.0
+
+    def monotonic(self):
+        return self.now
+
+
+def wait(dog, clock, seconds):
+    for _ in range(int(seconds)):
+        clock.now += 1.01
+        dog.look()
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Time()
+    monkeypatch.setattr(watchdog, "time", clock)
+    return clock
+
+
+def test_who_computes_may_be_silent_and_who_hangs_may_not(clock, monkeypatch, tmp_path):
+    busy = [0.0]
+    monkeypatch.setattr(watchdog, "working_seconds", lambda: busy[0] * clock.now)
+    dog = Watchdog(10, tmp_path, list, None)
+    wait(dog, clock, 9)
+    dog.started("a")
+    busy[0] = 0.5
+    wait(dog, clock, 100)
+    busy[0] = 0.0
+    with pytest.raises(RunError, match=r"no trial has reported for 1\d s, and none has computed"):
+        wait(dog, clock, 30)
+    dog = Watchdog(10, tmp_path, list, None)
+    clock.now += 3600  # the machine slept
+    dog.look()
+    with pytest.raises(RunError, match=r"no trial has started for 1\d s: Ray's logs name no cause"):
+        wait(dog, clock, 10)
+
+
+def test_a_full_cluster_is_waited_for_aloud(clock, tmp_path, capsys):
+    room = ["0 cores are free"]
+    dog = Watchdog(10, tmp_path, list, lambda: room[0])
+    wait(dog, clock, 35)
+    assert capsys.readouterr().err.count("no trial has started for 10 s; 0 cores are free; waiting") == 3
+    room[0] = ""
+    with pytest.raises(RunError, match="no trial has started"):
+        wait(dog, clock, 12)
+
+
+def test_a_process_of_rays_that_has_ended_ends_the_search(clock, tmp_path):
+    dead = []
+    dog = Watchdog(10, tmp_path, lambda: dead, None)
+    wait(dog, clock, 2)
+    dead.append("raylet")
+    with pytest.raises(RunError, match="Ray's raylet has ended"):
+        wait(dog, clock, 2)
+
+
+# Files in the way
+
+
+def test_a_file_called_like_a_package_is_named(tmp_path, monkeypatch):
+    assert imports.shadow(sys.path) is None and imports.shadow([str(tmp_path)]) is None
+    for name in ("tune", "ray", "torch", "myllm", "numpy"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('harm')")
+        assert imports.shadow([str(tmp_path)]) == tmp_path / f"{name}.py"
+        if name == "torch":
+            for where in ({"cwd": tmp_path}, {"env": os.environ | {"PYTHONPATH": str(tmp_path)}}):
+                for script in (SEARCH, "tune/report.py", "myllm/training/trainer.py"):
+                    done = subprocess.run(
+                        [sys.executable, ROOT / script, "--help"], capture_output=True, text=True, timeout=60, **where
+                    )
+                    one_error(done, 2, f"{tmp_path}/torch.py is called like a package")
+        (tmp_path / f"{name}.py").unlink()
+    (tmp_path / "tune").mkdir()  # a mere folder of results
+    assert imports.shadow([str(tmp_path)]) is None
+
+
+# Places
+
+
+def test_every_place_of_a_search_is_tried_before_anything_is_written(byte_files, small, tmp_path):
+    (tmp_path / "file").write_text("")
+    for flags, environment, word in (
+        (["--storage_path", tmp_path / "file"], {}, "is not a folder"),
+        (["--storage_path", f"file://{tmp_path}/file/x"], {}, "--storage_path file://"),
+        (["--storage_path", tmp_path], {"RAY_TMPDIR": str(tmp_path / "file")}, "set RAY_TMPDIR"),
+    ):
+        done = run_command_line(SEARCH, *small, *flags, "--name", "x", env=os.environ | environment)
+        one_error(done, 2, word, "can't be written")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
+
+
+def test_a_read_only_checkout_runs_in_the_users_own_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    checkout = tmp_path / "checkout"
+    (checkout / "experiments").mkdir(parents=True)
+    usual = checkout / "experiments" / "runs"
+    (checkout / "pyproject.toml").touch()
+    assert places.runs_dir(usual) == usual and not capsys.readouterr().out
+    usual.touch()  # can't become a folder, whoever runs this
+    assert places.runs_dir(usual) == tmp_path / "data" / "myllm" / "runs"
+    assert (
+        capsys.readouterr().out == f"note: {usual} can't be written; runs are in {tmp_path / 'data' / 'myllm' / 'runs'}\n"
+    )
+    (tmp_path / "data").touch()
+    with pytest.raises(InputError, match="give --storage_path"):
+        places.runs_dir(usual)
+
+
+@pytest.mark.parametrize(
+    ("visible", "count"), [(None, 4), ("", 0), ("-1", 0), ("2", 1), ("0,3", 2), ("1,-1,2", 1), ("7", 0)]
+)
+def test_only_visible_gpus_count(visible, count):
+    code = """
+        import torch
+        torch.cuda._is_compiled, torch.cuda._raw_device_count_nvml = lambda: True, lambda: 4
+        from tune.options import SearchConfig
+        from tune.prepare import settle_resources
+        resources = settle_resources(SearchConfig(), 8, torch.cuda.device_count())
+        print(torch.cuda.device_count(), resources.gpus_per_trial, resources.workers)
+    """
+    environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+    environment |= {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    done = run_command_line("-c", textwrap.dedent(code), env=environment)
+    assert done.stdout.split() == [str(count), str(int(count > 0)), str(count or 8)], done.stderr
+
+
+# Commands and terminals
+
+
+def test_printed_commands_work_from_where_the_user_stands(tmp_path, monkeypatch):
+    run = tmp_path / "a b" / "it's"
+    for folder, script in ((ROOT, "tune/report.py"), (ROOT / "tune", "report.py"), (tmp_path, None)):
+        monkeypatch.chdir(folder)
+        words = shlex.split(commands.command("tune/report.py", run))
+        assert words[0] == sys.orig_argv[0] and script in (None, words[1])
+        assert Path(words[1]).resolve() == ROOT / "tune" / "report.py" and Path(words[2]).resolve() == run
+
+
+@pytest.mark.parametrize("arguments", [[SEARCH, "--list_spaces"], [SEARCH, "--help"], ["tune/report.py", "RUN"]])
+def test_output_into_head_and_into_ascii(arguments, tmp_path, request):
+    if "RUN" in arguments:
+        run = tmp_path / "dätä"
+        run.mkdir()
+        dataclasses.replace(search_of(name="x"), ranges={"learning_rate": "0.001 to 0.1"}).write(run)
+        config = {"learning_rate": 1e-3, "batch_size": 8, "warmup_ratio": 0.1, "clip_norm": 1.0}
+        events = [
+            {"event": "session", "workers": 1, "session": 0},
+            begun("00000", config=config),
+            report("00000", 100, 2.0),
+        ]
+        (run / "journal.jsonl").write_text("".join(json.dumps(event | {"time": 1.0}) + "\n" for event in events))
+        arguments = [arguments[0], str(run)]
+        environment = os.environ | {"PYTHONIOENCODING": "ascii", "LANG": "C", "LC_ALL": "C", "COLUMNS": "40"}
+        done = run_command_line(*arguments, env=environment)
+        assert done.returncode == 0 and r"d\xe4t\xe4" in done.stdout, done.stderr
+    process = subprocess.Popen(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    )
+    process.stdout.read(5)
+    process.stdout.close()
+    assert process.stderr.read() == b"" and process.wait(timeout=60) in (0, 141)

@@ -1,0 +1,151 @@
+"""Ray itself: started while the driver still imports and reads, without what no search needs, and ended at once.
+
+Of the 15 s that a search took until its first report, Ray's start took 6: it waits for four helpers, each a Python process.
+"""
+
+import contextlib
+import importlib
+import logging
+import math
+import os
+import shlex
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+from myllm.errors import RunError
+from tune.cluster import use_token
+from tune.commands import ROOT
+from tune.options import SearchConfig
+from tune.watchdog import why_not_started
+
+if TYPE_CHECKING:
+    from tune.prepare import Resources
+
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # nothing leaves the machine unless the user sets Ray's own switch
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the journal holds what they would write
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Interrupts is ours
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # Ray's snapshots are never read back
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_prestart_worker_first_driver": "0",  # ray.init would wait for it, deaf to signals: see Engine._start
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "86400",
+    "RAY_preload_python_modules": "torch,ray.tune,tune.workload",  # in workers, while the driver is not ready yet
+}
+OBJECT_STORE_BYTES = 128 * 2**20  # results and settings are small; every process maps all of it
+
+
+class Engine:
+    """Ray, which starts in a thread; `wait` before it is used, `stop` whatever happened."""
+
+    def __init__(self, config: SearchConfig, resources: "Resources"):
+        self._error: RunError | None = None
+        for name, value in ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(resources.workers)
+        options: dict[str, Any] = dict(
+            address=config.address or "local", log_to_driver=False, logging_level=logging.CRITICAL
+        )
+        if config.address is None:
+            os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # read by Ray's other processes: see _listen_on_loopback
+            options |= dict(
+                num_cpus=resources.workers * resources.cpus_per_trial,
+                num_gpus=math.ceil(resources.workers * resources.gpus_per_trial),
+                include_dashboard=config.dashboard,
+                object_store_memory=OBJECT_STORE_BYTES,
+            )
+            path = [str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+            os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(filter(None, path)))  # the same code in every process
+            if shlex.quote(sys.executable) != sys.executable:  # Ray hands it to a shell as it is
+                options["runtime_env"] = {"py_executable": shlex.quote(sys.executable)}
+        self._resources = resources
+        self._started, self._over = threading.Event(), threading.Event()
+        threading.Thread(target=self._live, args=(options,), name="ray", daemon=True).start()
+
+    def _live(self, options: dict[str, Any]) -> None:
+        """Starts Ray and stays: Linux ends its processes together with the thread that started them."""
+        start = time.time()
+        try:
+            self._start(options)
+        except Exception as error:  # of many kinds, Exception itself among them; raised where it is waited for
+            self._error = RunError(f"Ray can't start: {why_not_started(error, start)}")
+        self._started.set()
+        self._over.wait()
+
+    def _start(self, options: dict[str, Any]) -> None:
+        import ray
+
+        for name in ("ray", "ray.tune", "ray.train"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        # Ray prints what its processes die of, pages for each, told to print nothing or not; the journal has the reason.
+        ray._private.worker.print_to_stdstream = lambda *data, **how: None
+        local = options["address"] == "local"
+        use_token(None if local else options["address"])
+        with contextlib.ExitStack() as stack:
+            if local:
+                _listen_on_loopback()
+                if not options["include_dashboard"]:
+                    stack.enter_context(_few_processes())
+            ray.init(**options)
+        if local:  # the workers' processes begin, though nobody waits for them
+            idle = ray.remote(num_cpus=self._resources.cpus_per_trial, num_gpus=self._resources.gpus_per_trial)(_nothing)
+            self._idle = [idle.remote() for _ in range(self._resources.workers)]
+
+    def wait(self) -> None:
+        """Returns when Ray has started; raises what kept it from starting."""
+        self._started.wait()
+        if self._error:
+            raise self._error
+
+    def stop(self) -> None:
+        """Ends Ray, also while it starts."""
+        import ray
+
+        self._started.wait()
+        ray.shutdown()
+        self._over.set()
+
+
+def _nothing() -> None:
+    pass
+
+
+def _listen_on_loopback() -> None:
+    """Ray listens on every network, also where it is given 127.0.0.1, unless it is told that clusters are not wanted."""
+    from ray._private import ray_constants
+
+    ray_constants.ENABLE_RAY_CLUSTER = False  # this process has read the variable already
+
+
+@contextlib.contextmanager
+def _few_processes():
+    """Within it Ray starts without its autoscaler, its log monitor and the server behind its dashboard: no search on one
+    machine needs them, and each costs a second of start-up.
+    """
+    from ray._private.node import Node
+
+    names = ("start_monitor", "start_log_monitor", "start_api_server")
+    before = {name: getattr(Node, name) for name in names}
+    try:
+        for name in names:
+            setattr(Node, name, lambda self, **options: None)
+        Node._webui_url = ""  # set by start_api_server
+        yield
+    finally:
+        for name, method in before.items():
+            setattr(Node, name, method)
+
+
+def import_ahead(*modules: str) -> None:
+    """Imports in a thread what will be wanted later; what can't be imported says so then."""
+
+    def load() -> None:
+        with contextlib.suppress(ImportError):
+            for module in modules:
+                importlib.import_module(module)
+
+    threading.Thread(target=load, name="imports").start()
