@@ -15,6 +15,7 @@ import shutil
 import signal
 import socket
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from myllm.errors import InputError, RunError
 from myllm.files import is_disk_full
 from myllm.machine import origin
 from tune.interrupts import Interrupts
+from tune.loggers import loggers
 from tune.prepare import CODE, PACKAGES, Resources
 from tune.progress import Progress
 from tune.results import write_results
@@ -47,6 +49,7 @@ ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "86400",
 }
+RAY_LOG = "ray.log"
 TABLES_SECONDS = 10.0  # between rewrites of trials.csv and history.csv while a search runs
 
 
@@ -65,8 +68,8 @@ class JournalledScheduler(FIFOScheduler):
 class Housekeeping(tune.Callback):
     """Journals checkpoints, keeps the tables fresh, shows progress, and ends what can't go on."""
 
-    def __init__(self, session: Session):
-        self.session, self.progress = session, Progress(session.trials)
+    def __init__(self, session: Session, progress: Progress):
+        self.session, self.progress = session, progress
         self.last_tables = time.monotonic()
 
     def on_checkpoint(self, iteration: int, trials: list[Trial], trial: Segment, checkpoint: Any, **info: Any) -> None:
@@ -81,9 +84,6 @@ class Housekeeping(tune.Callback):
             with self.session.disk_errors():
                 write_results(self.session.run_dir, self.session.trials, self.session.search)
 
-    def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
-        self.progress.clear()
-
 
 def run_search(run_dir: Path, search: Search, resources: Resources) -> bool:
     """Runs, or goes on with, the search in `run_dir`; True where it ended by itself, False where it was interrupted.
@@ -94,6 +94,8 @@ def run_search(run_dir: Path, search: Search, resources: Resources) -> bool:
     session = Session(run_dir, search, resources.workers)
     with session.disk_errors():
         search.write(run_dir)
+    followers = loggers(run_dir, search.config, session.trials, session.number)
+    session.listeners += followers
     with Interrupts(f"python tune/search.py --resume {os.path.relpath(run_dir)}") as interrupts:
         try:
             if not session.is_over:
@@ -101,7 +103,8 @@ def run_search(run_dir: Path, search: Search, resources: Resources) -> bool:
                     session.tidy()
                     code = {name: value for name, value in origin(PACKAGES).items() if name in CODE}
                     session.coordinator.record("session", session=session.number, workers=resources.workers, **code)
-                _run_trials(session, resources, interrupts)
+                with _ray_log(run_dir), _progress(session) as progress:
+                    _run_trials(session, resources, interrupts, progress)
         except KeyboardInterrupt:
             pass  # before Ray's loop began
         except Exception as error:
@@ -115,21 +118,49 @@ def run_search(run_dir: Path, search: Search, resources: Resources) -> bool:
             if session.started:
                 with contextlib.suppress(OSError):  # a full disk: the last event before it counts
                     session.coordinator.record("session_end", session=session.number)
+            for follower in followers:
+                follower.close()
         with session.disk_errors():
             session.tidy()
             write_results(run_dir, session.trials, search)
     return session.is_over
 
 
-def _run_trials(session: Session, resources: Resources, interrupts: Interrupts) -> None:
+def _progress(session: Session) -> Progress:
+    """What shows this session."""
+
+    def active() -> list[Any]:
+        return [segment.ours for segment in session.segments.values()]
+
+    return Progress(session.run_dir, session.search, session.trials, session.workers, active, session.seconds_before)
+
+
+@contextlib.contextmanager
+def _ray_log(run_dir: Path) -> Iterator[None]:
+    """Within it, what Ray warns of goes to ray.log in the run's folder, which is written when there is something."""
+    handler = logging.FileHandler(run_dir / RAY_LOG, delay=True)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setLevel(logging.WARNING)
+    root, rays = logging.getLogger(), logging.getLogger("ray")
+    before = root.handlers[:], rays.handlers[:], rays.propagate
+    root.handlers, rays.handlers, rays.propagate = [handler], [], True  # ray.init clears its own logger's
+    logging.getLogger("ray.tune.analysis").setLevel(logging.ERROR)  # misses the files that the journal stands in for
+    logging.captureWarnings(True)
+    try:
+        yield
+    finally:
+        logging.captureWarnings(False)
+        root.handlers, rays.handlers, rays.propagate = before
+        handler.close()
+
+
+def _run_trials(session: Session, resources: Resources, interrupts: Interrupts, progress: Progress) -> None:
     """Starts or joins Ray and lets it work off the session; returns early when interrupted."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(resources.workers)
-    for name in ("ray", "ray.tune", "ray.train"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
     config = session.search.config
-    options: dict[str, Any] = dict(address=config.address or "local", log_to_driver=False, logging_level=logging.CRITICAL)
+    options: dict[str, Any] = dict(address=config.address or "local", log_to_driver=False, configure_logging=False)
     if config.address is None:
         # Ray listens on every network, also where it is given 127.0.0.1, unless it is told that clusters are not wanted.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # for Ray's other processes
@@ -158,7 +189,7 @@ def _run_trials(session: Session, resources: Resources, interrupts: Interrupts) 
             num_samples=session.total_samples,
             search_alg=session,
             scheduler=JournalledScheduler(session),
-            callbacks=[Housekeeping(session)],
+            callbacks=[Housekeeping(session, progress)],
             reuse_actors=True,
             raise_on_failed_trial=False,
             verbose=0,

@@ -6,7 +6,7 @@ import statistics
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -107,12 +107,16 @@ class Session(SearchAlgorithm):
         self.segments: dict[str, Segment] = {}
         self.started = 0
         self.written_here: set[str] = set()
+        self.listeners: list[Callable[[dict[str, Any]], None]] = []
+        """each is told every event that has been journalled"""
         self.fatal: str | None = None
         """why the search can't go on: one line"""
 
     def _append(self, event: str, **values: Any) -> dict[str, Any]:
         entry = self.journal.append(event, **values)
         self._see(entry)
+        for listener in self.listeners:
+            listener(entry)
         return entry
 
     def _see(self, event: dict[str, Any]) -> None:
