@@ -7,6 +7,8 @@ beside each that names type, tokenizer and content. What may stand for --input, 
 token_layout.py and text.py; what becomes of it: prepare.py.
 """
 
+import contextlib
+
 import myllm.imports
 
 myllm.imports.check_imports()
@@ -15,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from tqdm import tqdm
 
 from myllm.errors import InputError, Parser, run_command
 from myllm.files import check_writable
@@ -144,15 +145,17 @@ def main() -> None:
         tokens = prepare(args.input, "train", args.tokenizer, tokenizer, token_dtype=args.token_dtype)
         cut = int(len(tokens) * (1 - args.val_fraction))
         parts = [tokens.pieces(0, cut), tokens.pieces(cut, len(tokens))]
+        bar = contextlib.nullcontext()
     elif args.token_dtype:
         raise InputError(f"--token_dtype {args.token_dtype} is for .bin files of token ids; --input is text")
     else:
         train, val, size = split_text(files, args.text_column, args.val_fraction)
         bar = progress_bar(size, "tokenizing")
         parts = [encoded(train, tokenizer, bar), encoded(val, tokenizer, bar)]
-    for path, ids in zip(outputs, parts, strict=True):
-        tokens = write_token_file(path, ids, args.tokenizer, tokenizer, str(path))
-        tqdm.write(f"{path}: {len(tokens)} tokens")
+    with bar:
+        for path, ids in zip(outputs, parts, strict=True):
+            tokens = write_token_file(path, ids, args.tokenizer, tokenizer, str(path))
+            print(f"{path}: {len(tokens)} tokens")
 
 
 if __name__ == "__main__":

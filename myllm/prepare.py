@@ -5,8 +5,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
+from myllm.bar import Bar
 from myllm.corpus import corpus_text
 from myllm.encoding import encode_pieces
 from myllm.errors import InputError, warn
@@ -26,9 +26,9 @@ BAR_DELAY = 2  # seconds before a progress bar shows
 MIN_IDS_TO_JUDGE, FAR_BELOW = 1000, 1 / 8
 
 
-def progress_bar(total: int, what: str) -> tqdm:
-    """A progress bar in bytes, with the time left; quiet off a terminal and for what takes no time."""
-    return tqdm(total=total, desc=what, unit="B", unit_scale=True, disable=None, delay=BAR_DELAY)
+def progress_bar(total: int, what: str) -> Bar:
+    """A progress bar in bytes; quiet for what takes no time."""
+    return Bar(total, what, delay=BAR_DELAY)
 
 
 def text_pieces(files: list[Path], text_column: str | None) -> Iterator[Piece]:
@@ -40,7 +40,7 @@ def text_pieces(files: list[Path], text_column: str | None) -> Iterator[Piece]:
         before += path.stat().st_size
 
 
-def encoded(pieces: Iterable[Piece], tokenizer: Tokenizer, bar: tqdm) -> Iterator[np.ndarray]:
+def encoded(pieces: Iterable[Piece], tokenizer: Tokenizer, bar: Bar) -> Iterator[np.ndarray]:
     """The ids of all documents, while `bar` follows."""
     for ids, position in encode_pieces(pieces, tokenizer):
         bar.update(position - bar.n)

@@ -55,9 +55,9 @@ def test_interrupted_and_resumed_equals_never_stopped(small, run_name):
         assert done.returncode == 0, done.stdout + done.stderr
         for word in ("best      trial", "default   trial 00000", "--resume", "trainer.py --config", "2 of 2"):
             assert word in done.stdout, done.stdout
-        assert {p.name for p in whole.iterdir()} == {
+        assert {p.name for p in whole.iterdir()} - {"ray.log"} == {
             *("search.json", "journal.jsonl", "trials.csv", "history.csv", "best_config.json", "report.html", "ray"),
-            *("summary.txt", "summary.json", "figures"),
+            *("summary.txt", "summary.json", "figures", "tensorboard"),
         }
 
         process = subprocess.Popen(
@@ -165,6 +165,7 @@ def test_bad_input_is_one_line_and_exit_code_2_before_ray_starts(byte_files, tmp
         ([*data, "--gpus_per_trial", "99"], "--gpus_per_trial is 99"),
         ([*data, "--cpus_per_trial", "9999"], "--cpus_per_trial is 9999"),
         (["--num_samples", "0"], "--num_samples is 0"),
+        (["--time_budget", "soon"], "'soon' is no time"),
         (["--budget_tokens", "-5"], "--budget_tokens is -5"),
         (["--reduction_factor", "1"], "--reduction_factor is 1"),
         (["--rungs", "0.5:1"], "--rungs is '0.5:1'"),
@@ -211,6 +212,17 @@ def test_bad_input_is_one_line_and_exit_code_2_before_ray_starts(byte_files, tmp
         assert message.startswith("error: ") and message.count("\n") == 1, message
         assert not ray_started
     assert (set(RUNS.iterdir()) if RUNS.exists() else set()) - before <= {RUNS / ".cache"}
+
+
+def test_a_dry_run_tells_what_a_search_will_take_and_leaves_nothing_behind(byte_files, run_name):
+    train, val = map(str, byte_files)
+    flags = ["--train_file", train, "--val_file", val, "--budget_tokens", "262144", "--name", run_name]
+    done = run_command_line("tune/search.py", *flags, "--max_concurrent", "1", "--time_budget", "1h30m", "--dry_run")
+    assert done.returncode == 0, done.stderr
+    assert "1 h 30 min of trials" in done.stdout and not (RUNS / run_name).exists()
+    for word in ("step", "trials", "rungs", "tokens", "time", "disk", "memory"):
+        assert f"\n  {word} " in done.stdout, done.stdout
+    assert "about 1 h 2" in done.stdout or "about 1 h 3" in done.stdout, done.stdout
 
 
 def test_report_of_no_run_is_an_error(tmp_path):

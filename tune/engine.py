@@ -47,9 +47,7 @@ class Engine:
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(resources.workers)
-        options: dict[str, Any] = dict(
-            address=config.address or "local", log_to_driver=False, logging_level=logging.CRITICAL
-        )
+        options: dict[str, Any] = dict(address=config.address or "local", log_to_driver=False, configure_logging=False)
         if config.address is None:
             os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # read by Ray's other processes: see _listen_on_loopback
             options |= dict(
@@ -79,18 +77,19 @@ class Engine:
     def _start(self, options: dict[str, Any]) -> None:
         import ray
 
-        for name in ("ray", "ray.tune", "ray.train"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)
         # Ray prints what its processes die of, pages for each, told to print nothing or not; the journal has the reason.
         ray._private.worker.print_to_stdstream = lambda *data, **how: None
         local = options["address"] == "local"
         use_token(None if local else options["address"])
+        rays = logging.getLogger("ray")
         with contextlib.ExitStack() as stack:
             if local:
                 _listen_on_loopback()
                 if not options["include_dashboard"]:
                     stack.enter_context(_few_processes())
+            rays.setLevel(logging.CRITICAL)  # of its start nothing need be known
             ray.init(**options)
+            rays.setLevel(logging.WARNING)  # these go to the run's ray.log
         if local:  # the workers' processes begin, though nobody waits for them
             idle = ray.remote(num_cpus=self._resources.cpus_per_trial, num_gpus=self._resources.gpus_per_trial)(_nothing)
             self._idle = [idle.remote() for _ in range(self._resources.workers)]

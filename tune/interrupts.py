@@ -34,7 +34,7 @@ class Interrupts:
     def handle(self, number: int, frame: Any) -> None:
         self.count += 1
         if self.count > 1:
-            print(f"\nleft at once; go on with: {self.resume_command}", file=sys.stderr, flush=True)
+            print(f"\nleft at once; go on with: {self.resume_command}", file=sys.__stderr__, flush=True)  # below the screen
             for process in psutil.Process().children(recursive=True):  # Ray's agents would linger for a minute
                 with contextlib.suppress(psutil.Error):
                     process.kill()

@@ -1,5 +1,6 @@
 """What the user may ask of a search: every option, its default, its help, and its checks."""
 
+import importlib.util
 import re
 from dataclasses import dataclass
 
@@ -50,7 +51,8 @@ class SearchConfig:
     budget_tokens: int | None = None
     """tokens of one full training, rounded down so that all batch sizes share the report marks (unset: the preset's)"""
     time_budget: float | None = None
-    """seconds, all sessions together: half of them look for good configurations, half finish the best (unset: no limit)"""
+    """seconds (or like 90m, 1h30m, 2h), all sessions together: half of them look for good configurations, half
+    finish the best (unset: no limit)"""
     name: str | None = None
     """folder under experiments/runs (unset: preset-space-date-time)"""
     seed: int = 0
@@ -90,6 +92,10 @@ class SearchConfig:
     """seconds in which no trial starts or reports and none computes, after which the search ends and says why"""
     address: str | None = None
     """Ray cluster to join (unset: this machine alone)"""
+    wandb: str | None = None
+    """Weights & Biases project that follows the search, a run for each trial; needs the package wandb"""
+    mlflow: str | None = None
+    """MLflow tracking URI that follows the search, a run for each trial; needs the package mlflow-skinny"""
     dashboard: bool = False
     """show Ray's dashboard on this machine's port 8265; needs the package ray[default]"""
 
@@ -136,6 +142,11 @@ class SearchConfig:
             raise InputError("--train_file and --val_file belong together: give both, or neither for the embedded corpus")
         if self.name is not None and not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}", self.name):
             raise InputError(f"--name {self.name!r} is no folder name; use letters, digits, dots, dashes, underscores")
+        for field, package in (("wandb", "wandb"), ("mlflow", "mlflow")):
+            if getattr(self, field) == "":
+                raise InputError(f"--{field} is empty; name where the trials are to be shown")
+            if getattr(self, field) and importlib.util.find_spec(package) is None:
+                raise InputError(f"--{field} needs the package {package}: pip install -e '.[{field}]'")
         if self.storage_path is not None:
             check_storage(self.storage_path)
         get_space(self.space)

@@ -11,7 +11,7 @@ import pandas as pd
 from myllm.own_model import described
 from tune.figures.base import Figure, to_json
 from tune.settings import Search
-from tune.summary import worded
+from tune.spaces import worded
 
 ASSETS = Path(__file__).resolve().parent / "assets"
 SHOWN = {"yes": "Yes.", "partly": "Partly.", "no": "No."}

@@ -1,44 +1,155 @@
-"""The line of progress on the terminal while a search runs."""
+"""Shows a search while it runs: a screen on a terminal, a line a minute anywhere else."""
 
+import dataclasses
+import logging
+import math
 import sys
+import threading
 import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
 
-from tune.trials import STATUSES, UNLIMITED_TRIALS, Trials, standings
+from rich.console import Console, RenderableType
+from rich.live import Live
 
-LIVE_SECONDS, LOG_SECONDS = 0.5, 15.0  # between lines on a terminal, and in a log file
+from tune.forecast import Outlook, measured_pace, play_on
+from tune.journal import read_journal
+from tune.screen import View, line, render
+from tune.settings import Search
+from tune.trials import Trial, Trials
+
+SCREEN_SECONDS, LOG_SECONDS = 0.5, 60.0  # between two looks, on a terminal and in a log
+FORECAST_SECONDS, FORECAST_SHARE = 5.0, 0.03  # between two forecasts at least, and of the time that they may take
+ENDING_SECONDS = 4.0  # from the last report to the summary
+
+
+class Terminal(Console):
+    """A terminal whose cursor stays: a process that is killed could not bring it back."""
+
+    def show_cursor(self, show: bool = True) -> bool:
+        return False
 
 
 class Progress:
-    """Shows one line about `trials` on stderr, rewritten in place on a terminal."""
+    """Within it, `show()` shows how `trials` stand, where that is due; `active()` are those that a worker trains."""
 
-    def __init__(self, trials: Trials):
-        self.trials = trials
-        self.live = sys.stderr.isatty()
-        self.start = time.monotonic()
-        self.last = -1e9
+    def __init__(
+        self,
+        run_dir: Path,
+        search: Search,
+        trials: Trials,
+        workers: int,
+        active: Callable[[], Iterable[Trial]],
+        seconds_before: float = 0.0,
+    ):
+        self.run_dir, self.search, self.trials, self.active = run_dir, search, trials, active
+        self.slots: list[Trial | None] = [None] * workers
+        self.milestones = search.scheduler().milestones
+        self.seconds_before, self.began = seconds_before, time.monotonic()
+        self.trained_before, self.segments = self._trained(), 0
+        self.first_segment: float | None = None
+        self.first_report: tuple[float, float, int] | None = None
+        """when it came, seconds trained by then, segments begun by then"""
+        self.outlook: Outlook | None = None
+        self.note = "starting"
+        self.last = -math.inf
+        self.console = Terminal(stderr=True)
+        self.live: Live | None = None
+        self._over = threading.Event()
+
+    def __enter__(self) -> "Progress":
+        if self.console.is_terminal and not self.console.is_dumb_terminal:
+            self.live = Live(
+                console=self.console,
+                get_renderable=self._screen,
+                auto_refresh=False,  # by the thread that changes the trials, not beside it
+                transient=True,
+                redirect_stdout=sys.stdout.isatty(),
+                vertical_overflow="crop",
+            )
+            self.live.start(refresh=True)
+        threading.Thread(target=self._keep_forecasting, daemon=True).start()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._over.set()
+        if self.live:
+            live, self.live = self.live, None
+            live.stop()
 
     def show(self) -> None:
-        """Prints the line where it is due."""
+        """Shows how things stand, where the last look is long enough ago."""
         now = time.monotonic()
-        if now - self.last > (LIVE_SECONDS if self.live else LOG_SECONDS):
-            self.last = now
-            before, after = ("\r\x1b[2K", "") if self.live else ("", "\n")
-            print(f"{before}{self.line()}", end=after, file=sys.stderr, flush=True)
-
-    def clear(self) -> None:
-        """Leaves the terminal's line empty."""
+        self._assign_slots(now)
+        if now - self.last < (SCREEN_SECONDS if self.live else LOG_SECONDS):
+            return
+        self.last = now
         if self.live:
-            print("\r\x1b[2K", end="", file=sys.stderr, flush=True)
+            self.live.refresh()
+        else:
+            print(line(self.view()), file=sys.stderr, flush=True)
 
-    def line(self) -> str:
-        """Time, trials by status, and the best so far."""
-        trials = self.trials
-        total = f"/{trials.num_samples}" if trials.num_samples < UNLIMITED_TRIALS else ""
-        counts = "".join(f", {trials.statuses[s]} {s}" for s in STATUSES if trials.statuses[s])
-        text = f"{time.monotonic() - self.start:5.0f} s  {len(trials.drawn)}{total} trials{counts}"
-        text += f", {trials.tokens / 1e6:,.1f}M tokens"
-        reached, best = standings(trials)
-        if best:
-            text += f", best val_loss {best[0].mean_at(reached):.4f} (trial {best[0].trial_id}"
-            text += ")" if reached == trials.budget_tokens else f" at {reached / trials.budget_tokens:.0%})"
-        return text
+    def view(self) -> View:
+        """What there is to see now."""
+        now, share = time.monotonic(), None
+        if self.first_segment is not None and now - self.first_segment > 1:
+            share = min(1.0, (self._trained() - self.trained_before) / (len(self.slots) * (now - self.first_segment)))
+        return View(
+            name=self.search.config.name or "",
+            trials=self.trials,
+            milestones=self.milestones,
+            slots=self.slots,
+            seconds=self.seconds,
+            outlook=self.outlook,
+            training_share=share or None,
+            note=self.note,
+        )
+
+    @property
+    def seconds(self) -> float:
+        """Of the search so far, all sessions together."""
+        return self.seconds_before + time.monotonic() - self.began
+
+    def _screen(self) -> RenderableType:
+        return render(self.view(), *self.console.size) if self.live else ""  # nothing is left behind
+
+    def _assign_slots(self, now: float) -> None:
+        """Each trial keeps the slot that it took; a new one takes the first that is free."""
+        active = {id(trial): trial for trial in self.active()}
+        self.slots = [trial if id(trial) in active else None for trial in self.slots]
+        held = {id(trial) for trial in self.slots if trial}
+        for key, trial in active.items():
+            if key not in held and None in self.slots:
+                self.slots[self.slots.index(None)] = trial
+                self.segments += 1
+        if active and self.first_segment is None:
+            self.first_segment, self.note = now, ""
+        if self.first_report is None and (trained := self._trained()) > self.trained_before:
+            self.first_report = now, trained, self.segments
+
+    def _trained(self) -> float:
+        """Seconds of training and evaluating, over all trials, that have been reported."""
+        return sum(trial.reports[trial.tokens]["train_seconds"] for trial in self.trials.by_id.values() if trial.reports)
+
+    def _keep_forecasting(self) -> None:
+        """Plays the search on from its journal, again and again: beside the trials, whose thread must not wait for it."""
+        pause = FORECAST_SECONDS
+        while not self._over.wait(pause):
+            began = time.monotonic()
+            try:
+                self._forecast()
+            except Exception:  # a search does not end because nobody knows when it will
+                logging.getLogger("tune").exception("no forecast")
+            pause = max(FORECAST_SECONDS, (time.monotonic() - began) / FORECAST_SHARE)
+
+    def _forecast(self) -> None:
+        if self.first_report is None:
+            return
+        began, trained, segments = self.first_report  # what came before was slowed down by Ray's start
+        idle = len(self.slots) * (time.monotonic() - began) - (self._trained() - trained)
+        events = read_journal(self.run_dir)
+        pace = measured_pace(events, per_segment=max(0.0, idle) / max(1, self.segments - segments))
+        if pace:
+            outlook = play_on(self.search, events, pace, len(self.slots), self.seconds)
+            self.outlook = dataclasses.replace(outlook, seconds=outlook.seconds + ENDING_SECONDS)

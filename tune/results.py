@@ -165,6 +165,18 @@ def believed(table: "pd.DataFrame") -> "pd.DataFrame":
     return found
 
 
+def seed_noise(trials: Trials, tokens: int) -> float | None:
+    """The standard deviation of the loss at `tokens` between seeds, nats per token: pooled over all configurations that
+    were seen there on several. None where none was.
+    """
+    several = [np.array(losses) for trial in trials.at(tokens) if len(losses := trial.seeds_at(tokens)) > 1]
+    several = [losses for losses in several if np.isfinite(losses).all()]
+    if not several:
+        return None
+    squares = sum(float(np.sum((losses - losses.mean()) ** 2)) for losses in several)
+    return math.sqrt(squares / sum(len(losses) - 1 for losses in several))
+
+
 def write_results(run_dir: Path, trials: Trials, search: Search) -> None:
     """Writes trials.csv, history.csv and, once a trial has reported, best_config.json."""
     write_tables(run_dir, trials, search.config.seed)

@@ -8,9 +8,11 @@ and unpickles what it finds.
 """
 
 import contextlib
+import logging
 import shutil
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from myllm.machine import origin
 from tune.commands import command
 from tune.engine import Engine, import_ahead
 from tune.interrupts import Interrupts
+from tune.loggers import loggers
 from tune.prepare import CODE, PACKAGES, Resources
 from tune.progress import Progress
 from tune.results import write_best, write_results
@@ -34,6 +37,7 @@ from tune.trainable import run_trial
 from tune.trials import CONTINUE
 from tune.watchdog import Watchdog
 
+RAY_LOG = "ray.log"
 TABLES_SECONDS = 10.0  # between additions to trials.csv and history.csv while a search runs
 
 
@@ -52,8 +56,8 @@ class JournalledScheduler(FIFOScheduler):
 class Housekeeping(tune.Callback):
     """Journals checkpoints, keeps the tables fresh, shows progress, and ends what can't go on."""
 
-    def __init__(self, session: Session, watchdog: Watchdog):
-        self.session, self.progress, self.watchdog = session, Progress(session.trials), watchdog
+    def __init__(self, session: Session, progress: Progress, watchdog: Watchdog):
+        self.session, self.progress, self.watchdog = session, progress, watchdog
         self.last_tables, self.first_tables = time.monotonic(), True
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Segment, **info: Any) -> None:
@@ -85,9 +89,6 @@ class Housekeeping(tune.Callback):
                 import_ahead("tune.report", "matplotlib.figure")
             self.first_tables = False
 
-    def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
-        self.progress.clear()
-
 
 def run_search(run_dir: Path, search: Search, resources: Resources, engine: Engine | None = None) -> bool:
     """Runs, or goes on with, the search in `run_dir`; True where it ended by itself, False where it was interrupted.
@@ -98,6 +99,8 @@ def run_search(run_dir: Path, search: Search, resources: Resources, engine: Engi
     session = Session(run_dir, search, resources.workers)
     with session.disk_errors():
         search.write(run_dir)
+    followers = loggers(run_dir, search.config, session.trials, session.number)
+    session.listeners += followers
     with Interrupts(command("tune/search.py", "--resume", run_dir)) as interrupts:
         try:
             if not session.is_over:
@@ -106,7 +109,8 @@ def run_search(run_dir: Path, search: Search, resources: Resources, engine: Engi
                     code = {name: value for name, value in origin(PACKAGES).items() if name in CODE}
                     session.coordinator.record("session", session=session.number, workers=resources.workers, **code)
                 engine = engine or Engine(search.config, resources)
-                _run_trials(session, engine, resources, interrupts)
+                with _ray_log(run_dir), _progress(session) as progress:
+                    _run_trials(session, engine, resources, interrupts, progress)
         except KeyboardInterrupt:
             pass  # before Ray's loop began
         except Exception as error:
@@ -121,13 +125,43 @@ def run_search(run_dir: Path, search: Search, resources: Resources, engine: Engi
             if session.started:
                 with contextlib.suppress(OSError):  # a full disk: the last event before it counts
                     session.coordinator.record("session_end", session=session.number)
+            for follower in followers:
+                follower.close()
         with session.disk_errors():
             session.tidy()
             write_results(run_dir, session.trials, search)
     return session.is_over
 
 
-def _run_trials(session: Session, engine: Engine, resources: Resources, interrupts: Interrupts) -> None:
+def _progress(session: Session) -> Progress:
+    """What shows this session."""
+
+    def active() -> list[Any]:
+        return [segment.ours for segment in session.segments.values()]
+
+    return Progress(session.run_dir, session.search, session.trials, session.workers, active, session.seconds_before)
+
+
+@contextlib.contextmanager
+def _ray_log(run_dir: Path) -> Iterator[None]:
+    """Within it, what Ray warns of goes to ray.log in the run's folder, which is written when there is something."""
+    handler = logging.FileHandler(run_dir / RAY_LOG, delay=True)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setLevel(logging.WARNING)
+    root, rays = logging.getLogger(), logging.getLogger("ray")
+    before = root.handlers[:], rays.handlers[:], rays.propagate
+    root.handlers, rays.handlers, rays.propagate = [handler], [], True  # ray.init clears its own logger's
+    logging.getLogger("ray.tune.analysis").setLevel(logging.ERROR)  # misses the files that the journal stands in for
+    logging.captureWarnings(True)
+    try:
+        yield
+    finally:
+        logging.captureWarnings(False)
+        root.handlers, rays.handlers, rays.propagate = before
+        handler.close()
+
+
+def _run_trials(session: Session, engine: Engine, resources: Resources, interrupts: Interrupts, progress: Progress) -> None:
     """Lets Ray work off the session; returns early when interrupted."""
     engine.wait()
     interrupts.install()
@@ -148,7 +182,7 @@ def _run_trials(session: Session, engine: Engine, resources: Resources, interrup
             num_samples=session.total_samples,
             search_alg=session,
             scheduler=JournalledScheduler(session),
-            callbacks=[Housekeeping(session, watch(session, resources))],
+            callbacks=[Housekeeping(session, progress, watch(session, resources))],
             reuse_actors=True,
             raise_on_failed_trial=False,
             verbose=0,

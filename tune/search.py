@@ -32,11 +32,12 @@ from myllm.sources import is_embedded
 from tune import ranges
 from tune.cluster import cluster_resources
 from tune.commands import command, shown_path
+from tune.durations import duration, parse_duration
 from tune.engine import Engine
 from tune.options import SearchConfig
 from tune.places import check_places, runs_dir
 from tune.settings import RUNS_DIR, Search
-from tune.spaces import OWN, SPACES, sample
+from tune.spaces import OWN, SPACES, sample, worded
 from tune.trials import UNLIMITED_TRIALS
 from tune.watchdog import check_address_space
 
@@ -44,9 +45,17 @@ from tune.watchdog import check_address_space
 
 RESUME_FLAGS = (
     *("num_samples", "time_budget", "confirm", "max_failures", "keep_checkpoints"),
-    *("cpus_per_trial", "gpus_per_trial", "max_concurrent", "address", "dashboard", "patience"),
+    *("cpus_per_trial", "gpus_per_trial", "max_concurrent", "address", "dashboard", "patience", "wandb", "mlflow"),
 )
 """what may change on --resume: nothing that would make earlier trials and later ones incomparable"""
+
+
+def seconds(text: str) -> float:
+    """parse_duration, as argparse wants it."""
+    try:
+        return parse_duration(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def parse_args() -> argparse.Namespace:
@@ -64,10 +73,15 @@ def parse_args() -> argparse.Namespace:
             how = {"nargs": "+", "action": "extend", "metavar": "NAME=..."}
         elif kind is tuple:
             how = {"nargs": "+", "metavar": "PATH"}
+        if field.name == "time_budget":
+            how = {"type": seconds, "metavar": "TIME"}
         parser.add_argument(f"--{field.name}", help=(helps[field.name] + default).replace("%", "%%"), **how)
     parser.add_argument("--experiment", metavar="FILE.toml", help="file with any of these settings; flags beside it win")
     parser.add_argument("--resume", metavar="DIR", help=f"go on with a run; beside it only {', '.join(RESUME_FLAGS)}")
     parser.add_argument("--list_spaces", action="store_true", help="show what each space searches for --preset, and end")
+    parser.add_argument(
+        "--dry_run", action="store_true", help="check all, time a few steps, tell what it will take, and end"
+    )
     parser.add_argument("--trust", action="store_true", help="resume a run folder that belongs to another user")
     return parser.parse_args()
 
@@ -93,6 +107,8 @@ def read_experiment(path: str, given: dict[str, Any]) -> dict[str, Any]:
             raise InputError(f"--experiment {path}: unknown key {key!r}; known are {', '.join(kinds)}")
         if kinds[key] is tuple and isinstance(value, str):
             value = values[key] = [value]
+        if key == "time_budget" and isinstance(value, str):
+            value = values[key] = parse_duration(value)
         expected = {float: (int, float), tuple: list}.get(kinds[key], kinds[key])
         if not isinstance(value, expected) or (isinstance(value, bool) and kinds[key] is not bool):
             raise InputError(f"--experiment {path}: {key} is {value!r}; it must be a {kinds[key].__name__}")
@@ -162,7 +178,7 @@ def list_spaces(preset_name: str) -> str:
         lines.append(f"{name}: training loop {space.version}")
         for parameter, values in space.ranges(preset).items():
             value = reference[parameter]
-            lines.append(f"  {parameter:16} {values}; reference {value if isinstance(value, str) else f'{value:.4g}'}")
+            lines.append(f"  {parameter:16} {values}; reference {worded(value)}")
     lines.append(f"yours, over any of these or --space {OWN}: --range, --choices and --fix of")
     lines.append(f"  {', '.join(ranges.kinds(preset.model(1)))}")
     return "\n".join(lines)
@@ -173,7 +189,7 @@ def main() -> int:
     if given.pop("list_spaces", False):
         print(list_spaces(given.get("preset", SearchConfig.preset)))
         return 0
-    resumed = "resume" in given
+    resumed, dry_run = "resume" in given, given.pop("dry_run", False)
     if not resumed and given.pop("trust", False):
         raise InputError("--trust belongs to --resume")
     run_dir, search = (resume if resumed else start)(given)
@@ -193,15 +209,22 @@ def main() -> int:
     if resumed and is_changed(search.model):
         print(f"note: {search.model.source} has changed since the search began, which goes on with the code of then")
     check_places(run_dir, search)
-    run_dir.mkdir(parents=True, exist_ok=resumed)
     again = command("tune/search.py", "--resume", run_dir)
     data = "the embedded corpus" if is_embedded(config.train_file) else " ".join(config.train_file)
-    trials = f"{config.trials} trials" if config.trials < UNLIMITED_TRIALS else f"{config.time_budget:g} s of trials"
+    trials = f"{config.trials} trials" if config.trials < UNLIMITED_TRIALS else f"{duration(config.time_budget)} of trials"
     print(
         f"{trials} of space {config.space}, preset {config.preset}, on {data}: "
         f"{search.budget_tokens:,} tokens a full training, {resources.workers} at once, in {shown_path(run_dir)}",
         flush=True,
     )
+    if dry_run or (config.time_budget is not None and not resumed):
+        from tune.journal import read_journal
+        from tune.rehearse import forecast
+
+        print(forecast(search, resources, read_journal(run_dir) if resumed else ()), flush=True)
+    if dry_run:
+        return 0
+    run_dir.mkdir(parents=True, exist_ok=resumed)
     engine = None if resumed else Engine(config, resources)  # one that is resumed may have nothing left to do
     from tune.runner import run_search
 

@@ -7,7 +7,7 @@ import statistics
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +113,8 @@ class Session(SearchAlgorithm):
         self.segments: dict[str, Segment] = {}
         self.started = 0
         self.written_here: set[str] = set()
+        self.listeners: list[Callable[[dict[str, Any]], None]] = []
+        """each is told every event that has been journalled"""
         self.fatal: str | None = None
         """why the search can't go on: one line"""
 
@@ -127,6 +129,8 @@ class Session(SearchAlgorithm):
     def _append(self, event: str, **values: Any) -> dict[str, Any]:
         entry = self.journal.append(event, **values)
         self._see(entry)
+        for listener in self.listeners:
+            listener(entry)
         return entry
 
     def _see(self, event: dict[str, Any]) -> None:

@@ -79,6 +79,12 @@ class Search:
         """The hyper-parameters of an even draw; of index 0 the reference."""
         return sample(self.space, get_preset(self.config.preset), self.config.seed, index)
 
+    @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """Those that trials may have, in windows."""
+        batch_size = self.space.ranges(get_preset(self.config.preset)).get("batch_size")
+        return batch_size.values if batch_size else (self.training.batch_size,)
+
     def model_config(self, hyper_parameters: dict[str, Any]) -> ModelConfig:
         """The model of one trial. Raises InputError for a shape that can't be."""
         names = settings_of(self.model)

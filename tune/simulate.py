@@ -1,4 +1,6 @@
-"""Plays a search on a simulated clock, with the code that decides in a live one. Times are tokens that a worker trains."""
+"""Plays a search on a simulated clock, with the code that decides in a live one. Times are tokens that a worker trains, or
+seconds where `cost` and `pace` say so.
+"""
 
 import bisect
 import heapq
@@ -14,34 +16,49 @@ Loss = Callable[[Trial, int], float]
 """(trial, tokens_seen) -> loss in nats per token; not finite: it diverges there"""
 Watch = Callable[[int, float, float, Trial], None]
 """(worker, begin, end, trial) of each stretch between two reports"""
+Cost = Callable[[Trial, int, bool], float]
+"""(trial, tokens_seen, whether a worker takes it up) -> time from its last report to that one"""
+
+
+def in_tokens(trial: Trial, tokens: int, begins: bool) -> float:
+    """The time of a world in which nothing but tokens takes any."""
+    return tokens - trial.tokens
 
 
 def play(
-    coordinator: Coordinator, loss: Loss, end: float = math.inf, known_end: bool = True, watch: Watch | None = None
+    coordinator: Coordinator,
+    loss: Loss,
+    end: float = math.inf,
+    known_end: bool = True,
+    watch: Watch | None = None,
+    begin: float = 0.0,
+    cost: Cost = in_tokens,
+    pace: float = 1.0,
 ) -> float:
-    """Plays the search until nothing is left to do, or to `end`; returns when the last report came.
+    """Plays the search from `begin` until nothing is left to do, or to `end`; returns when the last report came.
 
     Trials report at the scheduler's milestones and at the full budget; what would come after `end` does not. The scheduler
-    sees the end come only where it is `known_end`.
+    sees the end come only where it is `known_end`, at `pace` tokens a unit of time.
     """
     trials = coordinator.trials
     marks = [*coordinator.scheduler.milestones, trials.budget_tokens]
     running: list[tuple[float, int, Trial, int, int]] = []  # (when it reports, order of beginning, trial, tokens, worker)
     free, arrivals = list(range(trials.workers)), itertools.count()
-    now = last = 0.0
+    now = last = begin
 
     def clock() -> Clock:
-        return Clock(now, end - now if known_end else math.inf)
+        return Clock(now * pace, (end - now) * pace if known_end else math.inf)
 
-    def go_on(trial: Trial, worker: int) -> None:
+    def go_on(trial: Trial, worker: int, begins: bool) -> None:
         mark = marks[bisect.bisect_right(marks, trial.tokens)]
-        heapq.heappush(running, (now + mark - trial.tokens, next(arrivals), trial, mark, worker))
-        if watch and now + mark - trial.tokens <= end:
-            watch(worker, now, now + mark - trial.tokens, trial)
+        then = now + cost(trial, mark, begins)
+        heapq.heappush(running, (then, next(arrivals), trial, mark, worker))
+        if watch and then <= end:
+            watch(worker, now, then, trial)
 
     while True:
         while free and (trial := coordinator.next_trial(clock())):
-            go_on(trial, free.pop(0))
+            go_on(trial, free.pop(0), True)
         if not running:
             return last
         now, _, trial, mark, worker = heapq.heappop(running)
@@ -50,7 +67,7 @@ def play(
         last, value = now, loss(trial, mark)
         result = {"tokens_seen": mark, "val_loss": value, "diverged": not math.isfinite(value)}
         if coordinator.on_report(trial, dict.fromkeys(REPORTED, 0.0) | result, clock()) == CONTINUE:
-            go_on(trial, worker)
+            go_on(trial, worker, False)
         else:
             coordinator.on_end(trial)
             free.append(worker)

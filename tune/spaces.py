@@ -116,6 +116,11 @@ class Choice:
 Ranges = dict[str, Range | Choice]
 
 
+def worded(value: Any) -> str:
+    """A hyper-parameter's value as people read it."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
 def preset_values(preset: Preset) -> dict[str, Any]:
     """The reference value of every hyper-parameter that a space may have, by name."""
     config = preset.training()

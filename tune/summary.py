@@ -13,6 +13,7 @@ from tune.commands import command
 from tune.ranges import FLAGS, merge
 from tune.results import believed, leaders, search_seconds
 from tune.settings import Search
+from tune.spaces import worded
 from tune.trials import DEFAULT_TRIAL, FAILED, RUNNING, UNLIMITED_TRIALS, Trials
 
 FORMAT = 1
@@ -152,11 +153,6 @@ def commands(run_dir: Path, search: Search, trials: Trials, found: dict[str, Any
 def settings(config: dict[str, Any]) -> str:
     """A configuration on one line."""
     return "  ".join(f"{name} {worded(value)}" for name, value in config.items())
-
-
-def worded(value: Any) -> str:
-    """A hyper-parameter's value as people read it."""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _losses(standing: dict[str, Any]) -> str:

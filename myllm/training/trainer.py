@@ -22,8 +22,8 @@ import json
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
+from myllm.bar import Bar
 from myllm.config import PRESETS, TrainConfig, field_help, from_dict, get_preset, value_type
 from myllm.data import Windows, default_tokenizer, prepare
 from myllm.errors import InputError, Parser, run_command, warn
@@ -253,21 +253,19 @@ def main() -> int:
     if run.step >= run.total_steps:
         longer = "--epochs, which counts all passes so far," if run.config.epochs else "--budget_tokens"
         print(f"nothing left to train: the saved run is at its end; a larger {longer} goes on")
-    bar = tqdm(total=run.total_steps, initial=run.step, unit="step", disable=None)  # None: quiet off a terminal
-    while run.step < run.total_steps:
-        for report in train(run, run.epoch_end):
-            bar.update(report.step - bar.n)
-            bar.write(describe(report, run.epoch_at(report.step)))
-            history.append(dataclasses.asdict(report) | {"epoch": run.epoch_at(report.step)})
-            if report.diverged:
-                bar.close()
-                print(f"diverged at step {report.step}: the loss is no longer finite; try a lower --learning_rate")
-                return 1
-        if save_model:
-            save_state(run.state_dict() | {"history": history}, save_model)
-        if not isinstance(run.model_config, OwnModelConfig):  # of which only the loss is known
-            bar.write("sample: " + repr(sample(run, tokenizer, args.start_context)))
-    bar.close()
+    with Bar(run.total_steps, "training", "steps", begin=run.step) as bar:
+        while run.step < run.total_steps:
+            for report in train(run, run.epoch_end):
+                bar.update(report.step - bar.n)
+                print(describe(report, run.epoch_at(report.step)))
+                history.append(dataclasses.asdict(report) | {"epoch": run.epoch_at(report.step)})
+                if report.diverged:
+                    print(f"diverged at step {report.step}: the loss is no longer finite; try a lower --learning_rate")
+                    return 1
+            if save_model:
+                save_state(run.state_dict() | {"history": history}, save_model)
+            if not isinstance(run.model_config, OwnModelConfig):  # of which only the loss is known
+                print("sample: " + repr(sample(run, tokenizer, args.start_context)))
     if "plot" in given and history:
         columns = [[row[name] for row in history] for name in ("epoch", "tokens_seen", "train_loss", "val_loss")]
         plot_losses(*columns, args.plot)

@@ -1,0 +1,47 @@
+"""Draws the screen of a search as it was when a share of its reports had come: experiments/live.svg.
+
+python experiments/live.py experiments/runs/NAME --share 0.7
+"""
+
+import io
+from pathlib import Path
+
+from rich.console import Console
+
+from myllm.errors import Parser, run_command
+from tune.forecast import measured_pace, play_on
+from tune.journal import read_journal
+from tune.results import search_seconds
+from tune.screen import View, render
+from tune.settings import Search
+from tune.trials import Trials
+
+WIDTH = 100
+
+
+def main() -> None:
+    parser = Parser(prog="live.py", description="Draws the screen of a search at a moment of it.")
+    parser.add_argument("run", help="run folder, experiments/runs/NAME")
+    parser.add_argument("--share", type=float, default=0.6, help="of the journal's events")
+    args = parser.parse_args()
+    search, events = Search.read(Path(args.run)), read_journal(Path(args.run))
+    events = events[: int(len(events) * args.share)]
+    trials = Trials(search.budget_tokens, search.config.trials, search.config.rung_metric, events)
+    seconds, pace = search_seconds(events), measured_pace(events, per_segment=0.5)
+    trained = sum(trial.reports[trial.tokens]["train_seconds"] for trial in trials.by_id.values() if trial.reports)
+    view = View(
+        name=search.config.name,
+        trials=trials,
+        milestones=search.scheduler().milestones,
+        slots=[*trials.running.values(), *[None] * trials.workers][: trials.workers],
+        seconds=seconds,
+        outlook=play_on(search, events, pace, trials.workers, seconds),
+        training_share=min(1.0, trained / (trials.workers * seconds)),
+    )
+    console = Console(record=True, width=WIDTH, file=io.StringIO(), force_terminal=True)
+    console.print(render(view, WIDTH))
+    console.save_svg(str(Path(__file__).with_name("live.svg")), title="python tune/search.py")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,139 @@
+"""One search in real terminals of 80, 40 and 120 columns: seen, interrupted, resumed, and followed by three trackers."""
+
+import os
+import pty
+import select
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from fcntl import ioctl
+
+import pandas as pd
+import pytest
+from conftest import ROOT
+
+pyte = pytest.importorskip("pyte")
+ROWS = 40
+HIDE_CURSOR, OTHER_SCREEN = b"\x1b[?25l", b"\x1b[?1049h"
+
+
+class Terminal:
+    """A command in a pseudo-terminal, and what one sees there."""
+
+    def __init__(self, columns, arguments, environment):
+        self.screen = pyte.HistoryScreen(columns, ROWS, history=5000)
+        self.stream, self.raw, self.columns = pyte.ByteStream(self.screen), b"", columns
+        self.master, slave = pty.openpty()
+        ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, columns, 0, 0))
+        self.process = subprocess.Popen(
+            [sys.executable, *map(str, arguments)],
+            cwd=ROOT,
+            env=os.environ | {"TERM": "xterm-256color"} | environment,
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            start_new_session=True,
+        )
+        os.close(slave)
+
+    def until(self, done, seconds=200):
+        """Reads on until done(text of the screen), or to the command's end."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if select.select([self.master], [], [], 0.2)[0]:
+                try:
+                    data = os.read(self.master, 65536)
+                except OSError:  # all who wrote to it are gone
+                    break
+                self.raw += data
+                self.stream.feed(data)
+            elif self.process.poll() is not None:
+                break
+            if done("\n".join(self.screen.display)):
+                return
+        assert self.process.wait(timeout=30) is not None
+
+    @property
+    def text(self):
+        """Scrollback and screen."""
+        above = ["".join(row[x].data for x in range(self.columns)) for row in self.screen.history.top]
+        return "\n".join(row.rstrip() for row in [*above, *self.screen.display]).rstrip()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_screen_in_terminals_of_three_widths(byte_files, tmp_path):
+    train, val = byte_files
+    name, database = f"test-live-{time.time_ns()}", tmp_path / "mlflow.db"
+    run = ROOT / "experiments" / "runs" / name
+    flags = ["--train_file", train, "--val_file", val, "--budget_tokens", "262144", "--num_samples", "2", "--confirm", "0"]
+    flags += ["--scheduler", "asha", "--max_concurrent", "1", "--name", name]
+    flags += ["--wandb", "project", "--mlflow", f"sqlite:///{database}"]
+    offline = {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
+    try:
+        first = Terminal(80, ["tune/search.py", *flags], offline)
+        first.until(lambda text: "val_loss" in text and "00000" in text)
+        seen = "\n".join(first.screen.display)
+        for word in ("search", "trials", "best", "rungs", "slots", "0 diverged, 0 failed"):
+            assert word in seen, seen
+        first.process.send_signal(signal.SIGINT)
+        first.until(lambda text: False)
+        assert first.process.returncode == 130, first.text
+        second = Terminal(40, ["tune/search.py", "--resume", run], offline)
+        second.until(lambda text: "val_loss" in text and "slots    0000" in text)
+        narrow = "\n".join(second.screen.display)
+        second.process.send_signal(signal.SIGINT)
+        second.until(lambda text: False)
+        third = Terminal(120, ["tune/search.py", "--resume", run], offline)
+        third.until(lambda text: False)
+        assert third.process.returncode == 0, third.text
+        assert "slots    0000" in narrow and "0 diverged" in narrow, narrow
+        for terminal in (first, second, third):
+            assert HIDE_CURSOR not in terminal.raw and OTHER_SCREEN not in terminal.raw
+            assert "slots" not in terminal.text, (
+                terminal.text
+            )  # the screen is gone, what was said before and after is whole
+            assert "best      trial" in terminal.text and "go on  " in terminal.text, terminal.text
+            assert "Failed to fetch" not in terminal.text and "Token auth" not in terminal.text
+        assert "stopping; once more leaves at once" in first.text and "interrupted; go on with" in first.text
+        assert "2 trials of space v2" in first.text
+        assert "Token auth" in (run / "ray.log").read_text()
+        check_tensorboard(run)
+        check_mlflow(database, name, run)
+        folders = sorted(path.name.rsplit("-", 1)[-1] for path in (run / "wandb").glob("offline-run-*"))
+        assert set(folders) == {"00000", "00001"}, folders
+    finally:
+        shutil.rmtree(run, ignore_errors=True)
+
+
+def marks(run, trial_id):
+    """tokens_seen of a trial's reports."""
+    history = pd.read_csv(run / "history.csv", dtype={"trial_id": str})
+    return history["tokens_seen"][history["trial_id"] == trial_id].tolist()
+
+
+def check_tensorboard(run):
+    """One series a trial, each mark once, over all sessions; and its hyper-parameters."""
+    records = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    for trial_id in ("00000", "00001"):
+        found = records.EventAccumulator(str(run / "tensorboard" / trial_id))
+        found.Reload()
+        steps = [scalar.step for scalar in found.Scalars("val_loss")]
+        assert steps == marks(run, trial_id), (trial_id, steps)
+        assert "_hparams_/session_start_info" in found.summary_metadata
+
+
+def check_mlflow(database, name, folder):
+    """One run a trial, each with all its marks."""
+    tracking = pytest.importorskip("mlflow.tracking")
+    client = tracking.MlflowClient(tracking_uri=f"sqlite:///{database}")
+    runs = client.search_runs([client.get_experiment_by_name(name).experiment_id])
+    assert sorted(run.data.tags["trial_id"] for run in runs) == ["00000", "00001"]
+    for run in runs:
+        steps = [metric.step for metric in client.get_metric_history(run.info.run_id, "val_loss")]
+        assert steps == marks(folder, run.data.tags["trial_id"])
+        assert float(run.data.params["learning_rate"]) > 0

@@ -1,0 +1,219 @@
+"""Shows a search in TensorBoard, Weights & Biases and MLflow while it runs: one run a trial, fed from the journal's events.
+
+Ray's own callbacks would open a run for each segment, of which a trial here has several.
+"""
+
+import contextlib
+import math
+import os
+import queue
+import struct
+import sys
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from tune.options import SearchConfig
+from tune.trials import CONTINUE, PAUSE, Event, Trial, Trials
+
+METRICS = (
+    "val_loss",
+    "val_loss_ema",
+    "val_bpb",
+    "train_loss",
+    "learning_rate",
+    "grad_norm",
+    "tok_per_sec",
+    "train_seconds",
+)
+CLOSE_SECONDS = 60.0  # that a slow server has to take the rest in
+
+
+def metrics(event: Event) -> dict[str, float]:
+    """What a report says in finite numbers."""
+    return {name: float(event[name]) for name in METRICS if math.isfinite(event[name])}
+
+
+class TensorBoard:
+    """Writes tensorboard/TRIAL below the run's folder, one file a session: `tensorboard --logdir RUN`.
+
+    No file stays open, and none is continued in another session: its last record may have been cut short.
+    """
+
+    def __init__(self, run_dir: Path, session: int):
+        self.folder, self.session, self.begun = run_dir / "tensorboard", session, set()
+
+    def __call__(self, event: Event) -> None:
+        if event["event"] not in ("trial", "report"):
+            return
+        from tensorboardX import summary
+        from tensorboardX.proto.event_pb2 import Event as Record
+
+        with contextlib.suppress(OSError):  # the journal says so where the disk is full
+            if event["event"] == "trial":
+                values = {name: value for name, value in event["config"].items() if value is not None}
+                found = summary.hparams(values, {"val_loss": 0.0})[:2]
+                records = [Record(wall_time=event["time"], summary=part) for part in found]
+            else:
+                step, when = event["tokens_seen"], event["time"]
+                parts = (summary.scalar(name, value) for name, value in metrics(event).items())
+                records = [Record(wall_time=when, step=step, summary=part) for part in parts]
+            self._append(event["trial_id"], event["time"], [record.SerializeToString() for record in records])
+
+    def _append(self, trial_id: str, when: float, records: list[bytes]) -> None:
+        from tensorboardX.proto.event_pb2 import Event as Record
+        from tensorboardX.record_writer import masked_crc32c
+
+        path = self.folder / trial_id / f"events.out.tfevents.{self.session:010d}.search"
+        if path not in self.begun:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.unlink(missing_ok=True)
+            records = [Record(wall_time=when, file_version="brain.Event:2").SerializeToString(), *records]
+            self.begun.add(path)
+        with open(path, "ab") as file:
+            for data in records:
+                header = struct.pack("<Q", len(data))
+                file.write(
+                    header + struct.pack("<I", masked_crc32c(header)) + data + struct.pack("<I", masked_crc32c(data))
+                )
+
+    def close(self) -> None:
+        pass
+
+
+class Service(Protocol):
+    """Somebody else's place for runs; all calls come from one thread."""
+
+    def report(self, trial_id: str, config: dict[str, Any], event: Event) -> None:
+        """One report of a trial."""
+
+    def end(self, trial_id: str, status: str) -> None:
+        """A trial has reported for the last time, or waits."""
+
+
+class Wandb:
+    """A run NAME-TRIAL of a project, resumed under its id by a later segment; offline it lies in the run's folder."""
+
+    def __init__(self, project: str, name: str, run_dir: Path):
+        import wandb
+
+        if os.environ.get("WANDB_MODE", "online") == "online" and not wandb.api.api_key:  # it would ask, and wait
+            raise RuntimeError("no API key: run `wandb login`, or set WANDB_MODE=offline")
+        self.wandb, self.project, self.name, self.run_dir, self.runs = wandb, project, name, run_dir, {}
+
+    def report(self, trial_id: str, config: dict[str, Any], event: Event) -> None:
+        if trial_id not in self.runs:
+            self.runs[trial_id] = self.wandb.init(
+                project=self.project,
+                group=self.name,
+                id=f"{self.name}-{trial_id}",
+                name=f"{self.name}-{trial_id}",
+                config=config,
+                dir=str(self.run_dir),
+                resume="allow",
+                reinit="create_new",
+                settings=self.wandb.Settings(console="off", silent=True),
+            )
+        self.runs[trial_id].log(metrics(event) | {"tokens_seen": event["tokens_seen"]}, step=event["tokens_seen"])
+
+    def end(self, trial_id: str, status: str) -> None:
+        run = self.runs.pop(trial_id, None)
+        if run is not None:
+            run.summary["status"] = status
+            run.finish()
+
+
+class Mlflow:
+    """A run TRIAL of the experiment NAME, found again by its tag."""
+
+    def __init__(self, uri: str, name: str):
+        from mlflow.tracking import MlflowClient
+
+        self.client, self.runs = MlflowClient(tracking_uri=uri), {}
+        found = self.client.get_experiment_by_name(name)
+        self.experiment = found.experiment_id if found else self.client.create_experiment(name)
+
+    def report(self, trial_id: str, config: dict[str, Any], event: Event) -> None:
+        from mlflow.entities import Metric
+
+        run = self._run(trial_id, config)
+        when, step = int(1000 * event["time"]), event["tokens_seen"]
+        self.client.log_batch(run, metrics=[Metric(name, value, when, step) for name, value in metrics(event).items()])
+
+    def end(self, trial_id: str, status: str) -> None:
+        if trial_id in self.runs:
+            self.client.set_tag(self.runs[trial_id], "status", status)
+            if status != "paused":
+                self.client.set_terminated(self.runs[trial_id], "FAILED" if status == "failed" else "FINISHED")
+
+    def _run(self, trial_id: str, config: dict[str, Any]) -> str:
+        if trial_id not in self.runs:
+            found = self.client.search_runs([self.experiment], f"tags.trial_id = '{trial_id}'", max_results=1)
+            if found:
+                self.runs[trial_id] = found[0].info.run_id
+            else:
+                run = self.client.create_run(self.experiment, tags={"trial_id": trial_id}, run_name=trial_id)
+                self.runs[trial_id] = run.info.run_id
+                for name, value in config.items():
+                    self.client.log_param(self.runs[trial_id], name, value)
+        return self.runs[trial_id]
+
+
+class HandOver:
+    """Hands events to a Service in a thread of its own: a slow or a lost server does not hold up the search."""
+
+    def __init__(self, flag: str, make: Any, trials: Mapping[str, Trial]):
+        self.flag, self.make = flag, make
+        self.configs = {trial_id: trial.config for trial_id, trial in trials.items()}
+        self.queue: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
+        self.thread = threading.Thread(target=self._work, daemon=True)
+        self.thread.start()
+
+    def __call__(self, event: Event) -> None:
+        self.queue.put(event)
+
+    def close(self) -> None:
+        """Waits until all is handed over, for CLOSE_SECONDS at most."""
+        self.queue.put(None)
+        self.thread.join(CLOSE_SECONDS)
+
+    def _work(self) -> None:
+        try:
+            service: Service = self.make()
+            running: set[str] = set()
+            while (event := self.queue.get()) is not None:
+                self._tell(service, event, running)
+            for trial_id in running:
+                service.end(trial_id, "paused")
+        except Exception as error:
+            print(
+                f"warning: {self.flag}: {' '.join(str(error).split())[:200]}; the search goes on without it",
+                file=sys.stderr,
+            )
+
+    def _tell(self, service: Service, event: Event, running: set[str]) -> None:
+        trial_id = event.get("trial_id", "")
+        if event["event"] == "trial":
+            self.configs[trial_id] = event["config"]
+        elif event["event"] == "report":
+            running.add(trial_id)
+            service.report(trial_id, self.configs[trial_id], event)
+            if event["diverged"] or event["decision"] != CONTINUE:
+                running.discard(trial_id)
+                paused = event["decision"] == PAUSE
+                service.end(trial_id, "diverged" if event["diverged"] else "paused" if paused else "ended")
+        elif event["event"] == "failed":
+            running.discard(trial_id)
+            service.end(trial_id, "failed")
+
+
+def loggers(run_dir: Path, config: SearchConfig, trials: Trials, session: int) -> list[TensorBoard | HandOver]:
+    """Those that follow a search; each is called with every event, and closed at the end."""
+    found: list[TensorBoard | HandOver] = [TensorBoard(run_dir, session)]
+    name = config.name or run_dir.name
+    if config.wandb:
+        found.append(HandOver("--wandb", lambda: Wandb(config.wandb, name, run_dir), trials.by_id))
+    if config.mlflow:
+        found.append(HandOver("--mlflow", lambda: Mlflow(config.mlflow, name), trials.by_id))
+    return found
