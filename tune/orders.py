@@ -41,6 +41,14 @@ class Order(Sequence):
         """How many have at most `value` as the first part of their key."""
         return self._rows.bisect_right((value, math.inf))
 
+    def groups(self, parts: int) -> Iterator[tuple[tuple, Iterator[tuple]]]:
+        """(the first `parts` of a key, the rows that have them: key and trial) of each there is; a mean and an id follow."""
+        at = 0
+        while at < len(self._rows):
+            same, begin = self._rows[at][:parts], at
+            at = self._rows.bisect_right((*same, math.inf, "~"))  # after every id, also where a mean is infinite
+            yield same, self._rows.islice(begin, at)
+
     def __len__(self) -> int:
         return len(self._rows)
 

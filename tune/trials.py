@@ -1,9 +1,9 @@
 """The trials of a search: a fold of its journal's events, read-only for whoever decides. No Ray, no files, no clocks."""
 
-import functools
+import heapq
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -88,6 +88,14 @@ class Trial:
         losses = [trial.losses[tokens] for trial in (self, *self.repeats) if tokens in trial.losses]
         return losses + [math.inf for trial in self.repeats if trial.status == DIVERGED and tokens not in trial.losses]
 
+    def early_seeds(self, budget: int) -> list["Trial"]:
+        """The repeats that have not ended, but have come COUNTED_FROM of the way."""
+        return [
+            repeat
+            for repeat in self.repeats
+            if repeat.tokens in repeat.losses and COUNTED_FROM * budget <= repeat.tokens < budget
+        ]
+
     def mean_at(self, tokens: int) -> float:
         """The mean of `seeds_at`."""
         losses = self.seeds_at(tokens)
@@ -114,9 +122,9 @@ class Trials:
         self.reached: Counter[tuple[int, str]] = Counter()
         """(tokens, kind) -> how many trials have a loss there"""
         self.notes: dict[Any, Any] = {}
-        """what a rule worked out and would find again: no later event can change it, or it is kept with `finals`"""
-        self.finals = 0
-        """how many events may have changed what is expected at the end: those of repeats, and reports there"""
+        """what a rule worked out that no later event can change: to work it out again would find the same"""
+        self._changes: dict[int, tuple[float, int]] = {}
+        """tokens_seen -> (change of the loss from there to the end, summed over those drawn that ended; how many)"""
         self._reports = 0
         self._orders: dict[tuple, Order] = {}
         self._orders_at: dict[int, list[Order]] = {}
@@ -194,25 +202,35 @@ class Trials:
         self.tokens += tokens - trial.tokens
         trial.reports[tokens], trial.tokens = Report(event, self._reports), tokens
         self._reports += 1
-        self.finals += trial.kind == REPEAT or tokens >= self.budget_tokens
         if event["diverged"]:
             return self._set(trial, DIVERGED)
         loss = event["val_loss" if tokens >= self.budget_tokens else self.metric]
         trial.losses[tokens] = math.inf if math.isnan(loss) else loss  # averaged weights may overflow alone
         self.reached[tokens, trial.kind] += 1
         if tokens >= self.budget_tokens:
+            if trial.kind != REPEAT:
+                self._note_changes(trial)
             self._set(trial, COMPLETED)
         elif event["decision"] != CONTINUE:
             self._set(trial, PAUSED if event["decision"] == PAUSE else STOPPED)
         else:
-            self._update(trial, self._orders_at.get(tokens, ()))
+            self._update(trial, self._orders.values() if trial.kind == REPEAT else self._orders_at.get(tokens, ()))
+
+    def _note_changes(self, trial: Trial) -> None:
+        for mark, loss in trial.losses.items():
+            total, count = self._changes.get(mark, (0.0, 0))
+            self._changes[mark] = total + trial.losses[trial.tokens] - loss, count + 1
+
+    def change(self, mark: int) -> float:
+        """By how much the loss of those that ended changed from `mark` to the end, on average."""
+        total, count = self._changes.get(mark, (0.0, 0))
+        return total / count if count else 0.0
 
     def _set(self, trial: Trial, status: str) -> None:
         if trial.kind != REPEAT:
             self.statuses[trial.status] -= 1
             self.statuses[status] += 1
         trial.status = status
-        self.finals += trial.kind == REPEAT
         if status == RUNNING:
             self.running[trial.trial_id] = trial
         else:
@@ -224,64 +242,41 @@ class Trials:
             order.update(self.by_id[trial.of])
 
 
-def expected_at(trials: Trials, tokens: int) -> Callable[[Trial], float]:
-    """A trial that came to `tokens` -> the mean over its seeds of their losses there.
-
-    At the full budget a seed that has come COUNTED_FROM of the way counts, too: from where it stands its loss is expected
-    to change as those of the configurations did, on average, that ended.
-    """
-
-    @functools.cache
-    def change(mark: int) -> float:
-        went = [trial.losses[tokens] - trial.losses[mark] for trial in trials.at(tokens) if mark in trial.losses]
-        return sum(went) / len(went) if went else math.nan
-
-    def expected(trial: Trial) -> float:
-        losses = trial.seeds_at(tokens)
-        for repeat in trial.repeats:
-            mark = repeat.tokens
-            early = tokens < trials.budget_tokens or mark < COUNTED_FROM * tokens
-            if not early and tokens not in repeat.losses and mark in repeat.losses and not math.isnan(change(mark)):
-                losses.append(repeat.losses[mark] + change(mark))
-        return sum(losses) / len(losses)
-
-    return expected
-
-
 def most_seeds(trials: Trials, tokens: int) -> int:
     """On how many seeds a configuration is trusted: TRUSTED_SEEDS, or the most that any has at `tokens`."""
     order = trials.order(by_seeds, tokens)
     return min(TRUSTED_SEEDS, len(order[0].seeds_at(tokens))) if order else 0
 
 
-def by_expectation(trials: Trials, tokens: int) -> Sequence[Trial]:
-    """Those that came to `tokens`, the lowest of `expected_at` first; of equals the earlier trial.
+def by_expectation(trials: Trials, tokens: int) -> Iterator[Trial]:
+    """Those that came to `tokens`, the lowest mean over seeds of their losses there first; of equals the earlier trial.
 
-    Sorted anew only where a seed has not come to the end, which changes what is expected of its configuration with others.
+    At the full budget a seed that has come COUNTED_FROM of the way counts, too: from where it stands its loss is expected
+    to change as those of the configurations did, on average, that ended. What is expected moves with each that ends, but
+    alike for all whose seeds stand at the same marks: each such group keeps its order, and the groups are merged.
     """
-    by_mean = trials.order(by_mean_over_seeds, tokens)
-    if tokens < trials.budget_tokens or not trials.order(unended_seeds, tokens):
-        return by_mean
-    stamp, found = trials.notes.get(by_expectation, (None, ()))
-    if stamp != trials.finals:
-        expected = expected_at(trials, tokens)
-        found = sorted(by_mean, key=lambda trial: (expected(trial), trial.trial_id))
-        trials.notes[by_expectation] = trials.finals, found
-    return found
+    if tokens < trials.budget_tokens:
+        return iter(trials.order(by_mean_over_seeds, tokens))
+
+    def placed(seeds: int, marks: tuple[int, ...], rows: Iterable[tuple]) -> Iterator[tuple[float, str, Trial]]:
+        shift = sum(trials.change(mark) for mark in marks) / seeds
+        return ((mean + shift, trial_id, trial) for *_, mean, trial_id, trial in rows)
+
+    order = trials.order(by_seeds_and_mean, tokens)
+    return (trial for *_, trial in heapq.merge(*(placed(*group, rows) for group, rows in order.groups(2))))
 
 
 def standings(trials: Trials) -> tuple[int, Sequence[Trial]]:
     """(tokens, the configurations that came so far, best first): the furthest that two have come, or the only one.
 
-    Compared by `expected_at`. Those that have at least TRUSTED_SEEDS seeds there, or the most that any has, come before
-    those that have fewer: the best of many is the luckiest. Of equals the earlier is the better.
+    In the order of `by_expectation`, but those that have at least TRUSTED_SEEDS seeds there, or the most that any has, come
+    before those that have fewer: the best of many is the luckiest.
     """
     marks = {tokens for tokens, kind in trials.reached if kind != REPEAT}
     tokens = max((tokens for tokens in marks if trials.count_at(tokens) > 1), default=max(marks, default=0))
     trusted = most_seeds(trials, tokens)
-    ordered = by_expectation(trials, tokens)
-    if isinstance(ordered, list):
-        return tokens, sorted(ordered, key=lambda trial: len(trial.seeds_at(tokens)) < trusted)
+    if tokens == trials.budget_tokens:
+        return tokens, sorted(by_expectation(trials, tokens), key=lambda trial: len(trial.seeds_at(tokens)) < trusted)
     before = trials.notes.get(standings)
     if before not in (None, (tokens, trusted)):  # both only rise
         trials.forget(by_standing, *before)
@@ -319,7 +314,10 @@ def by_seeds(trial: Trial, tokens: int) -> tuple | None:
     return (-len(trial.seeds_at(tokens)), trial.trial_id) if tokens in trial.losses else None
 
 
-def unended_seeds(trial: Trial, tokens: int) -> tuple | None:
-    """Of those that came to `tokens`, those of which a repeat has not."""
-    unended = tokens in trial.losses and any(tokens not in repeat.losses for repeat in trial.repeats)
-    return (trial.trial_id,) if unended else None
+def by_seeds_and_mean(trial: Trial, budget: int) -> tuple | None:
+    """(seeds, the marks where those stand that count before they end, mean loss there and at the end, trial_id)."""
+    if budget not in trial.losses:
+        return None
+    losses, early = trial.seeds_at(budget), trial.early_seeds(budget)
+    losses += [repeat.losses[repeat.tokens] for repeat in early]
+    return len(losses), tuple(sorted(repeat.tokens for repeat in early)), sum(losses) / len(losses), trial.trial_id

@@ -3,6 +3,7 @@
 Evidence, and the worth of each constant: experiments/LOG.md.
 """
 
+import itertools
 import math
 from itertools import pairwise
 
@@ -83,12 +84,12 @@ class Half(Scheduler):
     def _finish(self, trials: Trials, clock: Clock, slack: float) -> Action | None:
         """The next step towards a configuration that one can believe in; `slack` tokens are more than finishing needs."""
         budget, to_finish = trials.budget_tokens, trials.budget_tokens - self._last
-        done, waiting = by_expectation(trials, budget), trials.order(waits_by_mean, self._last)
-        if len(done) > 1 or (done and not waiting):
+        done, waiting = trials.count_at(budget), trials.order(waits_by_mean, self._last)
+        if done > 1 or (done and not waiting):
             # Who is ahead of one with more seeds gets those that it lacks side by side. What would end when less than two
             # trainings are left could not be trusted in time any more: the best of those that have ended get another seed.
             at_once = most_seeds(trials, budget)
-            for trial in done if clock.left < 2 * budget else done[:1]:
+            for trial in itertools.islice(by_expectation(trials, budget), None if clock.left < 2 * budget else 1):
                 repeat = another_seed(trial, trials, clock, SEEDS_AT_END, at_once)
                 if repeat:
                     return repeat
@@ -101,7 +102,7 @@ class Half(Scheduler):
                 return Resume(trial.trial_id, until=budget)
         if math.isinf(clock.left):
             return None
-        unsure = (trial for trial in done if seeds_begun(trial) < SEEDS_AT_END)
+        unsure = (trial for trial in by_expectation(trials, budget) if seeds_begun(trial) < SEEDS_AT_END)
         return next(filter(None, (another_seed(trial, trials, clock, SEEDS_AT_END) for trial in unsure)), None)
 
 
