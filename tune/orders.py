@@ -42,7 +42,7 @@ class Order(Sequence):
         return self._rows.bisect_right((value, math.inf))
 
     def groups(self, parts: int) -> Iterator[tuple[tuple, Iterator[tuple]]]:
-        """(the first `parts` of a key, the rows that have them: key and trial) of each there is; a mean and an id follow."""
+        """(the first `parts` of a key, the rows that have them: key and trial) of each; a mean and an id follow."""
         at = 0
         while at < len(self._rows):
             same, begin = self._rows[at][:parts], at
