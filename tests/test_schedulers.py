@@ -25,7 +25,8 @@ from tune.trials import (
     REPORTED,
     STOPPED,
     Trials,
-    expected_at,
+    by_expectation,
+    by_seeds_and_mean,
     standings,
 )
 
@@ -154,7 +155,9 @@ def test_a_seed_on_its_way_counts_with_what_it_is_expected_to_end_at():
     lucky, sound = [{800: 3.0, BUDGET: 1.0}, {800: 3.4}], [{800: 3.0, BUDGET: 1.1}, {800: 3.0}]
     trials = trials_of([lucky, sound])
     lost = 1.95  # from there to the end, on average
-    assert expected_at(trials, BUDGET)(trials.by_id["00000"]) == pytest.approx((1.0 + 3.4 - lost) / 2)
+    assert trials.change(800) == pytest.approx(-lost)
+    assert by_seeds_and_mean(trials.by_id["00000"], BUDGET)[:3] == (2, (800,), pytest.approx((1.0 + 3.4) / 2))
+    assert [trial.trial_id for trial in by_expectation(trials, BUDGET)] == ["00001", "00000"]
     assert standings(trials)[1][0].trial_id == "00001"
     too_early = trials_of([[{400: 3.0, BUDGET: 1.0}, {400: 9.0}], [{400: 3.0, BUDGET: 1.1}]])
     assert standings(too_early)[1][0].trial_id == "00000"
