@@ -138,6 +138,7 @@ def commands(run_dir: Path, search: Search, trials: Trials, found: dict[str, Any
         if not is_embedded(config.train_file):
             flags += ["--train_file", *map(Path, search.data.train_file), "--val_file", *map(Path, search.data.val_file)]
             flags += ["--tokenizer", search.data.tokenizer]
+        flags += ["--budget_tokens", str(config.budget_tokens)] if config.budget_tokens else []
         flags += ["--model", config.model] if config.model else []
         wider: dict[str, list[str]] = {}
         for edge in found["edges"]:

@@ -22,6 +22,6 @@ def figures(search: Search, trials: Trials, history: pd.DataFrame, surface: Surf
     if surface and len(both) == 2:
         shown.append(landscape(trials, surface, both["learning_rate"], both["batch_size"], best))
     shown.append(parallel(trials, axes))
-    if surface:
+    if surface and len(axes) > 1:  # one alone is all that matters
         shown.append(importance(surface))
     return [*shown, budget(search, trials)]
