@@ -74,6 +74,7 @@ def test_where_every_trial_fails_the_search_ends_early_with_the_first_reason(sma
     assert "Traceback" in (tmp_path / "runs" / "x" / "error-00000.txt").read_text()
 
 
+@pytest.mark.slow
 def test_a_python_below_a_folder_with_a_space_and_a_small_address_space_train(small, tmp_path):
     """In one search, to save its seconds: Ray hands Python's path to a shell, and maps its object store whole."""
     venv = tmp_path / "with space, it's" / "venv"
