@@ -23,6 +23,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from myllm.config import PRESETS
 from myllm.errors import Parser, run_command
 from tune.coordinator import Coordinator
@@ -96,13 +98,13 @@ def write_journal(folder: Path, count: int) -> None:
 
 def read_back(folder: Path) -> dict[str, float]:
     """Seconds to fold the journal in `folder`, and bytes of memory a report; for a process of its own."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = psutil.Process().memory_info().rss
     begin = time.process_time()
     trials = Trials(BUDGET, 10**6, events=events_of(folder))
     seconds = time.process_time() - begin
     reports = sum(len(trial.reports) for trial in trials.by_id.values())
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    return {"seconds": seconds, "reports": reports, "bytes": grown * 1024 / reports}
+    grown = psutil.Process().memory_info().rss - before
+    return {"seconds": seconds, "reports": reports, "bytes": grown / reports}
 
 
 def pretend(config: dict[str, Any], search: Search, milestones: tuple[int, ...], **task: Any) -> None:
@@ -125,7 +127,6 @@ def pretend(config: dict[str, Any], search: Search, milestones: tuple[int, ...],
             tune.report(metrics, checkpoint=tune.Checkpoint.from_directory(folder))
 
 
-PRELOAD = "RAY_preload_python_modules"  # of engine.ENVIRONMENT
 WAIT_SECONDS = 1.0  # between two reports of a pretended training
 
 
@@ -134,7 +135,6 @@ def busy(slots: int, trials: int, folder: Path) -> tuple[float, float]:
     from tune import runner
     from tune.prepare import Resources
 
-    os.environ[PRELOAD] = ""  # nothing here needs torch, and so many would not fit into memory
     runner.run_trial = pretend
     runner.run_search(folder, search_of(trials, scheduler="asha", confirm=0), Resources(1, 0, slots))
     events = list(events_of(folder))

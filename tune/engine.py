@@ -29,12 +29,11 @@ ENVIRONMENT = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Interrupts is ours
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # Ray's snapshots are never read back
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "RAY_prestart_worker_first_driver": "0",  # ray.init would wait for it, deaf to signals: see Engine._start
+    "RAY_prestart_worker_first_driver": "0",  # ray.init would wait for it, deaf to signals
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "86400",
-    "RAY_preload_python_modules": "torch,ray.tune,tune.workload",  # in workers, while the driver is not ready yet
 }
 OBJECT_STORE_BYTES = 128 * 2**20  # results and settings are small; every process maps all of it
 
@@ -60,7 +59,6 @@ class Engine:
             os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(filter(None, path)))  # the same code in every process
             if shlex.quote(sys.executable) != sys.executable:  # Ray hands it to a shell as it is
                 options["runtime_env"] = {"py_executable": shlex.quote(sys.executable)}
-        self._resources = resources
         self._started, self._over = threading.Event(), threading.Event()
         threading.Thread(target=self._live, args=(options,), name="ray", daemon=True).start()
 
@@ -90,9 +88,6 @@ class Engine:
             rays.setLevel(logging.CRITICAL)  # of its start nothing need be known
             ray.init(**options)
             rays.setLevel(logging.WARNING)  # these go to the run's ray.log
-        if local:  # the workers' processes begin, though nobody waits for them
-            idle = ray.remote(num_cpus=self._resources.cpus_per_trial, num_gpus=self._resources.gpus_per_trial)(_nothing)
-            self._idle = [idle.remote() for _ in range(self._resources.workers)]
 
     def wait(self) -> None:
         """Returns when Ray has started; raises what kept it from starting."""
@@ -107,10 +102,6 @@ class Engine:
         self._started.wait()
         ray.shutdown()
         self._over.set()
-
-
-def _nothing() -> None:
-    pass
 
 
 def _listen_on_loopback() -> None:
