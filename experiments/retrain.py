@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from myllm.training.train import train
-from tune.report import load
+from tune.results import load
 from tune.trials import DEFAULT_TRIAL
 from tune.workload import open_run
 

@@ -15,10 +15,8 @@ from myllm.training.run import Run
 
 __all__ = ["Report", "Run", "learning_rate_at", "mean_loss", "train"]
 
-FINITE_CHECK_STEPS = (
-    32  # optimizer steps between looks at whether loss and gradients are still finite, on a CPU: a GPU would
-)
-# have to be waited for, so there reports look
+FINITE_CHECK_STEPS = 32
+"""optimizer steps between looks at whether all is finite, on a CPU; for a GPU one would have to wait: there reports look"""
 
 
 @dataclass(frozen=True)
