@@ -74,6 +74,19 @@ def test_where_every_trial_fails_the_search_ends_early_with_the_first_reason(sma
     assert "Traceback" in (tmp_path / "runs" / "x" / "error-00000.txt").read_text()
 
 
+def test_a_process_that_can_not_be_reused_loses_no_trial(small, tmp_path):
+    """Ray then gives the next trial up and tells nobody; no wait at all makes it so."""
+    flags = [*small, "--num_samples", "2", "--budget_tokens", "32768", "--storage_path", tmp_path / "runs", "--name", "x"]
+    done = run_command_line(SEARCH, *flags, env=os.environ | {"TUNE_FUNCTION_THREAD_TIMEOUT_S": "0"}, timeout=150)
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "runs" / "x"
+    assert "Could not re-use actor" in (run / "ray.log").read_text()
+    events = [json.loads(line) for line in (run / "journal.jsonl").read_text().splitlines()]
+    assert {event["trial_id"] for event in events if event["event"] == "lost"}
+    ends = [event["trial_id"] for event in events if event.get("tokens_seen") == 32768 and event["event"] == "report"]
+    assert sorted(ends) == ["00000", "00001"]
+
+
 @pytest.mark.slow
 def test_a_python_below_a_folder_with_a_space_and_a_small_address_space_train(small, tmp_path):
     """In one search, to save its seconds: Ray hands Python's path to a shell, and maps its object store whole."""

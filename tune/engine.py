@@ -27,6 +27,7 @@ ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing leaves the machine unless the user sets Ray's own switch
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the journal holds what they would write
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Interrupts is ours
+    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "60",  # to leave a process; 2 are too few where cores are busy
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # Ray's snapshots are never read back
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_prestart_worker_first_driver": "0",  # ray.init would wait for it, deaf to signals

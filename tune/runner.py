@@ -165,6 +165,14 @@ def _run_trials(session: Session, engine: Engine, resources: Resources, interrup
     """Lets Ray work off the session; returns early when interrupted."""
     engine.wait()
     interrupts.install()
+    watchdog = watch(session, resources)
+
+    def beat() -> None:
+        watchdog.look()
+        if interrupts.count:  # Ray looks between its steps, and waits for a trial within one
+            raise KeyboardInterrupt
+
+    session.beat = beat
     try:
         tune.run(  # not a Tuner: that pickles its arguments into the run folder, and nothing here is restored from it
             tune.with_resources(
@@ -182,7 +190,7 @@ def _run_trials(session: Session, engine: Engine, resources: Resources, interrup
             num_samples=session.total_samples,
             search_alg=session,
             scheduler=JournalledScheduler(session),
-            callbacks=[Housekeeping(session, progress, watch(session, resources))],
+            callbacks=[Housekeeping(session, progress, watchdog)],
             reuse_actors=True,
             raise_on_failed_trial=False,
             verbose=0,

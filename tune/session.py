@@ -35,6 +35,8 @@ MAY_PASS = (
     *(ray.exceptions.RpcError, OSError),
 )
 """errors that a trial may not have again: lost processes, machines and files; all others are in the code or the settings"""
+PASSING_NAMES = ("AcceleratorError", "_AbortTrialExecution")
+"""likewise: a GPU's own error, and Ray's word for a process whose last trial did not leave it in time"""
 MEASURED_REPORTS = 8  # after which the speed is known well enough to plan by; the first ones are slow
 RECENT_REPORTS = 128  # by which it is judged: a machine that others use too changes its pace
 EXCEPTION = re.compile(r"(\w+\.)*\w*(Error|Exception|Exit|Interrupt): .*\S")
@@ -55,7 +57,7 @@ class Segment(RayTrial):
         """Remembers what ended the segment; called by Ray."""
         cause = getattr(exc, "cause", None) or exc
         self.disk_full = is_disk_full(cause)
-        self.may_pass = isinstance(cause, MAY_PASS) or type(cause).__name__ == "AcceleratorError"  # a GPU's own error
+        self.may_pass = isinstance(cause, MAY_PASS) or type(cause).__name__ in PASSING_NAMES
         self.error = str(exc).strip()
         self.may_pass &= "failed to import on the worker" not in self.error  # Ray then reports a process that was lost
         with contextlib.suppress(OSError):  # Ray writes files of its own, which a full disk refuses
@@ -115,6 +117,8 @@ class Session(SearchAlgorithm):
         self.written_here: set[str] = set()
         self.listeners: list[Callable[[dict[str, Any]], None]] = []
         """each is told every event that has been journalled"""
+        self.beat: Callable[[], None] = lambda: None
+        """called whenever Ray asks for a trial, also where it waits for one: raises what ends the search"""
         self.fatal: str | None = None
         """why the search can't go on: one line"""
 
@@ -165,11 +169,19 @@ class Session(SearchAlgorithm):
         return self._finished or self.is_over
 
     def next_trial(self) -> RayTrial | None:
+        self.beat()
+        self._take_back_lost()
         if self._finished or self.fatal or len(self.segments) >= self.workers:
             return None
         with self.disk_errors():
             trial = self.coordinator.next_trial(self.clock)
         return self.segment(trial) if trial else None
+
+    def _take_back_lost(self) -> None:
+        """Takes note of segments that Ray gave up without a word: it tells nobody where a process can't be reused."""
+        for segment in list(self.segments.values()):
+            if segment.status == RayTrial.ERROR:
+                self.on_trial_complete(segment.trial_id, error=True)
 
     def segment(self, trial: Trial) -> RayTrial:
         """The next stretch of `trial`."""
