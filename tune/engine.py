@@ -15,8 +15,10 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from myllm.errors import RunError
+from tune import nursery
 from tune.cluster import use_token
 from tune.commands import ROOT
+from tune.nursery import Nursery
 from tune.options import SearchConfig
 from tune.watchdog import why_not_started
 
@@ -42,10 +44,10 @@ OBJECT_STORE_BYTES = 128 * 2**20  # results and settings are small; every proces
 class Engine:
     """Ray, which starts in a thread; `wait` before it is used, `stop` whatever happened."""
 
-    def __init__(self, config: SearchConfig, resources: "Resources"):
+    def __init__(self, config: SearchConfig, resources: "Resources", nursery: Nursery | None = None):
         self._error: RunError | None = None
-        for name, value in ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
+        set_environment()
+        self._nursery = nursery or start_nursery(config.address)
         os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(resources.workers)
         options: dict[str, Any] = dict(address=config.address or "local", log_to_driver=False, configure_logging=False)
         if config.address is None:
@@ -75,6 +77,7 @@ class Engine:
 
     def _start(self, options: dict[str, Any]) -> None:
         import ray
+        from ray.air._internal import usage as air_usage
 
         # Ray prints what its processes die of, pages for each, told to print nothing or not; the journal has the reason.
         ray._private.worker.print_to_stdstream = lambda *data, **how: None
@@ -84,10 +87,13 @@ class Engine:
         with contextlib.ExitStack() as stack:
             if local:
                 _listen_on_loopback()
+                if self._nursery:
+                    _fork_workers(self._nursery)
                 if not options["include_dashboard"]:
                     stack.enter_context(_few_processes())
             rays.setLevel(logging.CRITICAL)  # of its start nothing need be known
             ray.init(**options)
+            air_usage.tag_callbacks = lambda callbacks: False  # it would import every tracker that is installed
             rays.setLevel(logging.WARNING)  # these go to the run's ray.log
 
     def wait(self) -> None:
@@ -103,6 +109,41 @@ class Engine:
         self._started.wait()
         ray.shutdown()
         self._over.set()
+        if self._nursery:
+            self._nursery.close()
+
+
+def set_environment() -> None:
+    """What all of Ray's processes are to find in their environment; what the user has set stays."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+
+def start_nursery(address: str | None) -> Nursery | None:
+    """The process that workers are forked from, where Ray runs on this machine alone and processes can be forked."""
+    if address is not None or sys.platform != "linux":
+        return None
+    set_environment()
+    use_token(None)  # read when Ray is imported
+    try:
+        return Nursery(ROOT)
+    except OSError:  # a temporary folder whose name is too long for a socket, say
+        return None
+
+
+def _fork_workers(where: Nursery) -> None:
+    """Lets Ray start its workers by the nursery's file."""
+    from ray._private.node import Node
+
+    start = Node.start_raylet
+
+    def start_raylet(self: Node, *arguments: Any, **options: Any) -> None:
+        os.environ[nursery.WORKER] = self._ray_params.worker_path
+        self._ray_params.worker_path = nursery.__file__
+        start(self, *arguments, **options)
+        where.raylet_is(self.all_processes["raylet"][0].process.pid)
+
+    Node.start_raylet = start_raylet
 
 
 def _listen_on_loopback() -> None:

@@ -28,7 +28,7 @@ from tune.settings import RUNS_DIR, Search
 from tune.trials import Event
 
 SECONDS = 1.0  # that each batch size is timed for
-RAY_SECONDS, END_SECONDS = 4.0, 4.0  # until Ray runs, and from the last report to the summary
+RAY_SECONDS, END_SECONDS = 1.0, 1.0  # beside a training process' own start, and from the last report to the summary
 MOST_IMPORT_SECONDS = 20.0  # a process that is older does not only start
 DRIVER_BYTES = 1.2e9  # of the command and Ray's own processes
 PATIENCE = 600.0  # seconds after which a rehearsal is given up

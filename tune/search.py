@@ -16,11 +16,13 @@ myllm.imports.check_imports()
 
 
 import argparse
+import contextlib
 import dataclasses
 import importlib.util
 import os
 import time
 import tomllib
+from collections.abc import Iterator
 from typing import Any
 
 from myllm.config import field_help, get_preset, value_type
@@ -33,7 +35,8 @@ from tune import ranges
 from tune.cluster import cluster_resources
 from tune.commands import command, shown_path
 from tune.durations import duration, parse_duration
-from tune.engine import Engine
+from tune.engine import Engine, start_nursery
+from tune.nursery import Nursery
 from tune.options import SearchConfig
 from tune.places import check_places, runs_dir
 from tune.settings import RUNS_DIR, Search
@@ -184,6 +187,15 @@ def list_spaces(preset_name: str) -> str:
     return "\n".join(lines)
 
 
+@contextlib.contextmanager
+def nothing_lost(again: str) -> Iterator[None]:
+    """Within it, what a disk or its owner refuses is told with the command that goes on."""
+    try:
+        yield
+    except (RunError, OSError) as error:
+        raise RunError(f"{error}; nothing is lost: {again} goes on when that is mended") from None
+
+
 def main() -> int:
     given = vars(parse_args())
     if given.pop("list_spaces", False):
@@ -192,6 +204,15 @@ def main() -> int:
     resumed, dry_run = "resume" in given, given.pop("dry_run", False)
     if not resumed and given.pop("trust", False):
         raise InputError("--trust belongs to --resume")
+    with contextlib.ExitStack() as stack:
+        nursery = None if resumed or dry_run else start_nursery(given.get("address"))
+        if nursery:  # it takes longer to be ready than all that is checked before Ray starts
+            stack.callback(nursery.close)
+        return run(given, resumed, dry_run, nursery)
+
+
+def run(given: dict[str, Any], resumed: bool, dry_run: bool, nursery: Nursery | None) -> int:
+    """Checks what was `given`, searches, and says what was found; returns the exit code."""
     run_dir, search = (resume if resumed else start)(given)
     config = search.config
     if config.dashboard and importlib.util.find_spec("aiohttp_cors") is None:
@@ -225,20 +246,25 @@ def main() -> int:
     if dry_run:
         return 0
     run_dir.mkdir(parents=True, exist_ok=resumed)
-    engine = None if resumed else Engine(config, resources)  # one that is resumed may have nothing left to do
+    engine = None if resumed else Engine(config, resources, nursery)  # one that is resumed may have nothing left to do
     from tune.runner import run_search
 
     try:
-        finished = run_search(run_dir, search, resources, engine)
-        from tune.report import nothing_reported, write_report
+        with nothing_lost(again):
+            finished = run_search(run_dir, search, resources, engine)
+            from tune.report import nothing_reported, write_report, write_report_behind
 
-        said = write_report(run_dir)
-    except (RunError, OSError) as error:
-        raise RunError(f"{error}; nothing is lost: {again} goes on when that is mended") from None
+            said = write_report(run_dir, whole=False)
     finally:
         if engine:
             engine.stop()
-    print(said)
+    print(said, flush=True)
+    with nothing_lost(again):
+        if sys.stdout.isatty():  # somebody waits for the prompt
+            print(f"\nreport: {(run_dir / 'report.html').as_uri()}")
+            write_report_behind(run_dir)
+        else:  # a script may want the files, and end all that it left behind
+            write_report(run_dir)
     if not finished:
         print(f"interrupted; go on with: {again}")
         return 130
