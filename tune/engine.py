@@ -12,6 +12,7 @@ import shlex
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from myllm.errors import RunError
@@ -88,7 +89,7 @@ class Engine:
             if local:
                 _listen_on_loopback()
                 if self._nursery:
-                    _fork_workers(self._nursery)
+                    stack.enter_context(_forked_workers(self._nursery))
                 if not options["include_dashboard"]:
                     stack.enter_context(_few_processes())
             rays.setLevel(logging.CRITICAL)  # of its start nothing need be known
@@ -131,8 +132,9 @@ def start_nursery(address: str | None) -> Nursery | None:
         return None
 
 
-def _fork_workers(where: Nursery) -> None:
-    """Lets Ray start its workers by the nursery's file."""
+@contextlib.contextmanager
+def _forked_workers(where: Nursery) -> Iterator[None]:
+    """A Ray that starts within it starts its workers by the nursery's file."""
     from ray._private.node import Node
 
     start = Node.start_raylet
@@ -144,6 +146,10 @@ def _fork_workers(where: Nursery) -> None:
         where.raylet_is(self.all_processes["raylet"][0].process.pid)
 
     Node.start_raylet = start_raylet
+    try:
+        yield
+    finally:
+        Node.start_raylet = start
 
 
 def _listen_on_loopback() -> None:
@@ -154,7 +160,7 @@ def _listen_on_loopback() -> None:
 
 
 @contextlib.contextmanager
-def _few_processes():
+def _few_processes() -> Iterator[None]:
     """Within it Ray starts without its autoscaler, its log monitor and the server behind its dashboard: no search on one
     machine needs them, and each costs a second of start-up.
     """

@@ -78,7 +78,7 @@ def write_report(run_dir: Path, whole: bool = True, still: bool = False) -> str:
 
 
 def one_thread() -> contextlib.AbstractContextManager:
-    """Within it linear algebra has one thread: its matrices are small, and on busy cores two threads wait for each other."""
+    """Within it linear algebra has one thread: its matrices are small, and on busy cores two wait for each other."""
     from threadpoolctl import threadpool_limits
 
     return threadpool_limits(1)

@@ -22,7 +22,7 @@ import importlib.util
 import os
 import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from myllm.config import field_help, get_preset, value_type
@@ -37,7 +37,7 @@ from tune.commands import command, shown_path
 from tune.durations import duration, parse_duration
 from tune.engine import Engine, start_nursery
 from tune.nursery import Nursery
-from tune.options import SearchConfig
+from tune.options import AUTO, PICKED, SearchConfig
 from tune.places import check_places, runs_dir
 from tune.settings import RUNS_DIR, Search
 from tune.spaces import OWN, SPACES, sample, worded
@@ -61,6 +61,18 @@ def seconds(text: str) -> float:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def or_auto(kind: type) -> Callable[[str], Any]:
+    """A number of that kind or `auto`, as argparse wants it."""
+
+    def read(text: str) -> Any:
+        try:
+            return text if text == AUTO else kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor {AUTO}") from None
+
+    return read
+
+
 def parse_args() -> argparse.Namespace:
     parser = Parser(
         prog="search.py", description="Searches hyper-parameters of GPT pre-training.", argument_default=argparse.SUPPRESS
@@ -76,6 +88,8 @@ def parse_args() -> argparse.Namespace:
             how = {"nargs": "+", "action": "extend", "metavar": "NAME=..."}
         elif kind is tuple:
             how = {"nargs": "+", "metavar": "PATH"}
+        if field.name in PICKED:
+            how = {"type": or_auto(kind), "metavar": "NUMBER"}
         if field.name == "time_budget":
             how = {"type": seconds, "metavar": "TIME"}
         parser.add_argument(f"--{field.name}", help=(helps[field.name] + default).replace("%", "%%"), **how)
@@ -112,6 +126,8 @@ def read_experiment(path: str, given: dict[str, Any]) -> dict[str, Any]:
             value = values[key] = [value]
         if key == "time_budget" and isinstance(value, str):
             value = values[key] = parse_duration(value)
+        if key in PICKED and value == AUTO:
+            continue
         expected = {float: (int, float), tuple: list}.get(kinds[key], kinds[key])
         if not isinstance(value, expected) or (isinstance(value, bool) and kinds[key] is not bool):
             raise InputError(f"--experiment {path}: {key} is {value!r}; it must be a {kinds[key].__name__}")
@@ -224,6 +240,12 @@ def run(given: dict[str, Any], resumed: bool, dry_run: bool, nursery: Nursery | 
         available = available_cpus(), len(gpu_names())
     else:
         available = cluster_resources(config.address)
+    if any(getattr(config, name) == AUTO for name in PICKED):
+        from tune.pick import settle_auto
+
+        search, found = settle_auto(search, *available)
+        config = search.config
+        print(found, flush=True)
     resources = settle_resources(config, *available)
     if resumed and (changes := changed_code(search)):
         print(f"note: the code has changed since the search began: {changes}")
