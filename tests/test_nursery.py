@@ -7,11 +7,12 @@ from pathlib import Path
 import psutil
 import pytest
 
+from myllm.machine import has_gpu_driver
 from tune.engine import Engine
 from tune.options import SearchConfig
 from tune.prepare import Resources
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux alone")
+pytestmark = pytest.mark.skipif(has_gpu_driver(), reason="workers are forked on Linux without GPUs alone")
 
 
 def test_workers_are_forked_and_start_without_the_nursery_too():

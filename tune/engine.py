@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from myllm.errors import RunError
+from myllm.machine import has_gpu_driver
 from tune import nursery
 from tune.cluster import use_token
 from tune.commands import ROOT
@@ -121,8 +122,11 @@ def set_environment() -> None:
 
 
 def start_nursery(address: str | None) -> Nursery | None:
-    """The process that workers are forked from, where Ray runs on this machine alone and processes can be forked."""
-    if address is not None or sys.platform != "linux":
+    """The process that workers are forked from, where Ray runs on this machine alone and processes can be forked.
+
+    Not where there are GPUs: a process that has as much as looked for them can't be forked into one that uses them.
+    """
+    if address is not None or has_gpu_driver():
         return None
     set_environment()
     use_token(None)  # read when Ray is imported

@@ -88,7 +88,7 @@ def serve(listener: socket.socket) -> None:
         if 0 in ready:
             return
         connection, _ = listener.accept()
-        with connection, contextlib.suppress(OSError, ValueError):
+        with connection, contextlib.suppress(OSError, ValueError, IndexError):  # who asked is gone
             text, data, _, _ = connection.recvmsg(LONGEST, socket.CMSG_SPACE(3 * array.array("i").itemsize))
             streams = array.array("i", data[0][2]).tolist()
             while not text.endswith(b"\n"):
