@@ -65,7 +65,8 @@ class Nursery:
         os.environ.pop(ADDRESS, None)
         self.process.kill()
         self.process.wait()
-        self.process.stdin.close()
+        with contextlib.suppress(OSError):  # of what it did not read any more
+            self.process.stdin.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
