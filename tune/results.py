@@ -11,6 +11,7 @@ import numpy as np
 
 from myllm.errors import InputError
 from myllm.files import write_text
+from myllm.found import DATA_KEYS
 from tune.belief import CONSIDERED, expected_losses, interval
 from tune.commands import command
 from tune.journal import read_journal
@@ -51,8 +52,6 @@ UNITS = {
 }
 """what each column of the tables counts; hyper-parameters are as TrainConfig documents them"""
 KINDS = (DRAWN, PROPOSED, REPEAT)
-DATA_KEYS = ("train_file", "val_file", "token_dtype", "text_column", "tokenizer", "tokenizer_sha256", "fingerprint")
-"""what best_config.json says of the data"""
 
 
 def load(run_dir: Path) -> tuple[Search, Trials, list[dict[str, Any]]]:
