@@ -215,21 +215,54 @@ def test_a_process_of_rays_that_has_ended_ends_the_search(clock, tmp_path):
 # Files in the way
 
 
-def test_a_file_called_like_a_package_is_named(tmp_path, monkeypatch):
-    assert imports.shadow(sys.path) is None and imports.shadow([str(tmp_path)]) is None
-    for name in ("tune", "ray", "torch", "myllm", "numpy"):
+COMMANDS = {
+    SEARCH: ["--list_spaces"],
+    "tune/report.py": ["none"],
+    "myllm/training/trainer.py": ["--train_file", "none", "--val_file", "none"],
+    "myllm/data.py": ["--input", "none", "--out_dir", "none"],
+}
+"""every command, with arguments by which it ends at once"""
+
+
+@pytest.mark.parametrize("script", COMMANDS)
+def test_a_file_called_like_a_module_is_named_or_harmless(script, tmp_path):
+    """Those of the working folder do no harm; those on PYTHONPATH, which comes before all else, are named."""
+    arguments = [sys.executable, ROOT / script, *COMMANDS[script]]
+
+    def run(**where):
+        return subprocess.run(arguments, capture_output=True, text=True, timeout=60, **({"cwd": tmp_path} | where))
+
+    usual = run()
+    assert usual.returncode == 0 or "none" in usual.stderr, usual.stderr
+    for name in ("random", *imports.PACKAGES, *imports.OURS):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('harm')")
-        assert imports.shadow([str(tmp_path)]) == tmp_path / f"{name}.py"
-        if name == "torch":
-            for where in ({"cwd": tmp_path}, {"env": os.environ | {"PYTHONPATH": str(tmp_path)}}):
-                for script in (SEARCH, "tune/report.py", "myllm/training/trainer.py"):
-                    done = subprocess.run(
-                        [sys.executable, ROOT / script, "--help"], capture_output=True, text=True, timeout=60, **where
-                    )
-                    one_error(done, 2, f"{tmp_path}/torch.py is called like a package")
+    done = run()
+    assert (done.returncode, done.stdout, done.stderr) == (usual.returncode, usual.stdout, usual.stderr)
+    for name in ("random", "torch", "rich"):  # alone on PYTHONPATH; also where that has an empty entry, the working folder
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / f"{name}.py").write_text("raise SystemExit('harm')")
+        one_error(run(cwd=ROOT, env=os.environ | {"PYTHONPATH": str(folder)}), 2, f"{folder}/{name}.py is called like")
+    one_error(run(cwd=folder, env=os.environ | {"PYTHONPATH": ":/none"}), 2, f"{folder}/rich.py is called like")
+    (folder / "rich.py").rename(folder / "test.py")  # of Python's, but nothing imports it
+    assert run(env=os.environ | {"PYTHONPATH": str(folder)}).stderr == usual.stderr
+
+
+def test_what_is_called_like_a_package_is_known(tmp_path):
+    assert imports.shadow(sys.path) is None and imports.shadow([str(tmp_path)]) is None
+    for name in (*imports.OURS, *imports.PACKAGES):
+        (tmp_path / f"{name}.py").touch()
+        assert imports.shadow([str(tmp_path)]) in (str(tmp_path / f"{name}.py"), None if name in imports.PACKAGES else "")
         (tmp_path / f"{name}.py").unlink()
     (tmp_path / "tune").mkdir()  # a mere folder of results
     assert imports.shadow([str(tmp_path)]) is None
+    (tmp_path / "rich.py").touch()
+    done = run_command_line("-m", "myllm.data", "--help", env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0, done.stderr
+    done = subprocess.run(
+        [sys.executable, "-m", "myllm.data", "--help"], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    one_error(done, 2, f"{tmp_path}/rich.py is called like a module")
 
 
 # Places

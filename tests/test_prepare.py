@@ -88,7 +88,7 @@ def test_a_replaced_file_is_noticed(tmp_path):
 
 @pytest.fixture
 def command(monkeypatch, tmp_path):
-    """Runs `python -m myllm.data` in this process, with --out_dir tmp_path/out."""
+    """Runs myllm/data.py in this process, with --out_dir tmp_path/out."""
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["data", *map(str, arguments), "--out_dir", str(tmp_path / "out")])

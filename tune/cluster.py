@@ -9,14 +9,16 @@ import sys
 import threading
 
 from myllm.errors import InputError, one_line
+from tune.commands import ROOT
 
 ANSWER_SECONDS = 60.0  # within which a cluster says what it has
 PROBE = """
 import json, sys
+sys.path.insert(0, sys.argv[1])
 from tune.cluster import use_token
-use_token(sys.argv[1])
+use_token(sys.argv[2])
 import ray
-ray.init(address=sys.argv[1], log_to_driver=False, logging_level=50)
+ray.init(address=sys.argv[2], log_to_driver=False, logging_level=50)
 print(json.dumps(ray.cluster_resources()))
 """
 REFUSED = ("InvalidAuthToken", "AuthenticationError", "Unauthenticated")
@@ -50,9 +52,8 @@ def cluster_resources(address: str) -> tuple[int, int]:
             socket.create_connection((host, int(port)), timeout=10).close()  # Ray itself tries for minutes
         except (OSError, OverflowError):
             raise nobody from None
-    process = subprocess.Popen(
-        [sys.executable, "-c", PROBE, address], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    command = [sys.executable, "-P", "-c", PROBE, str(ROOT), address]  # -P: not what lies in the working folder
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     timer = threading.Timer(ANSWER_SECONDS, process.kill)
     timer.start()
     last = ""

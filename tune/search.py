@@ -4,11 +4,11 @@ python tune/search.py --space v2
 python tune/search.py --resume experiments/runs/NAME
 """
 
+import os
 import sys
-from pathlib import Path
 
 if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 
 import myllm.imports
 
@@ -18,9 +18,9 @@ myllm.imports.check_imports()
 import argparse
 import dataclasses
 import importlib.util
-import os
 import time
 import tomllib
+from pathlib import Path
 from typing import Any
 
 from myllm.config import field_help, get_preset, value_type
