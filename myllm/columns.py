@@ -15,6 +15,7 @@ from myllm.opening import opened
 TABLE_ROWS = 64  # of Parquet and Arrow, read at once: rows of a megabyte each are still little
 CELL_CHARS = 2**26  # of a .csv: Python's reader takes four bytes a character, twice while it grows
 DELIMITERS = ",;\t|"
+END = object()
 TEXT_COLUMNS = ("text", "content", "raw_content", "body", "document", "story", "code")
 """usual names of the column that is the text; where a file has one of them, its other columns are not looked at"""
 
@@ -36,11 +37,13 @@ def pick_column(path: Path, columns: list[str], text_column: str | None) -> str:
 
 
 def read_jsonl(path: Path, text_column: str | None) -> Iterator[Document]:
-    """One JSON object a line. A line is held twice at most, beside the text in it."""
+    """One JSON object a line."""
     column = None
     with opened(path) as (reader, raw):
-        lines = iter(reader.readline, b"")
-        for number, row in enumerate(map(_parsed, lines), 1):
+        for number in itertools.count(1):
+            row = _next_value(reader)
+            if row is END:
+                return
             if row is None:
                 continue
             if isinstance(row, Exception) or not isinstance(row, dict):
@@ -63,10 +66,18 @@ def read_jsonl(path: Path, text_column: str | None) -> Iterator[Document]:
             yield text or "", raw.tell()
 
 
-def _parsed(line: bytes) -> Any:
-    """The value of a line, None of an empty one; the error where it has none."""
+def _next_value(reader: io.BufferedReader) -> Any:
+    """The value of the next line, None of an empty one; the error where it has none, END after the last.
+
+    Of a long line nothing but its text is held while that is parsed: one emoji makes every character take four bytes.
+    """
+    line = reader.readline()
+    if not line:
+        return END
     try:
-        return json.loads(line.decode("utf-8-sig")) if line.strip() else None
+        text = line.decode("utf-8-sig")
+        del line
+        return None if not text or text.isspace() else json.loads(text)
     except (ValueError, RecursionError) as error:
         return error
 
