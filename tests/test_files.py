@@ -40,7 +40,7 @@ def test_what_can_not_be_written_is_known_beforehand(tmp_path):
 def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     path = tmp_path / "a"
     path.write_text("old")
-    with pytest.raises(OSError, match="full"), whole_file(path) as file:
+    with pytest.raises(OSError, match=f"full: '{path}'"), whole_file(path) as file:
         file.write(b"new, but the disk is")
         raise OSError(errno.ENOSPC, "full")
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]

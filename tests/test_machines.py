@@ -327,6 +327,48 @@ def test_printed_commands_work_from_where_the_user_stands(tmp_path, monkeypatch)
         assert Path(words[1]).resolve() == ROOT / "tune" / "report.py" and Path(words[2]).resolve() == run
 
 
+ASCII = {"PYTHONIOENCODING": "ascii", "LANG": "C", "LC_ALL": "C", "COLUMNS": "40"}
+
+
+def test_a_running_search_in_ascii_then_into_head(small, tmp_path):
+    """From a folder full of files that are called like modules, which Ray's workers could import."""
+    folder = tmp_path / "dätä"
+    folder.mkdir()
+    for name in ("random", "statistics", *imports.PACKAGES, *imports.OURS):
+        (folder / f"{name}.py").write_text("raise SystemExit('harm')")
+    command = [sys.executable, ROOT / SEARCH, *small, "--storage_path", ".", "--name", "x"]
+    environment = os.environ | ASCII
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, timeout=120)
+    assert done.returncode == 0 and not done.stderr.replace(b"M tokens", b"").count(b"Traceback"), done.stderr
+    assert b"best      trial 00000" in done.stdout and done.stdout.isascii() and done.stderr.isascii()
+    grow = [*command[:2], "--resume", "x", "--num_samples", "2"]
+    quiet = f"{shlex.join(map(str, grow))} 2>errors | head -n 1; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", quiet], cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.stdout.startswith("2 trials of space v1") and done.stdout.splitlines()[-1] in ("0", "141"), done.stdout
+    errors = [line for line in (folder / "errors").read_text().splitlines() if "M tokens" not in line]
+    assert not errors, errors
+    trials = (folder / "x" / "trials.csv").read_text()
+    assert trials.count("completed") == 2 and (folder / "x" / "summary.txt").exists()  # the search went on to its end
+
+
+def test_preparing_data_into_ascii_and_head(tmp_path):
+    folder = tmp_path / "dätä"
+    folder.mkdir()
+    (folder / "é字.txt").write_text("words " * 1000)
+    command = [sys.executable, ROOT / "myllm" / "data.py", "--tokenizer", "byte", "--out_dir", folder, "--input"]
+    done = subprocess.run(
+        [*command, folder / "é字.txt"], env=os.environ | ASCII, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0 and r"d\xe4t\xe4/train_ids.bin: 5400 tokens" in done.stdout, done.stderr
+    done = run_command_line(*command, folder / "字.txt", env=os.environ | ASCII)
+    one_error(done, 2, r"d\xe4t\xe4/\u5b57.txt: no such file")
+    quiet = (
+        f"PYTHONUNBUFFERED=1 {shlex.join(map(str, [*command, folder / 'é字.txt']))} | head -c 1; echo ${{PIPESTATUS[0]}}"
+    )
+    done = subprocess.run(["bash", "-c", quiet], capture_output=True, text=True, timeout=60)
+    assert done.stderr == "" and done.stdout.splitlines()[-1].endswith(("0", "141")), done
+
+
 @pytest.mark.parametrize("arguments", [[SEARCH, "--list_spaces"], [SEARCH, "--help"], ["tune/report.py", "RUN"]])
 def test_output_into_head_and_into_ascii(arguments, tmp_path, request):
     if "RUN" in arguments:
@@ -342,8 +384,7 @@ def test_output_into_head_and_into_ascii(arguments, tmp_path, request):
         ]
         (run / "journal.jsonl").write_text("".join(json.dumps(event | {"time": 1.0}) + "\n" for event in events))
         arguments = [arguments[0], str(run)]
-        environment = os.environ | {"PYTHONIOENCODING": "ascii", "LANG": "C", "LC_ALL": "C", "COLUMNS": "40"}
-        done = run_command_line(*arguments, env=environment)
+        done = run_command_line(*arguments, env=os.environ | ASCII)
         assert done.returncode == 0 and r"d\xe4t\xe4" in done.stdout, done.stderr
     process = subprocess.Popen(
         [sys.executable, *arguments],
