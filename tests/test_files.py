@@ -116,6 +116,14 @@ def test_output_into_head_ends_quietly(byte_files, arguments):
     assert process.wait(timeout=60) in (0, 141)
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", ">&- 2>&- <&-", "2>/dev/full"])
+def test_a_stream_that_is_closed_is_no_error(tmp_path, closed):
+    (tmp_path / "a.txt").write_text("words " * 1000)
+    words = f"{sys.executable} myllm/data.py --input {tmp_path}/a.txt --out_dir {tmp_path}/out --tokenizer byte {closed}"
+    done = subprocess.run(["bash", "-c", words], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and not done.stderr and (tmp_path / "out" / "val_ids.bin").exists(), done.stderr
+
+
 def test_line_breaks_of_the_users_do_not_break_the_one_line(tmp_path):
     done = run_command_line(TRAINER, "--train_file", "a\nb.bin", "--val_file", "c.bin")
     assert done.returncode == 2 and done.stderr == "error: a b.bin: no such file\n"

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import shlex
+import socket
 import subprocess
 import sys
 import textwrap
@@ -15,7 +16,7 @@ from test_results import search_of
 
 from myllm import imports
 from myllm.errors import InputError, RunError
-from tune import commands, places, watchdog
+from tune import cluster, commands, places, watchdog
 from tune.watchdog import Watchdog, cause
 
 SEARCH = "tune/search.py"
@@ -265,6 +266,29 @@ def test_what_is_called_like_a_package_is_known(tmp_path):
     one_error(done, 2, f"{tmp_path}/rich.py is called like a module")
 
 
+# Addresses
+
+
+@pytest.mark.parametrize(
+    "address", ["", "local", "AUTO", "127.0.0.1", "127.0.0.1:", ":6379", "h:port", "h:-1", "ray://h:1", "h:1/x"]
+)
+def test_what_is_no_address_is_refused_at_once(address):
+    with pytest.raises(InputError, match="it must be auto, or HOST:PORT"):
+        cluster.cluster_resources(address)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "[::1]:1", "no.such.host.invalid:1", f"{'x' * 300}:1", "h:99999"])
+def test_where_nobody_answers_that_is_said(address):
+    with pytest.raises(InputError, match="no Ray cluster answers there"):
+        cluster.cluster_resources(address)
+
+
+@pytest.mark.slow
+def test_a_server_that_is_no_ray_cluster_is_called_that():
+    with socket.create_server(("127.0.0.1", 0)) as server, pytest.raises(InputError, match="no Ray cluster answers there"):
+        cluster.cluster_resources(f"127.0.0.1:{server.getsockname()[1]}")
+
+
 # Places
 
 
@@ -355,17 +379,14 @@ def test_preparing_data_into_ascii_and_head(tmp_path):
     folder = tmp_path / "dätä"
     folder.mkdir()
     (folder / "é字.txt").write_text("words " * 1000)
-    command = [sys.executable, ROOT / "myllm" / "data.py", "--tokenizer", "byte", "--out_dir", folder, "--input"]
-    done = subprocess.run(
-        [*command, folder / "é字.txt"], env=os.environ | ASCII, capture_output=True, text=True, timeout=60
-    )
+    command = ["myllm/data.py", "--tokenizer", "byte", "--out_dir", folder, "--input"]
+    done = run_command_line(*command, folder / "é字.txt", env=os.environ | ASCII)
     assert done.returncode == 0 and r"d\xe4t\xe4/train_ids.bin: 5400 tokens" in done.stdout, done.stderr
     done = run_command_line(*command, folder / "字.txt", env=os.environ | ASCII)
     one_error(done, 2, r"d\xe4t\xe4/\u5b57.txt: no such file")
-    quiet = (
-        f"PYTHONUNBUFFERED=1 {shlex.join(map(str, [*command, folder / 'é字.txt']))} | head -c 1; echo ${{PIPESTATUS[0]}}"
-    )
-    done = subprocess.run(["bash", "-c", quiet], capture_output=True, text=True, timeout=60)
+    words = shlex.join(map(str, [sys.executable, *command, folder / "é字.txt"]))
+    quiet = f"PYTHONUNBUFFERED=1 {words} | head -c 1; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", quiet], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.stderr == "" and done.stdout.splitlines()[-1].endswith(("0", "141")), done
 
 
