@@ -6,8 +6,9 @@
 
 Writes paragraphs of the embedded corpus, in random order, in each format into a temporary folder, prepares each with
 `prepare` in a process of its own, and prints a Markdown table: bytes of text (not of the file) per second, and the peak
-resident memory of that process. In `line` all is one document on one line, in `run` one character. What the speed is compared with is `encode_ordinary_batch` on two threads, on the same
-documents and in the same run, before and after; it keeps its ids as lists, and so gets at most --baseline_megabytes.
+resident memory of that process. In `line` all is one document on one line, in `run` one character. What the speed is
+compared with is `encode_ordinary_batch` on two threads, on the same documents and in the same run, before and after; it
+keeps its ids as lists, and so gets at most --baseline_megabytes.
 """
 
 import argparse

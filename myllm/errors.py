@@ -8,10 +8,22 @@ from collections.abc import Callable
 
 DISK_ERRORS = {
     getattr(errno, name)
-    for name in ("ENOSPC", "EDQUOT", "EFBIG", "EIO", "EROFS", "EACCES", "EPERM", "EMFILE", "ESTALE")
+    for name in (
+        "ENOSPC",
+        "EDQUOT",
+        "EFBIG",
+        "EIO",
+        "EROFS",
+        "EACCES",
+        "EPERM",
+        "EMFILE",
+        "ESTALE",
+        "ENAMETOOLONG",
+        "ELOOP",
+    )
     if hasattr(errno, name)
 }
-"""errno of what a disk or its owner does, and no fault of the code: one line, not a traceback"""
+"""errno of what a disk, its owner or a name does, and no fault of the code: one line, not a traceback"""
 
 
 class InputError(ValueError):

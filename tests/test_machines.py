@@ -297,10 +297,12 @@ def test_every_place_of_a_search_is_tried_before_anything_is_written(byte_files,
     for flags, environment, word in (
         (["--storage_path", tmp_path / "file"], {}, "is not a folder"),
         (["--storage_path", f"file://{tmp_path}/file/x"], {}, "--storage_path file://"),
+        (["--storage_path", "~/file"], {"HOME": str(tmp_path)}, f"{tmp_path}/file is not a folder"),
         (["--storage_path", tmp_path], {"RAY_TMPDIR": str(tmp_path / "file")}, "set RAY_TMPDIR"),
     ):
         done = run_command_line(SEARCH, *small, *flags, "--name", "x", env=os.environ | environment)
         one_error(done, 2, word, "can't be written")
+    one_error(run_command_line(SEARCH, *small, "--storage_path", "n" * 300, "--name", "x"), 1, "File name too long")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
 
 

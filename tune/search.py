@@ -129,6 +129,7 @@ def start(given: dict[str, Any]) -> tuple[Path, Search]:
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     values["warm_start"] = tuple(os.path.abspath(path) for path in values.get("warm_start", ()))
     values |= {"model": absolute(values["model"])} if values.get("model") else {}
+    values |= {"storage_path": os.path.expanduser(values["storage_path"])} if values.get("storage_path") else {}
     config = SearchConfig(**values)
     name = config.name or f"{config.preset}-{config.space}-{time.strftime('%Y%m%d-%H%M%S')}"
     local = config.storage_path and "://" not in config.storage_path
