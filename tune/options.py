@@ -42,7 +42,7 @@ class SearchConfig:
     token_dtype: str | None = None
     """what bare .bin files hold: uint16, uint32, int32 or int64 (unset: uint16)"""
     text_column: str | None = None
-    """column of .jsonl and .parquet files that holds the text (unset: found)"""
+    """column that holds the text, of .jsonl, .csv, .parquet and .arrow files (unset: found)"""
     tokenizer: str | None = None
     """byte, a tiktoken encoding, a .tiktoken file or a tokenizer.json (unset: what the data says; bare .bin: gpt2; text:
     byte)"""

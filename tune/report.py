@@ -5,11 +5,11 @@ python tune/report.py experiments/runs/NAME --open
 python tune/report.py experiments/runs/ONE experiments/runs/OTHER
 """
 
+import os
 import sys
-from pathlib import Path
 
 if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 
 import myllm.imports
 
@@ -18,6 +18,7 @@ myllm.imports.check_imports()
 
 import json
 import webbrowser
+from pathlib import Path
 
 from myllm.errors import InputError, Parser, run_command
 from myllm.files import obstacle, write_text

@@ -4,11 +4,11 @@ python tune/search.py --space v2
 python tune/search.py --resume experiments/runs/NAME
 """
 
+import os
 import sys
-from pathlib import Path
 
 if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 
 import myllm.imports
 
@@ -18,9 +18,9 @@ myllm.imports.check_imports()
 import argparse
 import dataclasses
 import importlib.util
-import os
 import time
 import tomllib
+from pathlib import Path
 from typing import Any
 
 from myllm.config import field_help, get_preset, value_type
@@ -129,6 +129,7 @@ def start(given: dict[str, Any]) -> tuple[Path, Search]:
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     values["warm_start"] = tuple(os.path.abspath(path) for path in values.get("warm_start", ()))
     values |= {"model": absolute(values["model"])} if values.get("model") else {}
+    values |= {"storage_path": os.path.expanduser(values["storage_path"])} if values.get("storage_path") else {}
     config = SearchConfig(**values)
     name = config.name or f"{config.preset}-{config.space}-{time.strftime('%Y%m%d-%H%M%S')}"
     local = config.storage_path and "://" not in config.storage_path
@@ -248,5 +249,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(line_buffering=True)
     run_command(main)

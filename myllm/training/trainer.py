@@ -6,11 +6,11 @@ python myllm/training/trainer.py --from_trial experiments/runs/NAME/00007 --save
 python myllm/training/trainer.py --load_model final.pth --generate "Once"
 """
 
+import os
 import sys
-from pathlib import Path
 
 if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parent.parent.parent)
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
 
 import myllm.imports
 
@@ -62,7 +62,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--val_file", nargs="+", help="validation data, likewise (default: embedded)")
     parser.add_argument("--tokenizer", help="byte, a tiktoken encoding, .tiktoken or tokenizer.json (default: by the data)")
     parser.add_argument("--token_dtype", choices=list(DTYPES), help="what bare .bin files hold (default: uint16)")
-    parser.add_argument("--text_column", help="column of .jsonl and .parquet files that is the text (default: found)")
+    parser.add_argument(
+        "--text_column", help="column that is the text, of .jsonl, .csv, .parquet and .arrow files (default: found)"
+    )
     helps, fields = field_help(TrainConfig), {field.name: field for field in dataclasses.fields(TrainConfig)}
     for name in TRAIN_FLAGS:
         parser.add_argument(f"--{name}", type=value_type(fields[name]), help=helps[name].replace("%", "%%"))
