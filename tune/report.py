@@ -62,10 +62,10 @@ def write_report(run_dir: Path) -> str:
 
 def time_spent(trials: Trials, events: list[dict], found: dict) -> str:
     """Which share of the workers' time went into training, and what was lost to trials that diverged or failed."""
-    trained = sum(trial.reports[trial.tokens]["train_seconds"] for trial in trials.by_id.values() if trial.reports)
+    trained = sum(trial.train_seconds for trial in trials.by_id.values())
     workers = max((event["workers"] for event in events if event["event"] == "session"), default=1)
     whole = workers * found["cost"]["seconds"]
-    lost = sum(trial.tokens for trial in trials.by_id.values() if trial.status in (DIVERGED, FAILED))
+    lost = sum(trial.tokens - trial.begun_at for trial in trials.by_id.values() if trial.status in (DIVERGED, FAILED))
     share = f"{min(1.0, trained / whole):.0%}" if whole else "an unknown share"
     return (
         f"{share} of the time of {workers} workers went into training and evaluation, the rest into starting, storing and "

@@ -43,12 +43,12 @@ def facts(run_dir: Path, search: Search, trials: Trials, events: list[dict]) -> 
         "trials": {
             "begun": len(trials.drawn),
             "planned": trials.num_samples if trials.num_samples < UNLIMITED_TRIALS else None,
-            "repeats": len(trials.by_id) - len(trials.drawn),
+            "repeats": trials.repeats,
             "by_status": dict(sorted(statuses.items())),
         },
         "cost": {
             "seconds": search_seconds(events),
-            "tokens": sum(trial.tokens for trial in trials.by_id.values()),
+            "tokens": trials.tokens,
             "checkpoint_bytes": disk_use(run_dir / "ray"),
             "lost": sum(event["event"] == "lost" for event in events),
         },
