@@ -22,6 +22,7 @@ import webbrowser
 from myllm.errors import InputError, Parser, run_command
 from myllm.files import obstacle, write_text
 from tune.analysis import Surface
+from tune.audit import audit_lines
 from tune.results import load, tables
 from tune.settings import FILE_NAME
 from tune.summary import facts, text
@@ -51,7 +52,9 @@ def write_report(run_dir: Path) -> str:
         surface = Surface(search, trials)
     except ValueError as error:
         notes["importance"] = f"What matters: nothing can be said yet, {error}."
-    shown = figures(search, trials, history, surface)
+    shown = figures(search, trials, history, surface, found["audit"])
+    if found["audit"]:
+        notes["audit"] = " ".join(f"{line[0].upper()}{line[1:].removesuffix('.')}." for line in audit_lines(found["audit"]))
     write_pictures(run_dir / FIGURES, shown)
     write_text(run_dir / "report.html", page(search, found, shown, table.drop(columns="checkpoint"), notes))
     write_text(run_dir / "summary.json", json.dumps(found, indent=2) + "\n")

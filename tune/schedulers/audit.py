@@ -1,4 +1,4 @@
-"""Beside any rule: at the end a random few of those that it left behind train to the full budget, to tell what that cost."""
+"""Beside any rule: at the end a random few of those that it left behind train to the full budget, to tell what it cost."""
 
 import hashlib
 import math
