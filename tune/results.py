@@ -128,7 +128,7 @@ class Spent:
 
 
 def search_seconds(events: Iterable[dict[str, Any]]) -> float:
-    """All of them."""
+    """All of them together."""
     spent = Spent(events)
     return spent.search + spent.audit
 
