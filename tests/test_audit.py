@@ -69,6 +69,20 @@ def test_the_rule_decides_as_it_would_have_and_the_audit_comes_last(name, end):
     assert audited.trials.tokens == sum(t.tokens - t.begun_at for t in audited.trials.by_id.values())
 
 
+def test_the_rules_clock_stands_still_during_an_audit():
+    search, seen = new_search("asha", num_samples=400), set()
+    search.scheduler = Audited(search.scheduler, 0.2, seed=3)
+    rule = search.scheduler.rule.suggest
+
+    def suggest(trials, clock):
+        seen.update({clock} if trials.audits else ())
+        return rule(trials, clock)
+
+    search.scheduler.rule.suggest = suggest
+    play(search, loss, 5.01 * BUDGET)
+    assert len(search.trials.audits) > 3 and len(seen) == 1 and next(iter(seen)).left > 0
+
+
 def test_an_audit_that_was_broken_off_goes_on_with_the_same_trials():
     _, events = played("half", 0.3)
     whole, first = set(audits_of(events)), events.index(next(e for e in events if e.get("kind") == AUDIT))
@@ -223,7 +237,9 @@ def test_the_rung_that_would_have_ranked_better_is_named():
         return {"share": share, "one_in": one_in, "kept": {"2": 0.95, "4": 0.9, "8": 0.5} | kept}
 
     early, late = rung(1 / 32, 2, **{"2": 0.6}), rung(1 / 8, None)
-    assert ranking([early, late]).endswith("probability 0.60; one at 1/8 instead would have with 0.95.")
+    assert ranking([rung(1 / 64, None), early, late]).endswith(
+        "with probability 0.60; one at 1/8 instead would have with 0.95."
+    )
     assert ranking([rung(1 / 32, 8), rung(1 / 8, None)]).endswith("one in 4 there with 0.90.")
     assert "ranked well" in ranking([rung(1 / 32, 2), late]) and ranking([late]) == ""
     assert ranking([early]).endswith("none of those looked at would have with 0.90.")
