@@ -218,13 +218,13 @@ def with_audits(*finals, better=2.5):
 
 def test_what_is_said_of_an_audit():
     assert with_audits() is None
-    found = with_audits(2.9, 2.55, math.nan)
+    found = with_audits(2.9, 2.55, math.nan, 2.8, 3.0)
     jsonschema.validate(found, SCHEMA["properties"]["audit"] | {"$defs": SCHEMA["$defs"]})
-    assert (found["left_behind"], found["chosen"], found["ended"]) == (8, 3, 3) and found["better"] == []
+    assert (found["left_behind"], found["chosen"], found["ended"]) == (8, 5, 5) and found["better"] == []
     assert found["below_best"]["count"] == 0 and found["below_worst"]["count"] == 1 and found["cost"]["low"] == 0
-    assert found["tokens"] == 3 * (BUDGET - 400)
+    assert found["tokens"] == 5 * (BUDGET - 400) and found["rungs"][0]["share"] == 0.125
     said = "\n".join(audit_lines(found))
-    assert "3 of the 8 left behind" in said and "0 of them ended below the best" in said and "names no best" not in said
+    assert "5 of the 8 left behind" in said and "0 of them ended below the best" in said and "names no best" not in said
     wrong = with_audits(2.4, 2.3, 2.9, 3.0)
     assert wrong["better"][0] == {"trial_id": "00003-audit", "val_loss": 2.3} and wrong["cost"]["low"] == pytest.approx(0.2)
     assert "00003-audit ended at 2.3000, below the best" in "\n".join(audit_lines(wrong))
@@ -249,7 +249,7 @@ def test_the_rung_that_would_have_ranked_better_is_named():
 
 
 def test_an_audit_goes_on_from_the_rungs_and_a_search_that_has_ended_takes_a_larger_one(byte_files, tmp_path):
-    search = Search(tmp_path / "run", byte_files, num_samples=5, confirm=0, scheduler="asha", rungs="0.25:5", audit=0.5)
+    search = Search(tmp_path / "run", byte_files, num_samples=7, confirm=0, scheduler="asha", rungs="0.25:7", audit=0.5)
     search.finish()
     trials, history = (table.set_index("trial_id") for table in search.tables())
     audits, best = trials[trials["kind"] == AUDIT], (search.folder / "best_config.json").read_text()
@@ -269,7 +269,7 @@ def test_an_audit_goes_on_from_the_rungs_and_a_search_that_has_ended_takes_a_lar
     jsonschema.validate(found, SCHEMA)
     assert found["audit"]["ended"] == found["audit"]["left_behind"] == len(left)
     assert f"{len(left)} of the {len(left)} left behind" in said and found["audit"]["rungs"][0]["one_in"] is None
-    assert {rung["share"]: rung["one_in"] for rung in found["audit"]["rungs"]}[0.25] == 5
+    assert {rung["share"]: rung["one_in"] for rung in found["audit"]["rungs"]}[0.25] == 7
     budget = pd.read_csv(search.folder / "figures" / "budget.csv")
     assert found["cost"]["tokens"] == budget[["drawn", "proposed", "repeat", AUDIT]].to_numpy().sum()
     page = (search.folder / "report.html").read_text()

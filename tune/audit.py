@@ -24,7 +24,7 @@ from tune.trials import COMPLETED, DIVERGED, PAUSED, STOPPED, Event, Trial, Tria
 DRAWS = 1000
 SHARES = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)  # of the budget, where a rung might have been
 FACTORS = (2, 4, 8)  # one in so many that might have gone on there
-FEWEST = 4  # trials seen to the end from which more than shares can be said
+FEWEST = 5  # audited from which on is said how rungs ranked, and seen to the end from which on what it may have cost
 RELIABLE = 0.9  # probability of keeping the best from which on a rung would have done
 
 
@@ -167,7 +167,7 @@ class Sample:
         Each has also "one_in": the factor of the search's own, else None.
         """
         common = set.intersection(*(set(trial.losses) for trial in self.ended)) - {self.trials.budget_tokens}
-        if len(self.ended) < FEWEST or not common:
+        if len(self.audited) < FEWEST or not common:
             return []
         near = {min(common, key=lambda mark: abs(mark - share * self.trials.budget_tokens)) for share in SHARES}
         asked = sorted({*FACTORS, *factors.values()})
@@ -261,6 +261,6 @@ def audit_lines(audit: dict[str, Any]) -> list[str]:
         lines.append(f"rank correlation with the end at {', '.join(each)}")
     elif audit["ended"]:
         lines.append(
-            f"too few came to the end to say how rungs ranked: {FEWEST} at least, search.py --resume with a larger --audit"
+            f"too few were audited to say how rungs ranked: {FEWEST} at least, search.py --resume with a larger --audit"
         )
     return lines + [ranking(audit["rungs"])] * bool(ranking(audit["rungs"]))
