@@ -15,7 +15,7 @@ from tune.pictures import write_pictures
 from tune.results import load, search_seconds
 from tune.settings import Search
 from tune.summary import facts, settings
-from tune.trials import Trials
+from tune.trials import AUDIT, Trials
 
 LINES = ("#2f81f7", "#d9730d", "#2da44e", "#a371b5", "#e5534b", "#8c959f", "#b35900", "#768390")
 
@@ -82,9 +82,9 @@ def differing(search: Search, others: list[Search]) -> dict[str, Any]:
 
 
 def progress(runs: dict[str, tuple[Search, Trials, list[dict]]], metric: str, unit: str) -> Figure:
-    """The lowest loss so far, of single reports, against the tokens and the seconds of each search."""
+    """The lowest loss so far, of single reports, against the tokens and the seconds of each search; without audits."""
     rows = []
-    for name, (_, _, events) in runs.items():
+    for name, (_, trials, events) in runs.items():
         tokens, before, best = 0, dict[str, int](), float("inf")
         session: list[dict] = []
         past = 0.0
@@ -92,7 +92,7 @@ def progress(runs: dict[str, tuple[Search, Trials, list[dict]]], metric: str, un
             if event["event"] == "session":
                 past, session = past + search_seconds(session), []
             session.append(event if event["event"] == "session" else {"event": "", "time": event["time"]})
-            if event["event"] != "report":
+            if event["event"] != "report" or trials.by_id[event["trial_id"]].kind == AUDIT:
                 continue
             tokens += max(0, event["tokens_seen"] - before.get(event["trial_id"], 0))
             before[event["trial_id"]] = event["tokens_seen"]

@@ -23,6 +23,7 @@ from pathlib import Path
 from myllm.errors import InputError, Parser, run_command
 from myllm.files import obstacle, write_text
 from tune.analysis import Surface
+from tune.audit import audit_lines
 from tune.results import load, tables
 from tune.settings import FILE_NAME
 from tune.summary import facts, text
@@ -52,7 +53,9 @@ def write_report(run_dir: Path) -> str:
         surface = Surface(search, trials)
     except ValueError as error:
         notes["importance"] = f"What matters: nothing can be said yet, {error}."
-    shown = figures(search, trials, history, surface)
+    shown = figures(search, trials, history, surface, found["audit"])
+    if found["audit"]:
+        notes["audit"] = " ".join(f"{line[0].upper()}{line[1:].removesuffix('.')}." for line in audit_lines(found["audit"]))
     write_pictures(run_dir / FIGURES, shown)
     write_text(run_dir / "report.html", page(search, found, shown, table.drop(columns="checkpoint"), notes))
     write_text(run_dir / "summary.json", json.dumps(found, indent=2) + "\n")
@@ -63,10 +66,10 @@ def write_report(run_dir: Path) -> str:
 
 def time_spent(trials: Trials, events: list[dict], found: dict) -> str:
     """Which share of the workers' time went into training, and what was lost to trials that diverged or failed."""
-    trained = sum(trial.reports[trial.tokens]["train_seconds"] for trial in trials.by_id.values() if trial.reports)
+    trained = sum(trial.train_seconds for trial in trials.by_id.values())
     workers = max((event["workers"] for event in events if event["event"] == "session"), default=1)
     whole = workers * found["cost"]["seconds"]
-    lost = sum(trial.tokens for trial in trials.by_id.values() if trial.status in (DIVERGED, FAILED))
+    lost = sum(trial.tokens - trial.begun_at for trial in trials.by_id.values() if trial.status in (DIVERGED, FAILED))
     share = f"{min(1.0, trained / whole):.0%}" if whole else "an unknown share"
     return (
         f"{share} of the time of {workers} workers went into training and evaluation, the rest into starting, storing and "

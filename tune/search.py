@@ -44,7 +44,7 @@ from tune.watchdog import check_address_space
 # What takes long to import comes where it is used: --help and most errors need none of it.
 
 RESUME_FLAGS = (
-    *("num_samples", "time_budget", "confirm", "max_failures", "keep_checkpoints"),
+    *("num_samples", "time_budget", "confirm", "audit", "max_failures", "keep_checkpoints"),
     *("cpus_per_trial", "gpus_per_trial", "max_concurrent", "address", "dashboard", "patience", "wandb", "mlflow"),
 )
 """what may change on --resume: nothing that would make earlier trials and later ones incomparable"""

@@ -20,6 +20,7 @@ myllm.imports.check_imports()
 import argparse
 import dataclasses
 import importlib.util
+from pathlib import Path
 from typing import Any
 
 from myllm.bar import Bar
