@@ -13,15 +13,19 @@ each, in rounds, one method after the other. Leave the machine to it. Printed ar
   16 x 20 s  that share for 16 trials of 20 s on 2 slots, by the three before
 """
 
+import contextlib
 import json
 import os
+import pty
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from myllm.config import get_preset
 from myllm.errors import InputError, Parser, RunError, run_command
@@ -81,6 +85,26 @@ def with_optuna(folder: Path, trials: int, slots: int, first: int) -> None:
     optuna.create_study(storage=storage).optimize(objective, n_trials=len(range(first, trials, slots)))
 
 
+@contextlib.contextmanager
+def terminal(log: BinaryIO) -> Iterator[int]:
+    """A pseudo-terminal, on which a command ends when its prompt would be back; what is shown goes into `log`."""
+    ours, theirs = pty.openpty()
+
+    def copy() -> None:
+        with contextlib.suppress(OSError):  # the other end is closed
+            while data := os.read(ours, 65536):
+                log.write(data)
+
+    reader = threading.Thread(target=copy)
+    reader.start()
+    try:
+        yield theirs
+    finally:
+        os.close(theirs)
+        reader.join(timeout=5)
+        os.close(ours)
+
+
 def measure(method: str, args: Any, folder: Path) -> dict[str, float]:
     """Runs one method once. Raises RunError where it fails."""
     config = SearchConfig(space="v2", budget_tokens=args.budget_tokens, num_samples=args.trials)
@@ -105,12 +129,17 @@ def measure(method: str, args: Any, folder: Path) -> dict[str, float]:
     commands = {"optuna": [[*worker, str(first)] for first in range(args.slots)]}
     commands["ours"] = [[sys.executable, "tune/search.py", *map(str, ours)]]
     begin = time.time()
-    with open(folder / "log.txt", "w") as log:
-        running = [subprocess.Popen(c, cwd=ROOT, stdout=log, stderr=log) for c in commands.get(method, [[*worker, "0"]])]
+    with open(folder / "log.txt", "wb") as log, terminal(log) as screen:
+        running = [
+            subprocess.Popen(c, cwd=ROOT, stdin=screen, stdout=screen, stderr=screen)
+            for c in commands.get(method, [[*worker, "0"]])
+        ]
         failed = any([process.wait() for process in running])
-    end = time.time()
+        end = time.time()
     if failed:
         raise RunError(f"{method} failed: {(folder / 'log.txt').read_text()[-500:]}")
+    while (folder / "run" / "report.log").exists():
+        time.sleep(0.1)  # drawn behind the prompt; the next method is not to be disturbed
     path = folder / ("run/journal.jsonl" if method == "ours" else "reports.jsonl")
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     rows = [row for row in rows if row.get("event", "report") == "report"]

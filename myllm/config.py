@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from myllm.errors import InputError
 
 T = TypeVar("T")
+ACTIVATIONS = ("gelu_tanh", "gelu")
 
 
 def _require(condition: bool, field: str, value: Any, right: str) -> None:
@@ -48,6 +49,8 @@ class GPTConfig:
     """probability of zeroing an activation while training, 0 <= dropout < 1"""
     bias: bool = True
     """whether linear layers and norms carry a bias, as GPT-2's do"""
+    activation: str = "gelu_tanh"
+    """gelu_tanh: GPT-2's approximation, and what configurations that do not say mean; gelu: the exact one, as nanoGPT's"""
 
     def __post_init__(self):
         for name in ("n_layer", "n_head", "n_embd", "block_size", "vocab_size"):
@@ -55,6 +58,7 @@ class GPTConfig:
             _require(_is_int(value) and value > 0, name, value, "a positive whole number")
         _require(self.n_embd % self.n_head == 0, "n_embd", self.n_embd, f"a multiple of n_head ({self.n_head})")
         _require(_is_number(self.dropout) and 0 <= self.dropout < 1, "dropout", self.dropout, "at least 0 and below 1")
+        _require(self.activation in ACTIVATIONS, "activation", self.activation, " or ".join(ACTIVATIONS))
 
 
 @dataclass(frozen=True)
@@ -243,6 +247,7 @@ class Preset:
     beta2: float = 0.95
     warmup_ratio: float = 0.02
     micro_batch_size: int | None = None
+    activation: str = "gelu"
 
     def model(self, vocab_size: int) -> GPTConfig:
         """The preset's shape for a vocabulary of `vocab_size` token ids."""
@@ -253,6 +258,7 @@ class Preset:
             block_size=self.block_size,
             vocab_size=vocab_size,
             dropout=self.dropout,
+            activation=self.activation,
         )
 
     def training(self, **changes: Any) -> TrainConfig:

@@ -31,10 +31,15 @@ def origin(packages: Iterable[str]) -> dict[str, Any]:
     }
 
 
+def has_gpu_driver() -> bool:
+    """Whether there may be a GPU; elsewhere than on Linux that is not known without torch."""
+    return sys.platform != "linux" or any(map(os.path.exists, GPU_DRIVERS))
+
+
 @functools.cache
 def gpu_names() -> list[str]:
     """The GPUs that torch can use; torch is asked, which takes seconds, only where there is a driver."""
-    if sys.platform == "linux" and not any(map(os.path.exists, GPU_DRIVERS)):
+    if not has_gpu_driver():
         return []
     import torch
 

@@ -81,6 +81,8 @@ class OwnModelConfig:
 
 
 ModelConfig = GPTConfig | OwnModelConfig
+UNSAID = {field.name: field.default for field in dataclasses.fields(GPTConfig) if field.default is not dataclasses.MISSING}
+"""what a checkpoint of GPT-2's decoder means where it is older than a setting"""
 
 
 def settings_of(model: ModelConfig) -> dict[str, Any]:
@@ -135,9 +137,10 @@ def difference(model: ModelConfig, saved: dict[str, Any]) -> str | None:
     if isinstance(model, OwnModelConfig) != ("source" in saved):
         theirs = saved.get("source", "GPT-2's decoder")
         return f"the checkpoint's model is {theirs}, this one {getattr(model, 'source', 'the built-in one')}"
-    theirs = saved.get("settings", {}) | {"vocab_size": saved.get("vocab_size")} if "source" in saved else saved
+    own = "source" in saved
+    theirs = saved.get("settings", {}) | {"vocab_size": saved.get("vocab_size")} if own else UNSAID | saved
     ours = settings_of(model) | {"vocab_size": model.vocab_size}
-    for field in {**theirs, **ours} if "source" in saved else ours:
+    for field in {**theirs, **ours} if own else ours:
         if theirs.get(field) != ours.get(field) and field != "dropout":
             return f"the checkpoint's model has {field} {theirs.get(field)}, this one {ours.get(field)}"
     return None

@@ -101,6 +101,11 @@ def test_the_screen_in_terminals_of_three_widths(byte_files, tmp_path):
         assert "stopping; once more leaves at once" in first.text and "interrupted; go on with" in first.text
         assert "2 trials of space v2" in first.text
         assert "Stop signal" in (run / "ray.log").read_text()
+        assert f"report: {(run / 'report.html').as_uri()}" in third.text
+        until = time.monotonic() + 200
+        while (run / "report.log").exists() and time.monotonic() < until:
+            time.sleep(0.1)  # the rest of the report is written behind the prompt
+        assert 'http-equiv="refresh"' not in (run / "report.html").read_text()
         check_tensorboard(run)
         check_mlflow(database, name, run)
         folders = sorted(path.name.rsplit("-", 1)[-1] for path in (run / "wandb").glob("offline-run-*"))

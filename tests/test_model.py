@@ -1,11 +1,16 @@
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from myllm import model as model_module
-from myllm.config import GPTConfig
+from myllm.config import PRESETS, GPTConfig
 from myllm.errors import InputError
 from myllm.model import GPT
+from myllm.own_model import difference
+from tune.settings import Search
 
 SHAPE = GPTConfig(n_layer=2, n_head=2, n_embd=32, block_size=16, vocab_size=101)
 
@@ -24,6 +29,29 @@ def test_logits_and_loss_agree_with_hugging_face_gpt2():
         torch.testing.assert_close(ours(ids), expected, atol=1e-4, rtol=0)
         loss = F.cross_entropy(expected[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
         assert ours(ids[:, :-1], ids[:, 1:]).item() == pytest.approx(loss.item(), abs=1e-4)
+
+
+def test_the_activation_is_the_one_that_is_named():
+    found = {}
+    for activation, approximate in (("gelu", "none"), ("gelu_tanh", "tanh")):
+        torch.manual_seed(0)
+        mlp = GPT(replace(SHAPE, activation=activation)).blocks[0].mlp
+        x = 20 * torch.randn(3, 32)
+        torch.testing.assert_close(mlp(x), mlp.proj(F.gelu(mlp.fc(x), approximate=approximate)), rtol=0, atol=0)
+        found[activation] = mlp(x)
+    assert not found["gelu"].equal(found["gelu_tanh"])
+    assert SHAPE.activation == "gelu_tanh"  # what configurations and checkpoints of before mean
+    assert {preset.model(10).activation for preset in PRESETS.values()} == {"gelu"}
+    with pytest.raises(InputError, match="activation is 'relu'; it must be gelu_tanh or gelu"):
+        replace(SHAPE, activation="relu")
+
+
+def test_a_checkpoint_that_does_not_say_has_the_tanh_activation():
+    saved = {name: value for name, value in vars(SHAPE).items() if name != "activation"}
+    assert difference(SHAPE, saved) is None
+    assert Search.read(Path(__file__).parent / "recorded" / "nano-v2").model.activation == "gelu_tanh"
+    exact = replace(SHAPE, activation="gelu")
+    assert difference(exact, saved) == "the checkpoint's model has activation gelu_tanh, this one gelu"
 
 
 def test_another_state_dict_is_refused():

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jsonschema
@@ -16,9 +17,10 @@ import pytest
 from conftest import ROOT, run_command_line
 
 from myllm.errors import InputError
+from tune import summary
 from tune.analysis import Axis, Surface, edges
 from tune.compare import compare
-from tune.report import write_report
+from tune.report import write_report, write_report_behind
 from tune.results import UNITS, load, load_run
 from tune.spaces import LINEAR, LOG_BELOW_ONE, Choice, Range
 
@@ -88,6 +90,37 @@ def test_the_page_needs_no_network_and_is_small(report):
     assert not re.search(r"(src|href)\s*=\s*[\"']?(https?:)?//", own)
     order = [own.index(f"id={name}") for name in ("next", "curves", "parameters", "landscape", "parallel", "importance")]
     assert own.index('id="answer"') < order[0] and order == sorted(order)
+
+
+def test_the_page_is_there_at_once_and_its_rest_is_written_behind(tmp_path):
+    run = copied(tmp_path)
+    said = write_report(run, whole=False)
+    page = (run / "report.html").read_text()
+    assert 'http-equiv="refresh"' in page and "This page loads itself again" in page and 'id="plot-curves"' in page
+    assert 'id="plot-importance"' not in page and not (run / "figures").exists()
+    write_report_behind(run)
+    until = time.monotonic() + 200
+    while (run / "report.log").exists() and time.monotonic() < until:
+        time.sleep(0.1)
+    page = (run / "report.html").read_text()
+    assert 'http-equiv="refresh"' not in page and 'id="plot-importance"' in page
+    assert (run / "figures" / "importance.png").exists() and said.split("next")[0].strip() in (
+        run / "summary.txt"
+    ).read_text()
+
+
+def test_a_report_is_not_written_over_that_of_a_search_that_went_on(tmp_path, monkeypatch):
+    run = copied(tmp_path)
+    write_report(run, whole=False)
+    before = (run / "report.html").read_text()
+
+    def facts(run_dir, *found):
+        changed(run_dir, lambda events: [*events, {"event": "session", "session": 9, "workers": 1, "time": 1e9}])
+        return summary.facts(run_dir, *found)
+
+    monkeypatch.setattr("tune.report.facts", facts)
+    write_report(run, still=True)
+    assert (run / "report.html").read_text() == before and not (run / "figures").exists()
 
 
 def test_names_and_errors_can_not_break_out_of_the_page(tmp_path):

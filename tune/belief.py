@@ -10,7 +10,6 @@ as its lead may be luck. How often the intervals hold: experiments/LOG.md, "cove
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.special import betaln
 
 DRAWS = 2000
 LEVEL = 0.9  # of every interval
@@ -46,6 +45,8 @@ def expected_losses(losses: Sequence[Sequence[float]], reference: int | None = N
 
 def _variances(squares: np.ndarray, free: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """(DRAWS, n) variances between seeds, from the sums of squares (n,) and their degrees of freedom (n,)."""
+    from scipy.special import betaln  # here: it takes as long to import as all of a search's own files
+
     pooled = max(squares.sum() / free.sum(), 1e-18)
     squares = np.maximum(squares, 1e-4 * pooled * free)  # two equal losses do not prove that there is no noise
     freedom, common = (grid.reshape(-1, 1) for grid in np.meshgrid(FREEDOMS, pooled * SCALES, indexing="ij"))

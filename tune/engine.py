@@ -12,11 +12,15 @@ import shlex
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from myllm.errors import RunError
+from myllm.machine import has_gpu_driver
+from tune import nursery
 from tune.cluster import use_token
 from tune.commands import ROOT
+from tune.nursery import Nursery
 from tune.options import SearchConfig
 from tune.watchdog import why_not_started
 
@@ -42,10 +46,10 @@ OBJECT_STORE_BYTES = 128 * 2**20  # results and settings are small; every proces
 class Engine:
     """Ray, which starts in a thread; `wait` before it is used, `stop` whatever happened."""
 
-    def __init__(self, config: SearchConfig, resources: "Resources"):
+    def __init__(self, config: SearchConfig, resources: "Resources", nursery: Nursery | None = None):
         self._error: RunError | None = None
-        for name, value in ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
+        set_environment()
+        self._nursery = nursery or start_nursery(config.address)
         os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(resources.workers)
         options: dict[str, Any] = dict(address=config.address or "local", log_to_driver=False, configure_logging=False)
         if config.address is None:
@@ -75,6 +79,7 @@ class Engine:
 
     def _start(self, options: dict[str, Any]) -> None:
         import ray
+        from ray.air._internal import usage as air_usage
         from ray.job_config import JobConfig
 
         # Ray prints what its processes die of, pages for each, told to print nothing or not; the journal has the reason.
@@ -85,11 +90,14 @@ class Engine:
         with contextlib.ExitStack() as stack:
             if local:
                 _listen_on_loopback()
+                if self._nursery:
+                    stack.enter_context(_forked_workers(self._nursery))
                 if not options["include_dashboard"]:
                     stack.enter_context(_few_processes())
             rays.setLevel(logging.CRITICAL)  # of its start nothing need be known
             # Ray would have its workers import from the folder where the user stands; they need this checkout alone.
             ray.init(job_config=JobConfig(_client_job=True, _py_driver_sys_path=[str(ROOT)]), **options)
+            air_usage.tag_callbacks = lambda callbacks: False  # it would import every tracker that is installed
             rays.setLevel(logging.WARNING)  # these go to the run's ray.log
 
     def wait(self) -> None:
@@ -105,6 +113,49 @@ class Engine:
         self._started.wait()
         ray.shutdown()
         self._over.set()
+        if self._nursery:
+            self._nursery.close()
+
+
+def set_environment() -> None:
+    """What all of Ray's processes are to find in their environment; what the user has set stays."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+
+def start_nursery(address: str | None) -> Nursery | None:
+    """The process that workers are forked from, where Ray runs on this machine alone and processes can be forked.
+
+    Not where there are GPUs: a process that has as much as looked for them can't be forked into one that uses them.
+    """
+    if address is not None or has_gpu_driver():
+        return None
+    set_environment()
+    use_token(None)  # read when Ray is imported
+    try:
+        return Nursery(ROOT)
+    except OSError:  # a temporary folder whose name is too long for a socket, say
+        return None
+
+
+@contextlib.contextmanager
+def _forked_workers(where: Nursery) -> Iterator[None]:
+    """A Ray that starts within it starts its workers by the nursery's file."""
+    from ray._private.node import Node
+
+    start = Node.start_raylet
+
+    def start_raylet(self: Node, *arguments: Any, **options: Any) -> None:
+        os.environ[nursery.WORKER] = self._ray_params.worker_path
+        self._ray_params.worker_path = nursery.__file__
+        start(self, *arguments, **options)
+        where.raylet_is(self.all_processes["raylet"][0].process.pid)
+
+    Node.start_raylet = start_raylet
+    try:
+        yield
+    finally:
+        Node.start_raylet = start
 
 
 def _listen_on_loopback() -> None:
@@ -115,7 +166,7 @@ def _listen_on_loopback() -> None:
 
 
 @contextlib.contextmanager
-def _few_processes():
+def _few_processes() -> Iterator[None]:
     """Within it Ray starts without its autoscaler, its log monitor and the server behind its dashboard: no search on one
     machine needs them, and each costs a second of start-up.
     """

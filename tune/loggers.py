@@ -4,6 +4,7 @@ Ray's own callbacks would open a run for each segment, of which a trial here has
 """
 
 import contextlib
+import functools
 import math
 import os
 import queue
@@ -35,6 +36,19 @@ def metrics(event: Event) -> dict[str, float]:
     return {name: float(event[name]) for name in METRICS if math.isfinite(event[name])}
 
 
+@functools.cache
+def without_torch() -> None:
+    """Imports tensorboardX, which takes torch where it is there: two seconds of a search's start, and for nothing here."""
+    hidden = "torch" not in sys.modules
+    if hidden:
+        sys.modules["torch"] = None
+    try:
+        import tensorboardX  # noqa: F401
+    finally:
+        if hidden:
+            del sys.modules["torch"]
+
+
 class TensorBoard:
     """Writes tensorboard/TRIAL below the run's folder, one file a session: `tensorboard --logdir RUN`.
 
@@ -47,6 +61,7 @@ class TensorBoard:
     def __call__(self, event: Event) -> None:
         if event["event"] not in ("trial", "report"):
             return
+        without_torch()
         from tensorboardX import summary
         from tensorboardX.proto.event_pb2 import Event as Record
 

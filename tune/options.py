@@ -16,6 +16,9 @@ from tune.trials import UNLIMITED_TRIALS
 SEARCHERS = ("gp", "random", "optuna")
 DEFAULT_TRIALS = 16
 CONFIRMED = 3  # trials by default
+AUTO = "auto"
+PICKED = ("cpus_per_trial", "gpus_per_trial")
+"""options that may be AUTO: then pick.py finds the number"""
 
 
 @dataclass(frozen=True)
@@ -85,10 +88,11 @@ class SearchConfig:
     """best: last and best of the trials that can still win; all: every one"""
     storage_path: str | None = None
     """shared folder for the whole run, or URI (s3://...) for its checkpoints (unset: experiments/runs)"""
-    cpus_per_trial: int | None = None
-    """CPU cores a trial, and its torch threads (unset: 1, or an even share of the cores where trials have GPUs)"""
-    gpus_per_trial: float | None = None
-    """GPUs a trial, fractions share one (unset: 1 where there are GPUs, else 0)"""
+    cpus_per_trial: int | str | None = None
+    """CPU cores a trial, and its torch threads; auto: what a few timed steps say (unset: 1, or an even share of the cores
+    where trials have GPUs)"""
+    gpus_per_trial: float | str | None = None
+    """GPUs a trial, fractions share one; auto: what a few timed steps say (unset: 1 where there are GPUs, else 0)"""
     max_concurrent: int | None = None
     """trials at once (unset: as many as the machine holds)"""
     patience: float = 300.0
@@ -105,7 +109,7 @@ class SearchConfig:
     def __post_init__(self):
         def whole(field: str, least: int, most: int = 2**62, optional: bool = False) -> None:
             value = getattr(self, field)
-            if value is None and optional:
+            if (value is None and optional) or (value == AUTO and field in PICKED):
                 return
             if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
                 right = f"{least} or more" if most == 2**62 else f"from {least} to {most}"
@@ -140,7 +144,9 @@ class SearchConfig:
             raise InputError(f"--patience is {self.patience!r}; it must be a positive number of seconds")
         self.resolved_rungs  # noqa: B018 (raises for rungs that are none)
         gpus = self.gpus_per_trial
-        if gpus is not None and (not isinstance(gpus, (int, float)) or not (0 <= gpus < 1 or gpus == int(gpus) >= 1)):
+        if gpus not in (None, AUTO) and (
+            not isinstance(gpus, (int, float)) or not (0 <= gpus < 1 or gpus == int(gpus) >= 1)
+        ):
             raise InputError(f"--gpus_per_trial is {gpus!r}; it must be a share below 1 or a whole number of GPUs")
         if self.token_dtype is not None:
             one_of("token_dtype", *DTYPES)

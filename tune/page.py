@@ -14,6 +14,7 @@ from tune.settings import Search
 from tune.spaces import worded
 
 ASSETS = Path(__file__).resolve().parent / "assets"
+RELOAD_SECONDS = 5
 SHOWN = {"yes": "Yes.", "partly": "Partly.", "no": "No."}
 
 
@@ -27,14 +28,14 @@ def inlined(value: Any) -> str:
     return json.dumps(value, separators=(",", ":")).replace("<", "\\u003c")
 
 
-def document(title: str, body: str, data: str) -> str:
-    """The whole file: style, body, data, plotly and the page's own script."""
+def document(title: str, body: str, data: str, head: str = "") -> str:
+    """The whole file: style, body, data, plotly and the page's own script; `head` is more for its head."""
     from plotly.offline import get_plotlyjs
 
     css, script = ((ASSETS / f"page.{kind}").read_text() for kind in ("css", "js"))
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escaped(title)}</title>'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">{head}'
         f"<style>{css}</style></head>"
         f'<body>{body}<script type="application/json" id="data">{data}</script>'
         f"<script>{get_plotlyjs()}</script><script>{script}</script></body></html>\n"
@@ -171,8 +172,18 @@ def rows_of(table: pd.DataFrame) -> list[list[Any]]:
     return [list(row) for row in zip(*columns, strict=True)]
 
 
-def page(search: Search, found: dict[str, Any], figures: list[Figure], table: pd.DataFrame, notes: dict[str, str]) -> str:
-    """The report of one search; `notes` are sentences below a figure's own, by its name."""
+def page(
+    search: Search,
+    found: dict[str, Any],
+    figures: list[Figure],
+    table: pd.DataFrame,
+    notes: dict[str, str],
+    more: str | None = None,
+) -> str:
+    """The report of one search; `notes` are sentences below a figure's own, by its name.
+
+    With `more`, a sentence that says what is still to come, the page loads itself again every RELOAD_SECONDS.
+    """
     said = {name: f"<p class=soft>{escaped(words)}</p>" for name, words in notes.items()}
     sections = [figure_section(figure, said.pop(figure.name, "")) for figure in figures]
     missing = "".join(said.values())
@@ -181,7 +192,10 @@ def page(search: Search, found: dict[str, Any], figures: list[Figure], table: pd
         f'<a class=skip href="#answer">to the answer</a><h1>{escaped(title)}</h1><main>{answer(found)}{next_steps(found)}'
         f"{''.join(sections)}{missing}{trials_table(table)}{edge_warning(found)}{settings_section(search)}</main>"
     )
-    return document(title, body, payload(table, figures))
+    if more is None:
+        return document(title, body, payload(table, figures))
+    body = body.replace("<main>", f"<p class=soft role=status>{escaped(more)}</p><main>", 1)
+    return document(title, body, payload(table, figures), f'<meta http-equiv="refresh" content="{RELOAD_SECONDS}">')
 
 
 def payload(table: pd.DataFrame, figures: list[Figure]) -> str:

@@ -211,7 +211,10 @@ def check_comparable(search: Search, cache_dir: Path) -> Search:
     """
     config, data = search.config, search.data
     preset, encoding = get_preset(config.preset), get_tokenizer(data.tokenizer)
-    model = search.model if config.model else fix_model(config, preset.model(encoding.n_vocab))
+    model = search.model
+    if not config.model:  # presets of before had the other activation
+        shape = dataclasses.replace(preset.model(encoding.n_vocab), activation=model.activation)
+        model = fix_model(config, shape)
     ranges = search.space.ranges(preset)
     now = {
         f"the shape of preset {config.preset}": (model, search.model),

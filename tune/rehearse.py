@@ -28,7 +28,7 @@ from tune.settings import RUNS_DIR, Search
 from tune.trials import Event
 
 SECONDS = 1.0  # that each batch size is timed for
-RAY_SECONDS, END_SECONDS = 4.0, 4.0  # until Ray runs, and from the last report to the summary
+RAY_SECONDS, END_SECONDS = 1.0, 1.0  # beside a training process' own start, and from the last report to the summary
 MOST_IMPORT_SECONDS = 20.0  # a process that is older does not only start
 DRIVER_BYTES = 1.2e9  # of the command and Ray's own processes
 PATIENCE = 600.0  # seconds after which a rehearsal is given up
@@ -47,6 +47,8 @@ class Rehearsal:
     """bytes of one process at its most"""
     device_memory: int
     """bytes of its GPU at its most; 0 without one"""
+    device_total: int
+    """bytes that its GPU has"""
     checkpoint: int
     """bytes"""
     ready: float
@@ -102,6 +104,7 @@ def rehearse(search: Search, resources: Resources, seconds: float = SECONDS) -> 
         evaluation=mean("evaluation"),
         memory=int(mean("memory")),
         device_memory=int(mean("device_memory")),
+        device_total=found[0]["device_total"],
         checkpoint=found[0]["checkpoint"],
         ready=mean("ready"),
     )
@@ -188,11 +191,13 @@ def measure(search: Search, batches: list[int], device: str, threads: int, secon
         del run
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     device_memory = torch.cuda.max_memory_reserved() if device == "cuda" else 0
+    device_total = torch.cuda.get_device_properties(0).total_memory if device == "cuda" else 0
     return found | {
         "steps": steps,
         "evaluation": max(0.0, sum(evaluations) / len(evaluations)),
         "memory": memory,
         "device_memory": device_memory,
+        "device_total": device_total,
     }
 
 

@@ -16,14 +16,18 @@ import myllm.imports
 myllm.imports.check_imports()
 
 
+import contextlib
 import json
+import os
+import subprocess
 import webbrowser
 from pathlib import Path
 
 from myllm.errors import InputError, Parser, run_command
-from myllm.files import obstacle, write_text
+from myllm.files import ROOT, obstacle, write_text
 from tune.analysis import Surface
 from tune.audit import audit_lines
+from tune.journal import FILE_NAME as JOURNAL
 from tune.results import load, tables
 from tune.settings import FILE_NAME
 from tune.summary import facts, text
@@ -31,6 +35,8 @@ from tune.trials import DIVERGED, FAILED, Trials
 
 FIGURES = "figures"
 """folder of the run that holds a PNG and a CSV of each figure"""
+LOG = "report.log"
+"""file of the run that says why its report could not be written after the search; otherwise it is gone again"""
 
 
 def summary(run_dir: Path) -> str:
@@ -38,30 +44,61 @@ def summary(run_dir: Path) -> str:
     return text(facts(run_dir, *load(run_dir)), run_dir)
 
 
-def write_report(run_dir: Path) -> str:
-    """Writes summary.txt, summary.json, report.html and figures/ into the run folder; returns the summary."""
+def write_report(run_dir: Path, whole: bool = True, still: bool = False) -> str:
+    """Writes summary.txt, summary.json, report.html and figures/ into the run folder; returns the summary.
+
+    With `whole` False it takes a moment: without figures/ and without what is learnt from a surface fitted to the losses,
+    and the page says that more is coming and loads itself again. With `still` nothing is written where the search has gone
+    on meanwhile: its end writes what holds then.
+    """
     from tune.figures import figures
     from tune.page import page
     from tune.pictures import write_pictures
 
+    size = (run_dir / JOURNAL).stat().st_size if still else 0
     search, trials, events = load(run_dir)
     table, history = tables(trials, search.config.seed)
     found = facts(run_dir, search, trials, events)
+    said = text(found, run_dir)
     notes = {"budget": time_spent(trials, events, found)}
     surface = None
     try:
-        surface = Surface(search, trials)
+        surface = Surface(search, trials) if whole else None
     except ValueError as error:
         notes["importance"] = f"What matters: nothing can be said yet, {error}."
-    shown = figures(search, trials, history, surface, found["audit"])
+    with one_thread():
+        shown = figures(search, trials, history, surface, found["audit"])
     if found["audit"]:
         notes["audit"] = " ".join(f"{line[0].upper()}{line[1:].removesuffix('.')}." for line in audit_lines(found["audit"]))
-    write_pictures(run_dir / FIGURES, shown)
-    write_text(run_dir / "report.html", page(search, found, shown, table.drop(columns="checkpoint"), notes))
+    if still and (run_dir / JOURNAL).stat().st_size != size:
+        return said
+    if whole:
+        write_pictures(run_dir / FIGURES, shown)
+    again = None if whole else f"More is being drawn. This page loads itself again; or: {found['next'][0]['command']}"
+    write_text(run_dir / "report.html", page(search, found, shown, table.drop(columns="checkpoint"), notes, again))
     write_text(run_dir / "summary.json", json.dumps(found, indent=2) + "\n")
-    said = text(found, run_dir)
     write_text(run_dir / "summary.txt", said.lstrip("\n") + "\n")
     return said
+
+
+def one_thread() -> contextlib.AbstractContextManager:
+    """Within it linear algebra has one thread: its matrices are small, and on busy cores two wait for each other."""
+    from threadpoolctl import threadpool_limits
+
+    return threadpool_limits(1)
+
+
+def write_report_behind(run_dir: Path) -> None:
+    """Has a process of lowest priority write the whole report, which outlives this one; its errors go to report.log."""
+    with open(run_dir / LOG, "w") as log:
+        subprocess.Popen(
+            [sys.executable, __file__, str(run_dir), "--behind"],
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=log,
+            start_new_session=True,  # Ctrl-C and the end of the terminal are not meant for it
+        )
 
 
 def time_spent(trials: Trials, events: list[dict], found: dict) -> str:
@@ -92,6 +129,7 @@ def main() -> None:
     parser = Parser(prog="report.py", description="Prints a run's summary and rewrites its report; several: compares.")
     parser.add_argument("runs", nargs="+", metavar="run", help="run folder, experiments/runs/NAME")
     parser.add_argument("--open", action="store_true", help="show the page in the browser")
+    parser.add_argument("--behind", action="store_true", help="print nothing, and let all others go first")
     args = parser.parse_args()
     folders = [Path(run).resolve() for run in args.runs]
     if len(set(folders)) < len(folders):
@@ -100,7 +138,13 @@ def main() -> None:
         reason = obstacle(folders[0] / "report.html") if (folders[0] / FILE_NAME).is_file() else None
         if reason:
             raise InputError(f"{folders[0]}: the report can't be written: {reason}")
-        print(write_report(folders[0]))
+        if args.behind:
+            os.nice(19)
+        said = write_report(folders[0], still=args.behind)
+        if args.behind:
+            (folders[0] / LOG).unlink(missing_ok=True)
+        else:
+            print(said)
         page = folders[0] / "report.html"
     else:
         from tune.compare import compare

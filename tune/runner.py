@@ -86,7 +86,7 @@ class Housekeeping(tune.Callback):
                 self.session.tables.flush()
                 write_best(self.session.run_dir, self.session.trials, self.session.search)
             if self.first_tables:  # it takes a second, which the end need not wait for
-                import_ahead("tune.report", "matplotlib.figure")
+                import_ahead("tune.report", "tune.page")
             self.first_tables = False
 
 

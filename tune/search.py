@@ -16,10 +16,12 @@ myllm.imports.check_imports()
 
 
 import argparse
+import contextlib
 import dataclasses
 import importlib.util
 import time
 import tomllib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +35,9 @@ from tune import ranges
 from tune.cluster import cluster_resources
 from tune.commands import command, shown_path
 from tune.durations import duration, parse_duration
-from tune.engine import Engine
-from tune.options import SearchConfig
+from tune.engine import Engine, start_nursery
+from tune.nursery import Nursery
+from tune.options import AUTO, PICKED, SearchConfig
 from tune.places import check_places, runs_dir
 from tune.settings import RUNS_DIR, Search
 from tune.spaces import OWN, SPACES, sample, worded
@@ -58,6 +61,18 @@ def seconds(text: str) -> float:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def or_auto(kind: type) -> Callable[[str], Any]:
+    """A number of that kind or `auto`, as argparse wants it."""
+
+    def read(text: str) -> Any:
+        try:
+            return text if text == AUTO else kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor {AUTO}") from None
+
+    return read
+
+
 def parse_args() -> argparse.Namespace:
     parser = Parser(
         prog="search.py", description="Searches hyper-parameters of GPT pre-training.", argument_default=argparse.SUPPRESS
@@ -73,6 +88,8 @@ def parse_args() -> argparse.Namespace:
             how = {"nargs": "+", "action": "extend", "metavar": "NAME=..."}
         elif kind is tuple:
             how = {"nargs": "+", "metavar": "PATH"}
+        if field.name in PICKED:
+            how = {"type": or_auto(kind), "metavar": "NUMBER"}
         if field.name == "time_budget":
             how = {"type": seconds, "metavar": "TIME"}
         parser.add_argument(f"--{field.name}", help=(helps[field.name] + default).replace("%", "%%"), **how)
@@ -109,6 +126,8 @@ def read_experiment(path: str, given: dict[str, Any]) -> dict[str, Any]:
             value = values[key] = [value]
         if key == "time_budget" and isinstance(value, str):
             value = values[key] = parse_duration(value)
+        if key in PICKED and value == AUTO:
+            continue
         expected = {float: (int, float), tuple: list}.get(kinds[key], kinds[key])
         if not isinstance(value, expected) or (isinstance(value, bool) and kinds[key] is not bool):
             raise InputError(f"--experiment {path}: {key} is {value!r}; it must be a {kinds[key].__name__}")
@@ -185,6 +204,15 @@ def list_spaces(preset_name: str) -> str:
     return "\n".join(lines)
 
 
+@contextlib.contextmanager
+def nothing_lost(again: str) -> Iterator[None]:
+    """Within it, what a disk or its owner refuses is told with the command that goes on."""
+    try:
+        yield
+    except (RunError, OSError) as error:
+        raise RunError(f"{error}; nothing is lost: {again} goes on when that is mended") from None
+
+
 def main() -> int:
     given = vars(parse_args())
     if given.pop("list_spaces", False):
@@ -193,6 +221,15 @@ def main() -> int:
     resumed, dry_run = "resume" in given, given.pop("dry_run", False)
     if not resumed and given.pop("trust", False):
         raise InputError("--trust belongs to --resume")
+    with contextlib.ExitStack() as stack:
+        nursery = None if resumed or dry_run else start_nursery(given.get("address"))
+        if nursery:  # it takes longer to be ready than all that is checked before Ray starts
+            stack.callback(nursery.close)
+        return run(given, resumed, dry_run, nursery)
+
+
+def run(given: dict[str, Any], resumed: bool, dry_run: bool, nursery: Nursery | None) -> int:
+    """Checks what was `given`, searches, and says what was found; returns the exit code."""
     run_dir, search = (resume if resumed else start)(given)
     config = search.config
     if config.dashboard and importlib.util.find_spec("aiohttp_cors") is None:
@@ -204,6 +241,12 @@ def main() -> int:
         available = available_cpus(), len(gpu_names())
     else:
         available = cluster_resources(config.address)
+    if any(getattr(config, name) == AUTO for name in PICKED):
+        from tune.pick import settle_auto
+
+        search, found = settle_auto(search, *available)
+        config = search.config
+        print(found, flush=True)
     resources = settle_resources(config, *available)
     if resumed and (changes := changed_code(search)):
         print(f"note: the code has changed since the search began: {changes}")
@@ -226,20 +269,25 @@ def main() -> int:
     if dry_run:
         return 0
     run_dir.mkdir(parents=True, exist_ok=resumed)
-    engine = None if resumed else Engine(config, resources)  # one that is resumed may have nothing left to do
+    engine = None if resumed else Engine(config, resources, nursery)  # one that is resumed may have nothing left to do
     from tune.runner import run_search
 
     try:
-        finished = run_search(run_dir, search, resources, engine)
-        from tune.report import nothing_reported, write_report
+        with nothing_lost(again):
+            finished = run_search(run_dir, search, resources, engine)
+            from tune.report import nothing_reported, write_report, write_report_behind
 
-        said = write_report(run_dir)
-    except (RunError, OSError) as error:
-        raise RunError(f"{error}; nothing is lost: {again} goes on when that is mended") from None
+            said = write_report(run_dir, whole=False)
     finally:
         if engine:
             engine.stop()
-    print(said)
+    print(said, flush=True)
+    with nothing_lost(again):
+        if sys.stdout.isatty():  # somebody waits for the prompt
+            print(f"\nreport: {(run_dir / 'report.html').as_uri()}")
+            write_report_behind(run_dir)
+        else:  # a script may want the files, and end all that it left behind
+            write_report(run_dir)
     if not finished:
         print(f"interrupted; go on with: {again}")
         return 130

@@ -42,7 +42,7 @@ RECENT_REPORTS = 128  # by which it is judged: a machine that others use too cha
 EXCEPTION = re.compile(r"(\w+\.)*\w*(Error|Exception|Exit|Interrupt): .*\S")
 """the line of a traceback that says what happened"""
 HOPELESS = 3  # trials that failed without a report, and none began before them: the rest would fare alike
-STARTING_SECONDS = 6.0  # two before a session's first event, four after its last
+STARTING_SECONDS = 4.0  # three before a session's first event, one after its last
 
 
 class Segment(RayTrial):

@@ -66,6 +66,9 @@ class Search:
     moved: dict[str, Any] = dataclasses.field(default_factory=dict)
     """the preset's reference values that lie outside of the user's ranges: trial 0 has the nearest instead"""
 
+    picked: dict[str, str] = dataclasses.field(default_factory=dict)
+    """options that were `auto` -> what was measured; the numbers themselves are in `config`"""
+
     @property
     def budget_tokens(self) -> int:
         """Tokens of one full training."""

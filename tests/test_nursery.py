@@ -1,0 +1,42 @@
+"""Workers are forked from one process that has imported what they need, and start in the usual way without it."""
+
+import os
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from myllm.machine import has_gpu_driver
+from tune.engine import Engine
+from tune.options import SearchConfig
+from tune.prepare import Resources
+
+pytestmark = pytest.mark.skipif(has_gpu_driver(), reason="workers are forked on Linux without GPUs alone")
+
+
+def test_workers_are_forked_and_start_without_the_nursery_too():
+    before = {process.pid for process in psutil.Process().children(recursive=True)}
+    engine = Engine(SearchConfig(), Resources(1, 0, 1))
+    try:
+        engine.wait()
+        import ray
+
+        @ray.remote(num_cpus=1, max_calls=1)
+        def who() -> tuple[int, int, bool, str | None]:
+            return os.getpid(), os.getppid(), "torch" in sys.modules, os.environ.get("RAY_JOB_ID")
+
+        nursery, folder = engine._nursery.process, Path(engine._nursery.folder)
+        pid, parent, has_torch, job = ray.get(who.remote())
+        assert parent == nursery.pid and has_torch and job == ray.get_runtime_context().get_job_id()
+        nursery.kill()
+        nursery.wait()
+        again, parent, has_torch, _ = ray.get(who.remote())
+        assert again != pid and parent != nursery.pid and not has_torch
+    finally:
+        engine.stop()
+    assert not folder.exists()
+    _, alive = psutil.wait_procs(
+        [process for process in psutil.Process().children(recursive=True) if process.pid not in before], timeout=10
+    )
+    assert alive == []
