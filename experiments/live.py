@@ -28,7 +28,7 @@ def main() -> None:
     events = events[: int(len(events) * args.share)]
     trials = Trials(search.budget_tokens, search.config.trials, search.config.rung_metric, events)
     seconds, pace = search_seconds(events), measured_pace(events, per_segment=0.5)
-    trained = sum(trial.reports[trial.tokens]["train_seconds"] for trial in trials.by_id.values() if trial.reports)
+    trained = sum(trial.train_seconds for trial in trials.by_id.values())
     view = View(
         name=search.config.name,
         trials=trials,

@@ -1,14 +1,18 @@
 """Speed and memory of preparing text: format, size, MB/s, peak memory, next to tiktoken alone.
 
-    python experiments/prepare.py --megabytes 2000 --tokenizer gpt2
+    python experiments/prepare.py --megabytes 50 --rounds 3
+    python experiments/prepare.py --megabytes 2000 --rounds 1 --formats txt jsonl parquet
+    python experiments/prepare.py --megabytes 100 --rounds 1 --formats line.txt line.jsonl run.txt
 
 Writes paragraphs of the embedded corpus, in random order, in each format into a temporary folder, prepares each with
 `prepare` in a process of its own, and prints a Markdown table: bytes of text (not of the file) per second, and the peak
-resident memory of that process. What the speed is compared with is `encode_ordinary_batch` on two threads, on the same
-documents and in the same run, before and after; it keeps its ids as lists, and so gets at most --baseline_megabytes.
+resident memory of that process. In `line` all is one document on one line, in `run` one character. What the speed is
+compared with is `encode_ordinary_batch` on two threads, on the same documents and in the same run, before and after; it
+keeps its ids as lists, and so gets at most --baseline_megabytes.
 """
 
 import argparse
+import itertools
 import json
 import random
 import re
@@ -21,7 +25,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-FORMATS = ("txt", "txt.gz", "jsonl", "jsonl.zst", "parquet")
+FORMATS = ("txt", "txt.gz", "jsonl", "jsonl.zst", "csv", "parquet", "arrow")
+HARD = ("line.txt", "line.jsonl", "run.txt")
+ROWS = 1000  # of a table written at once, as Hugging Face's datasets do
 DOCUMENT_CHARS = 4000  # mean length
 BASELINE_THREADS = 2
 
@@ -40,30 +46,37 @@ def documents(megabytes: float, seed: int = 0) -> Iterator[str]:
         yield text or "a\n"
 
 
+def texts(kind: str, megabytes: float) -> Iterator[str]:
+    """The documents of one format."""
+    if kind.startswith("line"):
+        yield " ".join("".join(documents(megabytes)).splitlines())
+    elif kind.startswith("run"):
+        yield "a" * int(megabytes * 1e6)
+    else:
+        yield from documents(megabytes)
+
+
 def write(path: Path, kind: str, megabytes: float) -> int:
     """Writes the documents in one format; returns the bytes of their text."""
     import pyarrow
+    import pyarrow.ipc
     import pyarrow.parquet
 
-    size = 0
-    if kind == "parquet":
+    size, found = 0, texts(kind, megabytes)
+    if kind in ("parquet", "arrow"):
         schema = pyarrow.schema([("text", pyarrow.string())])
-        with pyarrow.parquet.ParquetWriter(path, schema) as writer:
-            block = []
-            for text in documents(megabytes):
-                size += len(text.encode())
-                block.append(text)
-                if len(block) == 5000:
-                    writer.write_table(pyarrow.table({"text": block}, schema))
-                    block = []
-            if block:
+        with (pyarrow.parquet.ParquetWriter if kind == "parquet" else pyarrow.ipc.new_stream)(str(path), schema) as writer:
+            while block := list(itertools.islice(found, ROWS)):
+                size += sum(len(text.encode()) for text in block)
                 writer.write_table(pyarrow.table({"text": block}, schema))
         return size
     codec = {"gz": "gzip", "zst": "zstd"}.get(kind.split(".")[-1])
     with pyarrow.output_stream(str(path), compression=codec) as file:
-        for text in documents(megabytes):
+        file.write(b"text\n" if kind == "csv" else b"")
+        for text in found:
             size += len(text.encode())
-            file.write((json.dumps({"text": text}) + "\n" if kind.startswith("jsonl") else text).encode())
+            row = json.dumps({"text": text}) + "\n" if "jsonl" in kind else text
+            file.write(('"' + text.replace('"', '""') + '"\n' if kind == "csv" else row).encode())
     return size
 
 
@@ -104,7 +117,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--megabytes", type=float, default=100, help="text of each format")
     parser.add_argument("--baseline_megabytes", type=float, default=50, help="of these, for tiktoken alone: it keeps lists")
-    parser.add_argument("--formats", nargs="+", default=list(FORMATS), choices=FORMATS)
+    parser.add_argument("--formats", nargs="+", default=list(FORMATS), choices=FORMATS + HARD)
     parser.add_argument("--tokenizer", default="gpt2")
     parser.add_argument("--rounds", type=int, default=3, help="of all formats, interleaved; medians are printed")
     parser.add_argument("--file", help=argparse.SUPPRESS)

@@ -1,6 +1,6 @@
 """Our search against Ray Tune's own ASHA and against Optuna's, at equal wall time on equal cores.
 
-    python -m myllm.data --input tinyshakespeare.txt --out_dir data --tokenizer byte
+    python myllm/data.py --input tinyshakespeare.txt --out_dir data --tokenizer byte
     python experiments/versus.py --name shakespeare --train_file data/train_ids.bin --val_file data/val_ids.bin \
         --figure experiments/versus.png
 

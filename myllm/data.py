@@ -1,18 +1,23 @@
 """Data for training: windows over token files, and a seeded stream of batches whose position is two whole numbers.
 
-    python -m myllm.data --input text.txt --out_dir DIR --tokenizer gpt2 --val_fraction 0.1
+    python myllm/data.py --input text.txt --out_dir DIR --tokenizer gpt2 --val_fraction 0.1
 
 writes train_ids.bin and val_ids.bin, flat little-endian uint16 ids (uint32 where the vocabulary needs it), with a .json
 beside each that names type, tokenizer and content. What may stand for --input, --train_file and --val_file: see sources.py,
 token_layout.py and text.py; what becomes of it: prepare.py.
 """
 
-import contextlib
+import os
+import sys
+
+if __name__ == "__main__" and not __spec__:  # as a file, not as a module
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 
 import myllm.imports
 
 myllm.imports.check_imports()
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -123,14 +128,16 @@ class BatchStream:
 
 
 def main() -> None:
-    parser = Parser(prog="python -m myllm.data", description="Writes text as train_ids.bin and val_ids.bin.")
+    parser = Parser(prog="data.py", description="Writes text as train_ids.bin and val_ids.bin.")
     parser.add_argument("--input", required=True, nargs="+", help="text or token files: names, a glob, or a folder")
     parser.add_argument("--out_dir", required=True, help="folder to write to")
     parser.add_argument(
         "--tokenizer", default="gpt2", help="byte, a tiktoken encoding, or a .tiktoken or tokenizer.json file"
     )
     parser.add_argument("--val_fraction", type=float, default=0.1, help="share of the characters, at the end, for val")
-    parser.add_argument("--text_column", help="column of .jsonl and .parquet files that is the text (default: found)")
+    parser.add_argument(
+        "--text_column", help="column that is the text, of .jsonl, .csv, .parquet and .arrow files (default: found)"
+    )
     parser.add_argument("--token_dtype", choices=list(DTYPES), help="what bare .bin files hold (default: uint16)")
     args = parser.parse_args()
     if not 0 < args.val_fraction < 1:

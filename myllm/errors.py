@@ -8,10 +8,22 @@ from collections.abc import Callable
 
 DISK_ERRORS = {
     getattr(errno, name)
-    for name in ("ENOSPC", "EDQUOT", "EFBIG", "EIO", "EROFS", "EACCES", "EPERM", "EMFILE", "ESTALE")
+    for name in (
+        "ENOSPC",
+        "EDQUOT",
+        "EFBIG",
+        "EIO",
+        "EROFS",
+        "EACCES",
+        "EPERM",
+        "EMFILE",
+        "ESTALE",
+        "ENAMETOOLONG",
+        "ELOOP",
+    )
     if hasattr(errno, name)
 }
-"""errno of what a disk or its owner does, and no fault of the code: one line, not a traceback"""
+"""errno of what a disk, its owner or a name does, and no fault of the code: one line, not a traceback"""
 
 
 class InputError(ValueError):
@@ -46,11 +58,15 @@ def run_command(main: Callable[[], int | None]) -> None:
     """Runs a command's main(); an error of the user's becomes one line on stderr.
 
     Exit codes: 2 for an InputError, 1 for a RunError and for what the disk refuses, 130 for Ctrl-C, 141 where whoever
-    read the output has gone (`| head`), as of a process that SIGPIPE ended. What a terminal can't show is escaped.
+    read the output has gone (`| head`), as of a process that SIGPIPE ended. What a terminal can't show is escaped. A stream
+    that is closed (`>&-`) leads nowhere.
     """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 (as long as the process lives)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors="backslashreplace", line_buffering=True)
     try:
         try:
             code = main()

@@ -72,6 +72,9 @@ def whole_file(path: str | Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # of a full disk it is not known where
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -1,29 +1,47 @@
-"""A file of the user's that is called like a package stands in its way: it is named before anything is imported."""
+"""A file of the user's that is called like a module stands in its way: it is named before anything is imported."""
 
-import importlib.machinery
-import importlib.metadata
 import os
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 OURS = ("myllm", "tune")
-PACKAGES = ("matplotlib", "numpy", "optuna", "pandas", "psutil", "pyarrow", "ray", "tiktoken", "torch", "tqdm")
+PACKAGES = {
+    **{name: name for name in ("matplotlib", "mlflow", "numpy", "optuna", "pandas", "plotly", "psutil", "pyarrow", "ray")},
+    **{name: name for name in ("rich", "scipy", "sortedcontainers", "tensorboardX", "tiktoken", "tokenizers", "torch")},
+    **{"sklearn": "scikit-learn", "tqdm": "tqdm", "wandb": "wandb"},
+}
+"""what is imported here -> the distribution that has it"""
+UNUSED = {"antigravity", "idlelib", "test", "this", "tkinter", "turtle", "turtledemo"}
+"""modules of Python's that nothing imports; some of these names are usual"""
 
 
-def shadow(folders: list[str]) -> Path | None:
+def standard_shadow(folders: list[str]) -> str | None:
+    """A file in `folders`, which come before Python's own, that is called like one of its modules; None where none is."""
+    for folder in folders:
+        for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
+            stem, ending = os.path.splitext(name)
+            if ending == ".py" and stem in sys.stdlib_module_names - UNUSED:
+                return os.path.join(folder, name)
+    return None
+
+
+def shadow(folders: list[str]) -> str | None:
     """What Python would import from `folders` instead of this project or a package that it needs; None where nothing."""
+    import importlib.machinery
+    import importlib.metadata
+
     for name in (*OURS, *PACKAGES):
         spec = importlib.machinery.PathFinder.find_spec(name, folders)
         if spec is None or spec.origin is None:  # not there, or a mere folder, which comes last
             continue
-        found = Path(spec.origin).resolve()
-        found = found.parent if found.name == "__init__.py" else found
+        found = os.path.realpath(spec.origin)
+        found = os.path.dirname(found) if os.path.basename(found) == "__init__.py" else found
         try:
-            right = ROOT / name if name in OURS else Path(importlib.metadata.distribution(name).locate_file(name)).resolve()
+            right = ROOT if name in OURS else str(importlib.metadata.distribution(PACKAGES[name]).locate_file(""))
         except importlib.metadata.PackageNotFoundError:
             continue
-        if found != right and (name in OURS or found.suffix == ".py" or right.is_dir()):
+        right = os.path.realpath(os.path.join(right, name))
+        if found != right and (name in OURS or found.endswith(".py") or os.path.isdir(right)):
             return found
     return None
 
@@ -31,14 +49,12 @@ def shadow(folders: list[str]) -> Path | None:
 def check_imports() -> None:
     """Ends the process with one line and exit code 2 where a file has the name of something that must be imported.
 
-    Ray's processes look into the working folder and into PYTHONPATH, so those count, whatever this process has.
+    It would have to be in PYTHONPATH, where Ray's processes look too, or in the working folder of a `python -m`.
     """
-    added = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
-    try:
-        here = os.getcwd()
-    except OSError:
-        return  # a folder that is gone has no files
-    if culprit := shadow([here, *added]):
-        message = f"error: {culprit} is called like a package that this program imports; rename it, or run elsewhere"
+    standard = os.path.dirname(os.path.realpath(os.__file__))
+    first = [path for path in map(os.path.realpath, sys.path) if not path.endswith(".zip")]
+    first = first[: first.index(standard)] if standard in first else []
+    if culprit := standard_shadow(first) or shadow(first):
+        message = f"error: {culprit} is called like a module that this program imports; rename it, or run elsewhere"
         print(message.encode("ascii", "backslashreplace").decode(), file=sys.stderr)
         sys.exit(2)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 GPU_DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # of NVIDIA, AMD, and Windows' Linux
-CGROUPS = Path("/sys/fs/cgroup")
+CGROUPS, OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 def origin(packages: Iterable[str]) -> dict[str, Any]:
@@ -49,19 +49,40 @@ def gpu_names() -> list[str]:
 def available_cpus() -> int:
     """CPU cores that this process may use, by its affinity mask and by its container's quota."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = cpu_quota(CGROUPS)
+    quota = cpu_quota(CGROUPS, OWN_CGROUPS)
     return cores if quota is None else max(1, min(cores, int(quota)))
 
 
-def cpu_quota(root: Path) -> float | None:
-    """Cores' worth of time that a container may use, by cgroup version 2 or 1 below `root`; None without a limit."""
+def cpu_quota(root: Path, own: Path) -> float | None:
+    """Cores' worth of time that this process may use, by cgroup version 2 or 1 below `root`; None without a limit.
+
+    `own` lists the process's own groups; each group above limits it too. In a container `root` may be the own one, which
+    is then known by another path.
+    """
     try:
-        if (root / "cpu.max").exists():
-            quota, period = (root / "cpu.max").read_text().split()
+        lines = [line.split(":", 2) for line in own.read_text().splitlines()]
+    except (OSError, ValueError):
+        lines = []
+    groups = {root, root / "cpu"}
+    for _, controllers, path in (line for line in lines if len(line) == 3):
+        if not controllers or "cpu" in controllers.split(","):
+            base, parts = (
+                root / ("cpu" if controllers else ""),
+                [part for part in path.split("/") if part not in ("", "..")],
+            )
+            groups |= {base.joinpath(*parts[:count]) for count in range(len(parts) + 1)}
+    return min((quota for group in groups if (quota := _quota(group)) is not None), default=None)
+
+
+def _quota(group: Path) -> float | None:
+    """The limit of one cgroup, of either version."""
+    try:
+        if (group / "cpu.max").exists():
+            quota, period = (group / "cpu.max").read_text().split()
         else:
-            quota, period = ((root / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+            quota, period = ((group / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
         return int(quota) / int(period) if int(quota) > 0 else None
-    except (OSError, ValueError):  # no cgroups, or "max"
+    except (OSError, ValueError, ArithmeticError):  # no cgroups, or "max"
         return None
 
 

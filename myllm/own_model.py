@@ -9,6 +9,9 @@
         def forward(self, ids, targets):            # two (B, T) int64 tensors; targets[b, t] follows ids[b, t]
             return loss                             # mean cross-entropy in nats per token: a scalar with a gradient
 
+        def logits(self, ids):                      # may be left out: a model that has it can write text
+            return logits                           # (B, T, vocab_size), or (B, 1, vocab_size) of the last token
+
 The file's text, and that of the modules beside it that it imports, is part of the model's configuration: a search goes on
 with the code that it began with, on every machine, whatever happens to the file. Nothing here imports torch before a model
 is built: a report reads configurations without it.

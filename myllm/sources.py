@@ -1,6 +1,7 @@
 """What a user names -> files: one, several, a glob, or a folder."""
 
 import glob
+import json
 import os
 import re
 from collections.abc import Sequence
@@ -14,8 +15,13 @@ EMBEDDED = "embedded"
 """Name of the corpus that every Python brings along: the source files of its standard library."""
 Source = str | Sequence[str]
 """a path, a glob, a folder, EMBEDDED, or several of the first three"""
-TOKENS, TEXT = ("bin", "npy"), ("txt", "jsonl", "parquet")
-IN_FOLDERS = re.compile(r".+\.(bin|npy|parquet|(txt|jsonl|ndjson)(\.(gz|bz2|zst))?)$", re.IGNORECASE)
+TOKENS = ("bin", "npy")
+IN_FOLDERS = re.compile(
+    r".+\.(bin|npy|parquet|arrow|(txt|jsonl|ndjson)(\.(gz|bz2|zst))?|json\.(gz|bz2|zst))$", re.IGNORECASE
+)
+"""what is taken from a folder: a .json or .csv there more often tells of the data than is it"""
+DATASET, SPLIT_DATASET = "state.json", "dataset_dict.json"
+"""files by which Hugging Face's datasets know a folder that they saved: of one dataset, of one a split"""
 SPLITS = {
     "train": re.compile(r"(?<![a-z])train(ing)?(?![a-z])", re.IGNORECASE),
     "val": re.compile(r"(?<![a-z])(val|valid|validation|dev|eval|test)(?![a-z])", re.IGNORECASE),
@@ -72,20 +78,34 @@ def _expand(name: str) -> list[Path]:
     if path.exists() or not glob.has_magic(name):
         return [path]
     found = sorted((Path(name) for name in glob.glob(name, recursive=True)), key=_by_number)
-    found = [path for path in found if path.is_file() and path.suffix not in (".json", ".pkl")]
+    others = {".json", ".pkl"} - {path.suffix}  # which lie beside token files
+    found = [path for path in found if path.is_file() and path.suffix not in others]
     if not found:
         raise InputError(f"{name}: no file has such a name")
     return found
 
 
 def _in_folder(folder: Path) -> list[Path]:
+    if (folder / SPLIT_DATASET).is_file():
+        splits = ", ".join(sorted(str(part.parent) for part in folder.glob(f"*/{DATASET}")))
+        raise InputError(f"{folder}: a saved dataset of several splits; name one of them: {splits}")
+    if (folder / DATASET).is_file():
+        return _saved_dataset(folder)
     files = sorted((p for p in folder.iterdir() if p.is_file() and IN_FOLDERS.fullmatch(p.name)), key=_by_number)
     files = [path for path in files if not path.name.startswith(".")]
     if not files:
-        raise InputError(f"{folder}: a folder without .bin, .npy, .txt, .jsonl or .parquet files")
+        raise InputError(f"{folder}: a folder without .bin, .npy, .txt, .jsonl, .parquet or .arrow files")
     if all(any(split.search(path.name) for path in files) for split in SPLITS.values()):
         raise InputError(f"{folder}: a folder with files of both train and val; say which, as with '{folder}/*train*'")
     return files
+
+
+def _saved_dataset(folder: Path) -> list[Path]:
+    """The files of a dataset that was saved; others beside them are caches of its transformations."""
+    try:
+        return [folder / part["filename"] for part in json.loads((folder / DATASET).read_text())["_data_files"]]
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{folder / DATASET}: names no data files, so this is no dataset that was saved") from None
 
 
 def _by_number(path: Path) -> list:

@@ -98,6 +98,19 @@ def make_run(byte_files):
     return make
 
 
+@pytest.fixture
+def command(monkeypatch):
+    """command(*arguments): trainer.py's main with them, in this process."""
+
+    from myllm.training import trainer
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["trainer.py", *map(str, arguments), "--device", "cpu"])
+        return trainer.main()
+
+    return run
+
+
 def run_command_line(*arguments: str | Path, timeout: float = 300, **kwargs) -> subprocess.CompletedProcess:
     """Runs `python ARGUMENTS` from the project's folder; returns the finished process with its output as text."""
     command = [sys.executable, *map(str, arguments)]

@@ -40,7 +40,7 @@ def test_what_can_not_be_written_is_known_beforehand(tmp_path):
 def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     path = tmp_path / "a"
     path.write_text("old")
-    with pytest.raises(OSError, match="full"), whole_file(path) as file:
+    with pytest.raises(OSError, match=f"full: '{path}'"), whole_file(path) as file:
         file.write(b"new, but the disk is")
         raise OSError(errno.ENOSPC, "full")
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
@@ -114,6 +114,14 @@ def test_output_into_head_ends_quietly(byte_files, arguments):
     process.stdout.close()
     assert process.stderr.read() == b""
     assert process.wait(timeout=60) in (0, 141)
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", ">&- 2>&- <&-", "2>/dev/full"])
+def test_a_stream_that_is_closed_is_no_error(tmp_path, closed):
+    (tmp_path / "a.txt").write_text("words " * 1000)
+    words = f"{sys.executable} myllm/data.py --input {tmp_path}/a.txt --out_dir {tmp_path}/out --tokenizer byte {closed}"
+    done = subprocess.run(["bash", "-c", words], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and not done.stderr and (tmp_path / "out" / "val_ids.bin").exists(), done.stderr
 
 
 def test_line_breaks_of_the_users_do_not_break_the_one_line(tmp_path):

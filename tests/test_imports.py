@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, run_command_line
 
+from myllm.imports import PACKAGES
+
 MODULES = sorted(path for folder in ("myllm", "tune") for path in (ROOT / folder).rglob("*.py"))
 USES_RAY = {"tune/cluster.py", "tune/engine.py", "tune/runner.py", "tune/session.py", "tune/trainable.py"}
 PURE = ("report", "results", "journal", "spaces", "trials", "coordinator", "simulate", "searchers", "settings", "surrogate")
@@ -40,8 +42,14 @@ def test_a_module_imports_only_downwards(path):
         assert not roots & {"os", "time", "random", "pathlib"}  # a rule sees trials and clock alone
 
 
+def test_every_package_that_is_imported_is_looked_for_in_the_way():
+    ours = {"myllm", "tune"}
+    roots = {module.split(".")[0] for path in MODULES for module in imports(path)} - sys.stdlib_module_names - ours
+    assert roots - {"IPython"} <= set(PACKAGES), "name it in myllm/imports.py"
+
+
 def test_no_module_beside_the_commands_shadows_another():
-    for folder in ("tune", "myllm/training"):
+    for folder in ("tune", "myllm", "myllm/training"):
         for path in (ROOT / folder).glob("*.py"):
             assert path.stem not in sys.stdlib_module_names
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import shlex
+import socket
 import subprocess
 import sys
 import textwrap
@@ -15,7 +16,7 @@ from test_results import search_of
 
 from myllm import imports
 from myllm.errors import InputError, RunError
-from tune import commands, places, watchdog
+from tune import cluster, commands, places, watchdog
 from tune.watchdog import Watchdog, cause
 
 SEARCH = "tune/search.py"
@@ -215,21 +216,77 @@ def test_a_process_of_rays_that_has_ended_ends_the_search(clock, tmp_path):
 # Files in the way
 
 
-def test_a_file_called_like_a_package_is_named(tmp_path, monkeypatch):
-    assert imports.shadow(sys.path) is None and imports.shadow([str(tmp_path)]) is None
-    for name in ("tune", "ray", "torch", "myllm", "numpy"):
+COMMANDS = {
+    SEARCH: ["--list_spaces"],
+    "tune/report.py": ["none"],
+    "myllm/training/trainer.py": ["--train_file", "none", "--val_file", "none"],
+    "myllm/data.py": ["--input", "none", "--out_dir", "none"],
+}
+"""every command, with arguments by which it ends at once"""
+
+
+@pytest.mark.parametrize("script", COMMANDS)
+def test_a_file_called_like_a_module_is_named_or_harmless(script, tmp_path):
+    """Those of the working folder do no harm; those on PYTHONPATH, which comes before all else, are named."""
+    arguments = [sys.executable, ROOT / script, *COMMANDS[script]]
+
+    def run(**where):
+        return subprocess.run(arguments, capture_output=True, text=True, timeout=60, **({"cwd": tmp_path} | where))
+
+    usual = run()
+    assert usual.returncode == 0 or "none" in usual.stderr, usual.stderr
+    for name in ("random", *imports.PACKAGES, *imports.OURS):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('harm')")
-        assert imports.shadow([str(tmp_path)]) == tmp_path / f"{name}.py"
-        if name == "torch":
-            for where in ({"cwd": tmp_path}, {"env": os.environ | {"PYTHONPATH": str(tmp_path)}}):
-                for script in (SEARCH, "tune/report.py", "myllm/training/trainer.py"):
-                    done = subprocess.run(
-                        [sys.executable, ROOT / script, "--help"], capture_output=True, text=True, timeout=60, **where
-                    )
-                    one_error(done, 2, f"{tmp_path}/torch.py is called like a package")
+    done = run()
+    assert (done.returncode, done.stdout, done.stderr) == (usual.returncode, usual.stdout, usual.stderr)
+    for name in ("random", "torch", "rich"):  # alone on PYTHONPATH; also where that has an empty entry, the working folder
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / f"{name}.py").write_text("raise SystemExit('harm')")
+        one_error(run(cwd=ROOT, env=os.environ | {"PYTHONPATH": str(folder)}), 2, f"{folder}/{name}.py is called like")
+    one_error(run(cwd=folder, env=os.environ | {"PYTHONPATH": ":/none"}), 2, f"{folder}/rich.py is called like")
+    (folder / "rich.py").rename(folder / "test.py")  # of Python's, but nothing imports it
+    assert run(env=os.environ | {"PYTHONPATH": str(folder)}).stderr == usual.stderr
+
+
+def test_what_is_called_like_a_package_is_known(tmp_path):
+    assert imports.shadow(sys.path) is None and imports.shadow([str(tmp_path)]) is None
+    for name in (*imports.OURS, *imports.PACKAGES):
+        (tmp_path / f"{name}.py").touch()
+        assert imports.shadow([str(tmp_path)]) in (str(tmp_path / f"{name}.py"), None if name in imports.PACKAGES else "")
         (tmp_path / f"{name}.py").unlink()
     (tmp_path / "tune").mkdir()  # a mere folder of results
     assert imports.shadow([str(tmp_path)]) is None
+    (tmp_path / "rich.py").touch()
+    done = run_command_line("-m", "myllm.data", "--help", env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0, done.stderr
+    done = subprocess.run(
+        [sys.executable, "-m", "myllm.data", "--help"], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    one_error(done, 2, f"{tmp_path}/rich.py is called like a module")
+
+
+# Addresses
+
+
+@pytest.mark.parametrize(
+    "address", ["", "local", "AUTO", "127.0.0.1", "127.0.0.1:", ":6379", "h:port", "h:-1", "ray://h:1", "h:1/x"]
+)
+def test_what_is_no_address_is_refused_at_once(address):
+    with pytest.raises(InputError, match="it must be auto, or HOST:PORT"):
+        cluster.cluster_resources(address)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "[::1]:1", "no.such.host.invalid:1", f"{'x' * 300}:1", "h:99999"])
+def test_where_nobody_answers_that_is_said(address):
+    with pytest.raises(InputError, match="no Ray cluster answers there"):
+        cluster.cluster_resources(address)
+
+
+@pytest.mark.slow
+def test_a_server_that_is_no_ray_cluster_is_called_that():
+    with socket.create_server(("127.0.0.1", 0)) as server, pytest.raises(InputError, match="no Ray cluster answers there"):
+        cluster.cluster_resources(f"127.0.0.1:{server.getsockname()[1]}")
 
 
 # Places
@@ -240,10 +297,12 @@ def test_every_place_of_a_search_is_tried_before_anything_is_written(byte_files,
     for flags, environment, word in (
         (["--storage_path", tmp_path / "file"], {}, "is not a folder"),
         (["--storage_path", f"file://{tmp_path}/file/x"], {}, "--storage_path file://"),
+        (["--storage_path", "~/file"], {"HOME": str(tmp_path)}, f"{tmp_path}/file is not a folder"),
         (["--storage_path", tmp_path], {"RAY_TMPDIR": str(tmp_path / "file")}, "set RAY_TMPDIR"),
     ):
         done = run_command_line(SEARCH, *small, *flags, "--name", "x", env=os.environ | environment)
         one_error(done, 2, word, "can't be written")
+    one_error(run_command_line(SEARCH, *small, "--storage_path", "n" * 300, "--name", "x"), 1, "File name too long")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
 
 
@@ -294,6 +353,45 @@ def test_printed_commands_work_from_where_the_user_stands(tmp_path, monkeypatch)
         assert Path(words[1]).resolve() == ROOT / "tune" / "report.py" and Path(words[2]).resolve() == run
 
 
+ASCII = {"PYTHONIOENCODING": "ascii", "LANG": "C", "LC_ALL": "C", "COLUMNS": "40"}
+
+
+def test_a_running_search_in_ascii_then_into_head(small, tmp_path):
+    """From a folder full of files that are called like modules, which Ray's workers could import."""
+    folder = tmp_path / "dätä"
+    folder.mkdir()
+    for name in ("random", "statistics", *imports.PACKAGES, *imports.OURS):
+        (folder / f"{name}.py").write_text("raise SystemExit('harm')")
+    command = [sys.executable, ROOT / SEARCH, *small, "--storage_path", ".", "--name", "x"]
+    environment = os.environ | ASCII
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, timeout=120)
+    assert done.returncode == 0 and not done.stderr.replace(b"M tokens", b"").count(b"Traceback"), done.stderr
+    assert b"best      trial 00000" in done.stdout and done.stdout.isascii() and done.stderr.isascii()
+    grow = [*command[:2], "--resume", "x", "--num_samples", "2"]
+    quiet = f"{shlex.join(map(str, grow))} 2>errors | head -n 1; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", quiet], cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.stdout.startswith("2 trials of space v1") and done.stdout.splitlines()[-1] in ("0", "141"), done.stdout
+    errors = [line for line in (folder / "errors").read_text().splitlines() if "M tokens" not in line]
+    assert not errors, errors
+    trials = (folder / "x" / "trials.csv").read_text()
+    assert trials.count("completed") == 2 and (folder / "x" / "summary.txt").exists()  # the search went on to its end
+
+
+def test_preparing_data_into_ascii_and_head(tmp_path):
+    folder = tmp_path / "dätä"
+    folder.mkdir()
+    (folder / "é字.txt").write_text("words " * 1000)
+    command = ["myllm/data.py", "--tokenizer", "byte", "--out_dir", folder, "--input"]
+    done = run_command_line(*command, folder / "é字.txt", env=os.environ | ASCII)
+    assert done.returncode == 0 and r"d\xe4t\xe4/train_ids.bin: 5400 tokens" in done.stdout, done.stderr
+    done = run_command_line(*command, folder / "字.txt", env=os.environ | ASCII)
+    one_error(done, 2, r"d\xe4t\xe4/\u5b57.txt: no such file")
+    words = shlex.join(map(str, [sys.executable, *command, folder / "é字.txt"]))
+    quiet = f"PYTHONUNBUFFERED=1 {words} | head -c 1; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", quiet], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stderr == "" and done.stdout.splitlines()[-1].endswith(("0", "141")), done
+
+
 @pytest.mark.parametrize("arguments", [[SEARCH, "--list_spaces"], [SEARCH, "--help"], ["tune/report.py", "RUN"]])
 def test_output_into_head_and_into_ascii(arguments, tmp_path, request):
     if "RUN" in arguments:
@@ -309,8 +407,7 @@ def test_output_into_head_and_into_ascii(arguments, tmp_path, request):
         ]
         (run / "journal.jsonl").write_text("".join(json.dumps(event | {"time": 1.0}) + "\n" for event in events))
         arguments = [arguments[0], str(run)]
-        environment = os.environ | {"PYTHONIOENCODING": "ascii", "LANG": "C", "LC_ALL": "C", "COLUMNS": "40"}
-        done = run_command_line(*arguments, env=environment)
+        done = run_command_line(*arguments, env=os.environ | ASCII)
         assert done.returncode == 0 and r"d\xe4t\xe4" in done.stdout, done.stderr
     process = subprocess.Popen(
         [sys.executable, *arguments],

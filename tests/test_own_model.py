@@ -181,7 +181,7 @@ def test_settings_are_fixed_together():
             fix_settings(model, texts)
 
 
-def test_what_is_no_file_or_names_no_class_is_one_line(tmp_path, capsys):
+def test_what_is_no_file_or_names_no_class_is_one_line(tmp_path):
     (tmp_path / "latin.py").write_bytes(b"x = '\xe9'\n")
     for spec, words in (
         (str(tmp_path / "mine.py"), "names no class; write FILE.py:Class"),
@@ -191,12 +191,34 @@ def test_what_is_no_file_or_names_no_class_is_one_line(tmp_path, capsys):
     ):
         with pytest.raises(InputError, match=words):
             own_model(spec, 257, 16)
-    check_trains(bigram(tmp_path, BIGRAM.replace(RETURNS, RETURNS + " * 9")))
-    assert "a uniform guess has 5.549: it must be the mean over tokens, in nats" in capsys.readouterr().err
+
+
+LOGITS = "\n    def logits(self, ids):\n        return self.head(self.table(ids))\n"
+
+
+@pytest.mark.parametrize("rest", ["", LOGITS])
+@pytest.mark.parametrize("unit", ["1", "math.log(2)", "1 / ids.size(1)", "4"])
+def test_a_loss_in_another_unit_is_noticed_near_a_uniform_guess(tmp_path, capsys, unit, rest):
+    text = "import math\n" + BIGRAM.replace(RETURNS, f"{RETURNS} / ({unit})") + rest
+    check_trains(bigram(tmp_path, text))
+    said = capsys.readouterr().err
+    assert said.count("\n") == (unit != "1") and ("mean over tokens, in nats" in said) == (unit != "1")
+
+
+def test_logits_are_checked_and_a_loss_that_sees_its_targets_is_noticed(tmp_path, capsys):
+    sees = BIGRAM.replace("self.table(ids)", "(self.table(ids) + 9 * self.head.weight[targets])") + LOGITS
+    check_trains(bigram(tmp_path, sees))
+    assert "each told from those up to it alone" in capsys.readouterr().err
+    for wrong, words in (
+        (LOGITS.replace("self.head(", "("), r"logits(ids) of (1, 1) ids has the shape (1, 1, 8)"),
+        (LOGITS.replace("self.head", "self.missing"), "logits(ids) of (1, 1) ids raises AttributeError"),
+    ):
+        with pytest.raises(InputError, match=re.escape(words)):
+            check_trains(bigram(tmp_path, BIGRAM + wrong))
 
 
 def test_ranges_over_its_settings_are_checked_by_building_it(tmp_path, byte_files):
-    bigram(tmp_path)
+    bigram(tmp_path, BIGRAM.replace('"kind": "plain"', '"style": "plain", "kind": "plain"'))
     train_file, val_file = ((str(path),) for path in byte_files)
     common = dict(
         train_file=train_file, val_file=val_file, budget_tokens=32768, name="x", model=f"{tmp_path}/mine.py:Bigram"
@@ -205,14 +227,15 @@ def test_ranges_over_its_settings_are_checked_by_building_it(tmp_path, byte_file
     def prepared(**options):
         return prepare_search(SearchConfig(**common | options), tmp_path / "cache")
 
-    search = prepared(range=("width=4:32:log",), choices=("kind=plain,fancy,odd",), fix=("block_size=64", "batch_size=8"))
-    assert search.sample(0) == {"learning_rate": 3e-3, "warmup_ratio": 0.02, "clip_norm": 1.0, "width": 8, "kind": "plain"}
+    search = prepared(range=("width=4:32:log",), choices=("style=plain,fancy,odd",), fix=("block_size=64", "batch_size=8"))
+    assert search.sample(0) == {"learning_rate": 3e-3, "warmup_ratio": 0.02, "clip_norm": 1.0, "width": 8, "style": "plain"}
     model = search.model_config(search.sample(7))
     assert isinstance(model.settings["width"], int) and model.block_size == 64 == search.training.max_len
     for options, words in (
         ({"range": ("width=8:200",)}, "'width': 200"),
         ({"range": ("widht=8:20",)}, "there is no 'widht' to set; near are width"),
         ({"fix": ("n_layer=3",)}, "there is no 'n_layer' to set"),
+        ({"choices": ("kind=plain,odd",)}, "'kind' can't be searched: a search's tables have a column of that name"),
         ({"fix": ("width=many",)}, "'many' is no whole number"),
     ):
         with pytest.raises(InputError) as error:
@@ -221,7 +244,9 @@ def test_ranges_over_its_settings_are_checked_by_building_it(tmp_path, byte_file
 
 
 @pytest.mark.timeout(300)
-def test_a_search_over_it_is_interrupted_by_nothing_that_happens_to_the_file(example, byte_files, tmp_path):
+def test_a_search_over_it_is_interrupted_by_nothing_that_happens_to_the_file(
+    example, byte_files, tmp_path, command, capsys
+):
     flags = [
         "--train_file",
         byte_files[0],
@@ -259,8 +284,11 @@ def test_a_search_over_it_is_interrupted_by_nothing_that_happens_to_the_file(exa
     assert best["model"]["sha256"] == search.model.sha256 and best["model"]["settings"]["n_embd"] == 32
     arguments = ["myllm/training/trainer.py", "--config", run_dir / "best_config.json", "--save_model", tmp_path / "f.pth"]
     done = run_command_line(*arguments, "--device", "cpu")
-    assert done.returncode == 0 and "has changed since; this trains the code" in done.stdout, done.stderr
+    assert done.returncode == 0 and "has changed since; this is the code" in done.stdout, done.stderr
     expected = trials.sort_values("val_loss")["val_loss"].iloc[0]
-    assert f"val_loss {expected:.4f}" in done.stdout.splitlines()[-1]  # the same training as the trial's
+    assert f"val_loss {expected:.4f}" in done.stdout.splitlines()[-2]  # before the sample: the same training as the trial's
     state = torch.load(tmp_path / "f.pth", weights_only=True)
     assert isinstance(read_model(state["model_config"], "f.pth"), OwnModelConfig)
+
+    assert command("--from_trial", run_dir.rename(tmp_path / "moved") / "2", "--generate", "ab", "--length", "9") == 0
+    assert capsys.readouterr().out.startswith("ab")

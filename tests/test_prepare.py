@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import sys
 
 import numpy as np
@@ -88,7 +89,7 @@ def test_a_replaced_file_is_noticed(tmp_path):
 
 @pytest.fixture
 def command(monkeypatch, tmp_path):
-    """Runs `python -m myllm.data` in this process, with --out_dir tmp_path/out."""
+    """Runs myllm/data.py in this process, with --out_dir tmp_path/out."""
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["data", *map(str, arguments), "--out_dir", str(tmp_path / "out")])
@@ -172,3 +173,71 @@ def test_the_data_command_fails_in_one_line(tmp_path, command):
         assert not (tmp_path / "out").exists()
     done = run_command_line("-m", "myllm.data", "--input", tmp_path / "a.txt", "--out_dir", tmp_path / "file" / "x")
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "can't be written" in done.stderr
+
+
+PEAKS = """
+import re, sys
+from pathlib import Path
+import pyarrow.parquet
+from myllm.data import prepare
+from myllm.tokenizer import byte_tokenizer
+
+def memory(what):
+    return int(re.search(what + r":\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
+
+cache, *files = sys.argv[1:]
+prepare(files[0], "train", "byte", byte_tokenizer(), Path(cache))  # with all that is imported
+for path in files[1:]:
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins again
+    before = memory("VmRSS")
+    prepare(path, "train", "byte", byte_tokenizer(), Path(cache))
+    print(memory("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads its peak memory from /proc")
+def test_a_long_line_is_held_no_more_often_than_need_be(tmp_path):
+    """Of plain text a megabyte at a time; of a table a row, once as it is parsed and once as text."""
+    megabytes, line = 36, "some words, and more of them " * (36 * 2**20 // 29)  # ids that are larger are given back at once
+    most = {"run.txt": 0.5, "line.jsonl": 2.6, "emoji.jsonl": 8.6, "line.csv": 8.6}  # an emoji: 4 bytes a character
+    (tmp_path / "small.jsonl").write_text('{"text": "a"}\n')
+    (tmp_path / "run.txt").write_text("a" * len(line))
+    (tmp_path / "line.jsonl").write_text(json.dumps({"text": line}) + "\n")
+    (tmp_path / "emoji.jsonl").write_text(json.dumps({"text": line + "\U0001f600"}, ensure_ascii=False) + "\n")
+    (tmp_path / "line.csv").write_text(f'text\n"{line}"\n')
+    files = [tmp_path / "small.jsonl", *(tmp_path / name for name in most)]
+    done = run_command_line("-c", PEAKS, tmp_path / "cache", *files)
+    assert done.returncode == 0, done.stderr
+    peaks = dict(zip(most, map(float, done.stdout.split()), strict=True))
+    assert all(peaks[name] < times * megabytes + 10 for name, times in most.items()), peaks
+
+
+def test_documents_without_text_are_none_or_one_line(command, tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": ""}\n' * 5 + '{"text": "a"}\n{"text": null}\n{"text": "b"}\n{"text": ""}\n')
+    flags = ["--input", path, "--tokenizer", "byte", "--val_fraction", 0.5]
+    assert command(*flags) == [[97], [98]]
+    path.write_text('{"text": ""}\n' * 5)
+    with pytest.raises(InputError, match="too little text"):
+        command(*flags)
+    with pytest.raises(InputError, match="there is no text in it"):
+        prepare(str(path), "train", "byte", byte_tokenizer(), tmp_path / "cache")
+
+
+def test_a_preparation_shows_the_time_left(tmp_path):
+    terminals = pytest.importorskip("test_live")
+    (tmp_path / "a.txt").write_text("some words \n" * 2_500_000)
+    code = (
+        "import sys, myllm.prepare; from myllm.errors import run_command; from myllm.data import main;"
+        "myllm.prepare.BAR_DELAY = 0; run_command(main)"
+    )
+    flags = ["--input", tmp_path / "a.txt", "--out_dir", tmp_path / "out", "--tokenizer", "byte"]
+    terminal = terminals.Terminal(60, ["-c", code, *flags], {})
+    found = []
+
+    def look(text):
+        found.extend(re.findall(r"tokenizing .*/30\.0 MB.* (0:00:\d\d)", text))
+
+    terminal.until(look, seconds=60)
+    assert terminal.process.returncode == 0 and found, terminal.text
+    assert "train_ids.bin: 27000000 tokens" in terminal.text and "tokenizing" not in terminal.text

@@ -206,12 +206,27 @@ def test_comparing_searches(tmp_path):
     (other / "search.json").write_text(json.dumps(search))
     said, page = compare([one, other])
     assert "nats per token" in said and re.search(r"^seed +0 +7$", said, re.MULTILINE) and page == one / "compare.html"
+    assert (one / "compare" / "progress.png").read_bytes()[1:4] == b"PNG"
+    assert set(pd.read_csv(one / "compare" / "progress.csv")["run"]) == {os.path.relpath(run) for run in (one, other)}
     search["data"]["tokenizer_sha256"] = "another"
     (other / "search.json").write_text(json.dumps(search))
     said, page = compare([one, other])
     assert "val_bpb" in said and "val_loss" not in said and "differ in data or tokenizer" in said
     done = run_command_line("tune/report.py", one, one)
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "named twice" in done.stderr
+
+
+def test_open_shows_the_page_in_the_users_browser_or_says_where_it_is(tmp_path):
+    run, shown = copied(tmp_path), tmp_path / "shown"
+    browser = tmp_path / "browser"
+    browser.write_text(f'#!/bin/sh\nprintf %s "$1" > {shown}\n')
+    browser.chmod(0o755)
+    nowhere = {"PATH": str(tmp_path), "HOME": str(tmp_path)}
+    done = run_command_line("tune/report.py", run, "--open", env=nowhere | {"BROWSER": str(browser)})
+    assert done.returncode == 0 and shown.read_text() == (run / "report.html").as_uri(), done.stderr
+    done = run_command_line("tune/report.py", run, copied(tmp_path, "other"), "--open", env=nowhere)
+    assert done.returncode == 0 and done.stderr == ""
+    assert done.stdout.splitlines()[-1] == f"no browser here; open {run / 'compare.html'}"
 
 
 def many(run: Path, count: int) -> None:

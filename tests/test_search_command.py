@@ -178,6 +178,9 @@ def test_bad_input_is_one_line_and_exit_code_2_before_ray_starts(byte_files, tmp
         (["--trust"], "--trust belongs to --resume"),
         (["--grace_period", "1.5"], "--grace_period is 1.5"),
         (["--confirm", "-1"], "--confirm is -1"),
+        (["--audit", "0"], "--audit is 0"),
+        (["--audit", "1.5"], "above 0 and at most 1"),
+        (["--audit", "nan"], "--audit is nan"),
         (["--max_concurrent", "0"], "--max_concurrent is 0"),
         (["--seed", "-1"], "--seed is -1"),
         (["--name", "../escape"], "--name '../escape'"),
@@ -217,10 +220,11 @@ def test_bad_input_is_one_line_and_exit_code_2_before_ray_starts(byte_files, tmp
 def test_a_dry_run_tells_what_a_search_will_take_and_leaves_nothing_behind(byte_files, run_name):
     train, val = map(str, byte_files)
     flags = ["--train_file", train, "--val_file", val, "--budget_tokens", "262144", "--name", run_name]
-    done = run_command_line("tune/search.py", *flags, "--max_concurrent", "1", "--time_budget", "1h30m", "--dry_run")
+    flags += ["--time_budget", "1h30m", "--audit", "0.01"]
+    done = run_command_line("tune/search.py", *flags, "--max_concurrent", "1", "--dry_run")
     assert done.returncode == 0, done.stderr
     assert "1 h 30 min of trials" in done.stdout and not (RUNS / run_name).exists()
-    for word in ("step", "trials", "rungs", "tokens", "time", "disk", "memory"):
+    for word in ("step", "trials", "rungs", "audit", "tokens", "time", "disk", "memory"):
         assert f"\n  {word} " in done.stdout, done.stdout
     assert "about 1 h 2" in done.stdout or "about 1 h 3" in done.stdout, done.stdout
 

@@ -4,6 +4,7 @@ import bz2
 import gzip
 import json
 import os
+import pickle
 
 import numpy as np
 import pyarrow as pa
@@ -102,6 +103,85 @@ def test_the_column_of_json_lines_is_named_or_found_or_asked_for(tmp_path):
             documents(path)
 
 
+def test_tables_are_read_by_their_text_column(tmp_path):
+    path = tmp_path / "a.csv"
+    for content in (
+        'id,text\n1,"a, b"\n\n2,"said ""c""\nand d"\n3,\n',
+        '\ufeffid;text\r\n1;"a, b"\r\n2;"said ""c""\nand d"\r\n3;""\r\n',
+        'id\ttext\n1\ta, b\n2\t"said ""c""\nand d"\n3\t\n',
+    ):
+        path.write_bytes(content.encode())
+        assert documents(path) == ["a, b", 'said "c"\nand d', ""], content
+    (tmp_path / "a.tsv.gz").write_bytes(gzip.compress(content.encode()))
+    assert documents(tmp_path / "a.tsv.gz")[0] == "a, b"
+    path.write_text(",prose,stars\n0,a,4.5\n1,12,3\n")  # pandas' index has no name; what begins as a number is none
+    assert documents(path) == ["a", "12"] and documents(path, text_column="stars") == ["4.5", "3"]
+    path.write_text("text\n" + "x" * 2_000_000 + "\nb\n")
+    assert [len(text) for text in documents(path)] == [2_000_000, 1]
+    path.write_text("text,code\na,b\n")
+    with pytest.raises(InputError, match="Say --text_column; the text columns are text, code"):
+        documents(path)
+    for content, word in (
+        ("id,stars\n1,2\n", "the text columns are none"),
+        ("1,a\n2,b\n", "its first line must name the columns, each once"),
+        ("text,text\na,b\n", "each once"),
+        ("id,text\n1,a\n2,b,c\n", "line 3 ends a row of 3 cells, not 2"),
+        ('id,text\n1,"a\n2,b\n3,c\n', "the row after line 1 is no CSV: unexpected end"),
+        ('id,text\n1,"a" b\n', "the row after line 1 is no CSV: ',' expected"),
+    ):
+        path.write_text(content)
+        with pytest.raises(InputError, match=word):
+            documents(path)
+    path.write_bytes(b"id,text\n1,caf\xe9\n")
+    with pytest.raises(InputError, match="not UTF-8 text"):
+        documents(path)
+    path.write_text('id,text\n1,"' + "a" * 200 + "\n")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(InputError, match=r"more than 100 characters; is a quote"):
+        patch.setattr("myllm.columns.CELL_CHARS", 100)
+        documents(path)
+
+
+def test_arrow_files_and_saved_datasets_are_read(tmp_path, monkeypatch):
+    table = pa.table({"text": [row["text"] for row in ROWS] * 50, "id": range(200)})
+    for name, writer in (("a.arrow", pa.ipc.new_stream), ("a.feather", pa.ipc.new_file), ("b.arrow", pa.ipc.new_file)):
+        with pa.OSFile(str(tmp_path / name), "wb") as file, writer(file, table.schema) as out:
+            out.write_table(table, max_chunksize=90)
+        assert documents(tmp_path / name) == ["héllo\nthere", "", "", "good bye"] * 50
+    assert documents(tmp_path / "a.arrow", text_column="text")[3] == "good bye"
+    with pytest.raises(InputError, match="no text column 'id'; there are text"):
+        documents(tmp_path / "a.arrow", text_column="id")
+    cut = tmp_path / "cut.arrow"
+    cut.write_bytes((tmp_path / "a.arrow").read_bytes()[:-900])
+    with pytest.raises(InputError, match=r"damaged at row|can't be read"):
+        documents(cut)
+    saved = tmp_path / "saved" / "train"
+    saved.mkdir(parents=True)
+    for name in ("data-00000-of-00001.arrow", "cache-0123.arrow"):  # the second is of some .map() of the user's
+        (saved / name).write_bytes((tmp_path / "a.arrow").read_bytes())
+    (saved / "state.json").write_text('{"_data_files": [{"filename": "data-00000-of-00001.arrow"}]}')
+    assert [path.name for path in find_files(str(saved))] == ["data-00000-of-00001.arrow"]
+    (tmp_path / "saved" / "dataset_dict.json").write_text('{"splits": ["train"]}')
+    with pytest.raises(InputError, match=f"several splits; name one of them: {saved}"):
+        find_files(str(tmp_path / "saved"))
+    (saved / "state.json").write_text("{}")
+    with pytest.raises(InputError, match="no dataset that was saved"):
+        find_files(str(saved))
+
+
+def test_json_lines_may_be_called_json(tmp_path):
+    (tmp_path / "c4.json.gz").write_bytes(gzip.compress(lines(ROWS).encode()))
+    (tmp_path / "a.json").write_text(lines(ROWS))
+    for path in [*find_files(str(tmp_path)), *find_files(str(tmp_path / "*.json"))]:
+        assert documents(path) == ["héllo\nthere", "", "", "good bye"]
+    assert [path.name for path in find_files(str(tmp_path))] == ["c4.json.gz"]
+
+
+def test_markup_and_code_are_text_as_they_are(tmp_path):
+    for name in ("a.md", "a.html", "a.xml", "a.py", "LICENSE"):
+        (tmp_path / name).write_text("<p>1, 2</p>\n")
+        assert documents(tmp_path / name) == ["<p>1, 2</p>\n"]
+
+
 def test_what_is_no_text_is_refused_by_its_true_reason(tmp_path):
     import io
     import tarfile
@@ -131,7 +211,17 @@ def test_what_is_no_text_is_refused_by_its_true_reason(tmp_path):
         ("t.tar", archive("w"), "tar archive"),
         ("x.txt", b"\xfd7zXZ\x00", "xz-compressed"),
         ("p.txt", b"%PDF-1.4", "a PDF"),
-        ("j.json", b"{}", "JSON document"),
+        ("j.json", b'[\n {"text": "a"}\n]', r"line 1 is not JSON: one object a line is read; jq -c '\.\[\]'"),
+        ("j.json.gz", gzip.compress(b'[{"text": "a"}]'), "line 1 is no JSON object with a text column: one object a line"),
+        ("w.docx", archive("zip"), "an office document: extract its text"),
+        ("s.xlsx", archive("zip"), "a spreadsheet: save it as .csv"),
+        ("n.npz", archive("zip"), "several NumPy arrays"),
+        ("m.pt", archive("zip"), "weights, or tensors"),
+        ("m.safetensors", b"\x40\0\0\0\0\0\0\0{}", "weights, or tensors"),
+        ("m.h5", b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
+        ("p.txt", pickle.dumps([1]), "a pickle, which is not opened"),
+        ("a.txt", b"\xff\xff\xff\xff\x70\0\0\0", "an Arrow stream: name it .arrow"),
+        ("f.feather", b"FEA1 and more", "not an Arrow file"),
         ("e.txt", b"", "empty"),
         ("d.txt.gz", gzip.compress(gzip.compress(b"a")), "compressed twice"),
     ]

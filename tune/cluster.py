@@ -9,16 +9,24 @@ import sys
 import threading
 
 from myllm.errors import InputError, one_line
+from tune.commands import ROOT
 
 ANSWER_SECONDS = 60.0  # within which a cluster says what it has
 PROBE = """
 import json, sys
+sys.path.insert(0, sys.argv[1])
 from tune.cluster import use_token
-use_token(sys.argv[1])
+use_token(sys.argv[2])
 import ray
-ray.init(address=sys.argv[1], log_to_driver=False, logging_level=50)
+ray.init(address=sys.argv[2], log_to_driver=False, logging_level=50)
 print(json.dumps(ray.cluster_resources()))
 """
+SILENT = (
+    "ConnectionError",
+    "Could not find any running Ray instance",
+    "Failed to connect to GCS",
+    "Failed to get cluster ID",
+)
 REFUSED = ("InvalidAuthToken", "AuthenticationError", "Unauthenticated")
 
 
@@ -43,16 +51,17 @@ def cluster_resources(address: str) -> tuple[int, int]:
 
     A process of its own asks: Ray tries a refused token again and again, says so on stderr, and can't be interrupted.
     """
-    host, _, port = address.rpartition(":")
     nobody = InputError(f"--address {address}: no Ray cluster answers there; start one with `ray start --head`")
-    if host and port.isdigit() and "/" not in host:
+    if address != "auto":
+        host, _, port = address.rpartition(":")
+        if not (host and port.isdecimal()) or "/" in host:
+            raise InputError(f"--address {address!r}: it must be auto, or HOST:PORT as `ray start --head` says")
         try:
             socket.create_connection((host, int(port)), timeout=10).close()  # Ray itself tries for minutes
-        except (OSError, OverflowError):
+        except (OSError, OverflowError, UnicodeError):
             raise nobody from None
-    process = subprocess.Popen(
-        [sys.executable, "-c", PROBE, address], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    command = [sys.executable, "-P", "-c", PROBE, str(ROOT), address]  # -P: not what lies in the working folder
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     timer = threading.Timer(ANSWER_SECONDS, process.kill)
     timer.start()
     last = ""
@@ -74,6 +83,6 @@ def cluster_resources(address: str) -> tuple[int, int]:
         process.wait()
         process.stdout.close()
         process.stderr.close()
-    if any(word in last for word in ("ConnectionError", "Could not find any running Ray instance")) or not last:
+    if any(word in last for word in SILENT) or not last:
         raise nobody
     raise InputError(f"--address {address}: {one_line(last)[:300]}")

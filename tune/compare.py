@@ -11,16 +11,19 @@ from myllm.files import write_text
 from myllm.own_model import described
 from tune.figures.base import Figure
 from tune.page import document, escaped, figure_section, payload
+from tune.pictures import write_pictures
 from tune.results import load, search_seconds
 from tune.settings import Search
 from tune.summary import facts, settings
-from tune.trials import Trials
+from tune.trials import AUDIT, Trials
 
 LINES = ("#2f81f7", "#d9730d", "#2da44e", "#a371b5", "#e5534b", "#8c959f", "#b35900", "#768390")
 
 
 def compare(folders: list[Path]) -> tuple[str, Path]:
-    """(the comparison as text, the page): written as compare.html beside the first run. Raises InputError for no run."""
+    """(the comparison as text, the page): written into the first run's folder as compare.html and compare.csv, with the
+    figure's PNG and CSV in compare/. Raises InputError for no run.
+    """
     runs = {os.path.relpath(folder): load(folder) for folder in folders}
     found = {name: facts(folder, *run) for (name, run), folder in zip(runs.items(), folders, strict=True)}
     alike = len({comparable(search) for search, _, _ in runs.values()}) == 1
@@ -47,6 +50,7 @@ def compare(folders: list[Path]) -> tuple[str, Path]:
     page = folders[0] / "compare.html"
     write_text(page, compared_page(table, note, figure))
     write_text(folders[0] / "compare.csv", table.to_csv(index=False))
+    write_pictures(folders[0] / "compare", [figure])
     shown = table.set_index("run").T.to_string(na_rep="", float_format=lambda value: f"{value:.5g}")
     return f"\n{shown}\n\n{note}\npage: {shlex.quote(os.path.relpath(page))}", page
 
@@ -78,9 +82,9 @@ def differing(search: Search, others: list[Search]) -> dict[str, Any]:
 
 
 def progress(runs: dict[str, tuple[Search, Trials, list[dict]]], metric: str, unit: str) -> Figure:
-    """The lowest loss so far, of single reports, against the tokens and the seconds of each search."""
+    """The lowest loss so far, of single reports, against the tokens and the seconds of each search; without audits."""
     rows = []
-    for name, (_, _, events) in runs.items():
+    for name, (_, trials, events) in runs.items():
         tokens, before, best = 0, dict[str, int](), float("inf")
         session: list[dict] = []
         past = 0.0
@@ -88,7 +92,7 @@ def progress(runs: dict[str, tuple[Search, Trials, list[dict]]], metric: str, un
             if event["event"] == "session":
                 past, session = past + search_seconds(session), []
             session.append(event if event["event"] == "session" else {"event": "", "time": event["time"]})
-            if event["event"] != "report":
+            if event["event"] != "report" or trials.by_id[event["trial_id"]].kind == AUDIT:
                 continue
             tokens += max(0, event["tokens_seen"] - before.get(event["trial_id"], 0))
             before[event["trial_id"]] = event["tokens_seen"]
@@ -120,7 +124,21 @@ def progress(runs: dict[str, tuple[Search, Trials, list[dict]]], metric: str, un
     layout |= {"xaxis2": {"title": {"text": "seconds"}}, "yaxis2": top}
     layout["yaxis"] = {"title": {"text": f"{metric}, {unit}"}} | top
     says = f"The lowest {metric} reported so far, single seeds, against what the search had spent."
-    return Figure("progress", "Best so far", says, table, {"data": data, "layout": layout}, lambda picture: None)
+
+    def draw(picture: Any) -> None:
+        panels = picture.subplots(1, 2, sharey=True)
+        for number, (name, part) in enumerate(table.groupby("run", sort=False)):
+            label = name.replace("$", r"\$")  # no formula; and what begins with _ would be left out
+            label = f"./{label}" if label.startswith("_") else label
+            for panel, along in zip(panels, ("tokens", "seconds"), strict=True):
+                panel.step(part[along], part[metric], where="post", color=LINES[number % len(LINES)], label=label)
+                panel.set_xlabel(along)
+        panels[0].set_ylabel(f"{metric}, {unit}")
+        if len(lowest):
+            panels[0].set_ylim(*top["range"])
+            panels[0].legend()
+
+    return Figure("progress", "Best so far", says, table, {"data": data, "layout": layout}, draw)
 
 
 def compared_page(table: pd.DataFrame, note: str, figure: Figure) -> str:

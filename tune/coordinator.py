@@ -3,8 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
-from tune.schedulers.base import Clock, Repeat, Resume, Scheduler, Start
+from tune.schedulers.base import Audit, Clock, Repeat, Resume, Scheduler, Start
 from tune.trials import (
+    AUDIT,
     CONTINUE,
     DRAWN,
     PAUSE,
@@ -59,9 +60,9 @@ class Coordinator:
 
     def _left_over(self, clock: Clock) -> Trial | None:
         """A trial that runs but that no worker holds, of an earlier session or a lost process, while there is time."""
-        if clock.left <= 0:
-            return None
-        return next((trial for trial in self.trials.running.values() if trial.trial_id not in self.active), None)
+        held = (trial for trial in self.trials.running.values() if clock.left > 0)
+        audits = (trial for trial in self.trials.audits.values() if trial.status == RUNNING)  # in time of their own
+        return next((trial for trial in (*held, *audits) if trial.trial_id not in self.active), None)
 
     def on_report(self, trial: Trial, result: dict[str, Any], clock: Clock) -> str:
         """The decision on a report. One made before (the trial went back to a checkpoint) is given again, not remade."""
@@ -72,7 +73,7 @@ class Coordinator:
             decision = STOP
         elif tokens >= trial.until:
             decision = PAUSE
-        elif trial.kind == REPEAT:
+        elif trial.kind in (REPEAT, AUDIT):
             decision = CONTINUE
         else:
             decision = self.scheduler.on_report(self.trials, trial, tokens, result[self.trials.metric])
@@ -110,6 +111,13 @@ class Coordinator:
             trial_id = f"{action.of}-seed{number if number > 1 else ''}"
             config = self.trials.by_id[action.of].config | {"seed": (self.seed + number * SEED_STEP) % 2**31}
             self.record("trial", trial_id=trial_id, kind=REPEAT, of=action.of, until=action.until, config=config)
+        elif isinstance(action, Audit):
+            if action.of in self.active:
+                return None  # still storing its state
+            trial_id, config = f"{action.of}-audit", self.trials.by_id[action.of].config
+            self.record(
+                "trial", trial_id=trial_id, kind=AUDIT, of=action.of, until=self.trials.budget_tokens, config=config
+            )
         elif isinstance(action, Start):
             index = len(self.trials.drawn)
             trial_id, kind = f"{index:05d}", PROPOSED if action.proposed else DRAWN

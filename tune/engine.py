@@ -80,6 +80,7 @@ class Engine:
     def _start(self, options: dict[str, Any]) -> None:
         import ray
         from ray.air._internal import usage as air_usage
+        from ray.job_config import JobConfig
 
         # Ray prints what its processes die of, pages for each, told to print nothing or not; the journal has the reason.
         ray._private.worker.print_to_stdstream = lambda *data, **how: None
@@ -94,7 +95,8 @@ class Engine:
                 if not options["include_dashboard"]:
                     stack.enter_context(_few_processes())
             rays.setLevel(logging.CRITICAL)  # of its start nothing need be known
-            ray.init(**options)
+            # Ray would have its workers import from the folder where the user stands; they need this checkout alone.
+            ray.init(job_config=JobConfig(_client_job=True, _py_driver_sys_path=[str(ROOT)]), **options)
             air_usage.tag_callbacks = lambda callbacks: False  # it would import every tracker that is installed
             rays.setLevel(logging.WARNING)  # these go to the run's ray.log
 

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from tune.coordinator import Coordinator
+from tune.results import Spent
 from tune.settings import Search
 from tune.simulate import Loss, play
 from tune.storage import worth_keeping
-from tune.trials import Event, Trial, Trials
+from tune.trials import AUDIT, Event, Trial, Trials
 
 WORLDS = 5  # that a forecast plays; the middle one is told
 MOST_TRIALS = (
@@ -76,6 +77,10 @@ class Outlook:
     """tokens_seen of each rung and of the full budget -> trials that came there; repeats at the end only"""
     checkpoints: int
     """that are kept at once"""
+    audits: int = 0
+    """trials left behind that go on to the end"""
+    audit_seconds: float = 0.0
+    """of `seconds`, after all else"""
 
 
 def plausible_losses(search: Search, seed: int) -> Loss:
@@ -126,20 +131,32 @@ def play_on(search: Search, events: Iterable[Event], pace: Pace, workers: int, u
 
     coordinator = Coordinator(trials, scheduler, configure, append, config.seed)
     known_end, loss = config.time_budget is not None, plausible_losses(search, seed)
-    seconds = play(coordinator, loss, end / times, known_end, begin=used, cost=cost, pace=slower)
+    before = Spent(events).audit if trials.audits else 0.0  # seconds that do not count on the rule's clock
+    begins: list[float] = []
+
+    def watch(worker: int, begin: float, end: float, trial: Trial) -> None:
+        if trial.kind == AUDIT:
+            begins.append(begin)
+
+    seconds = play(coordinator, loss, end / times, known_end, watch, used - before, cost, slower) + before
     stops = (*scheduler.milestones, search.budget_tokens)
     for trial in trials.by_id.values():
-        trial.checkpoints = {tokens: "" for tokens in stops if tokens in trial.losses}
+        trial.checkpoints = {tokens: "" for tokens in stops if tokens in trial.losses and tokens > trial.begun_at}
     everyone = trials.by_id.values()
     came = {tokens: trials.count_at(tokens) for tokens in scheduler.milestones}
-    came[search.budget_tokens] = sum(search.budget_tokens in trial.losses for trial in everyone)
+    came[search.budget_tokens] = sum(search.budget_tokens in trial.losses for trial in everyone if trial.kind != AUDIT)
     return Outlook(
         seconds=seconds * times,
-        tokens=round(times * sum(trial.tokens for trial in everyone)),
+        tokens=round(times * trials.tokens),
         trials=round(times * len(trials.drawn)),
-        repeats=round(times * (len(everyone) - len(trials.drawn))),
+        repeats=round(times * trials.repeats),
         came={tokens: round(times * count) for tokens, count in came.items()},
-        checkpoints=round(times * sum(len(worth_keeping(trials, trial)) for trial in everyone)) + 2 * workers,
+        checkpoints=round(
+            times * sum(len(worth_keeping(trials, trial, scheduler.may_audit(trials, trial))) for trial in everyone)
+        )
+        + 2 * workers,
+        audits=round(times * len(trials.audits)),
+        audit_seconds=times * (seconds - before - min(begins)) if begins else 0.0,
     )
 
 

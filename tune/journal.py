@@ -2,7 +2,7 @@
 
 Events: `session`, `session_end` (one run of the command), `trial` (a configuration begins), `resume` (a paused trial goes
 on), `report` (an evaluation, its decision), `checkpoint` (its state is stored), `pruned` (checkpoints will be deleted),
-`lost` (a process died, the trial starts again), `failed` (an error ended it).
+`lost` (a process died, the trial starts again), `failed` (an error ended it). myllm/found.py reads some of them, too.
 """
 
 import errno

@@ -45,7 +45,7 @@ class SearchConfig:
     token_dtype: str | None = None
     """what bare .bin files hold: uint16, uint32, int32 or int64 (unset: uint16)"""
     text_column: str | None = None
-    """column of .jsonl and .parquet files that holds the text (unset: found)"""
+    """column that holds the text, of .jsonl, .csv, .parquet and .arrow files (unset: found)"""
     tokenizer: str | None = None
     """byte, a tiktoken encoding, a .tiktoken file or a tokenizer.json (unset: what the data says; bare .bin: gpt2; text:
     byte)"""
@@ -74,6 +74,9 @@ class SearchConfig:
     confirm: int | None = None
     """best configurations that, with the reference, run again on a fresh seed when all else is done (unset: 3 from 8 trials
     on; half does so by itself as it goes)"""
+    audit: float | None = None
+    """share of the trials left behind, chosen at random, that go on to the end when the search is over, after any
+    --time_budget, to tell what leaving them cost; what is found decides nothing (unset: none)"""
     searcher: str = "gp"
     """gp: even draws, and proposals by a Gaussian process where the scheduler asks for them; random: even draws alone;
     optuna: TPE on the trials so far"""
@@ -131,6 +134,9 @@ class SearchConfig:
             raise InputError(f"--grace_period is {grace!r}; it must be a share between 0 and 1")
         if self.rungs is not None and (grace is not None or self.reduction_factor is not None):
             raise InputError("--rungs says all; leave out --grace_period and --reduction_factor, the short way to rungs")
+        audit = self.audit
+        if audit is not None and (not isinstance(audit, (int, float)) or isinstance(audit, bool) or not 0 < audit <= 1):
+            raise InputError(f"--audit is {audit!r}; it must be a share of the trials left behind, above 0 and at most 1")
         seconds = self.time_budget
         if seconds is not None and (not isinstance(seconds, (int, float)) or isinstance(seconds, bool) or not seconds > 0):
             raise InputError(f"--time_budget is {seconds!r}; it must be a positive number of seconds")

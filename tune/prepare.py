@@ -19,10 +19,13 @@ from myllm.tokenizer import get_tokenizer, identity, resolve, token_bytes
 from tune.options import SearchConfig
 from tune.ranges import asked, check_space, extremes, fixed, moved, own_space
 from tune.settings import Data, Search
+from tune.tables import RESULT_COLUMNS
 
 EMA_RATIO = 0.1  # horizon of the averaged weights of --rung_metric val_loss_ema
 PACKAGES = ("torch", "ray", "tiktoken", "numpy", "pandas", "optuna")  # whose versions search.json keeps
 CODE = ("python", "packages", "git_commit")  # of a search's origin
+TAKEN = {"trial_id", *RESULT_COLUMNS, "fate", "measured", "end_loss", "seeds", "last_val_loss"}
+"""columns of trials.csv and of a report's tables, which stand beside those of the hyper-parameters"""
 NUM_REPORTS = 32  # token marks a full training
 MIN_EVAL_TOKENS, MAX_EVAL_TOKENS, EVAL_SHARE = 4096, 2**20, 1 / 256  # of val, at each mark; the share is of the budget
 MOST_BUILT = 32  # shapes of a user's own model that are tried before the start
@@ -74,6 +77,10 @@ def prepare_search(config: SearchConfig, cache_dir: Path) -> Search:
     max_len = model.block_size
     windows = {split: Windows(tokens, max_len, max_len) for split, tokens in files.items()}
     ranges = space.ranges(preset)
+    if taken := sorted(ranges.keys() & TAKEN):
+        raise InputError(
+            f"{taken[0]!r} can't be searched: a search's tables have a column of that name; rename the setting, or --fix it"
+        )
     batch_sizes = ranges["batch_size"].values if "batch_size" in ranges else (changes.get("batch_size", preset.batch_size),)
     if min(batch_sizes) < 1:
         raise InputError(

@@ -130,7 +130,7 @@ class Progress:
 
     def _trained(self) -> float:
         """Seconds of training and evaluating, over all trials, that have been reported."""
-        return sum(trial.reports[trial.tokens]["train_seconds"] for trial in self.trials.by_id.values() if trial.reports)
+        return sum(trial.train_seconds for trial in self.trials.by_id.values())
 
     def _keep_forecasting(self) -> None:
         """Plays the search on from its journal, again and again: beside the trials, whose thread must not wait for it."""

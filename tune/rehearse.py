@@ -123,12 +123,14 @@ def forecast(search: Search, resources: Resources, events: Iterable[Event] = ())
     disk, memory = middle.checkpoints * found.checkpoint + 2e6, found.memory * resources.workers + DRIVER_BYTES
     steps = ", ".join(f"{1000 * step:,.3g} ms with a batch of {batch}" for batch, step in found.steps.items())
     rungs = ", ".join(f"{share_text(mark, budget)}: {count}" for mark, count in middle.came.items())
+    after = f"{middle.audits} of those left behind go on to the end after that, in about {duration(middle.audit_seconds)}"
     gpu = f"; {found.device_memory / 1e9:,.1f} GB of a GPU for each" if found.device_memory else ""
     return "\n".join(
         [
             f"  step      {steps}; {1000 * found.evaluation:,.3g} ms an evaluation (here, {resources.workers} at once)",
             f"  trials    {middle.trials}, and {middle.repeats} repeats on other seeds",
             f"  rungs     trials that come to {rungs}",
+            *[f"  audit     {after}"] * bool(middle.audits),
             f"  tokens    {amount(tokens)}, {tokens / budget:,.1f} full trainings",
             f"  time      about {times[0]}" + (f" ({times[1]} to {times[2]})" if times[1] != times[2] else ""),
             f"  disk      about {disk / 1e6:,.0f} MB; {free_bytes(search) / 1e9:,.1f} GB are free",

@@ -5,11 +5,11 @@ python tune/report.py experiments/runs/NAME --open
 python tune/report.py experiments/runs/ONE experiments/runs/OTHER
 """
 
+import os
 import sys
-from pathlib import Path
 
 if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 
 import myllm.imports
 
@@ -21,10 +21,12 @@ import json
 import os
 import subprocess
 import webbrowser
+from pathlib import Path
 
 from myllm.errors import InputError, Parser, run_command
 from myllm.files import ROOT, obstacle, write_text
 from tune.analysis import Surface
+from tune.audit import audit_lines
 from tune.journal import FILE_NAME as JOURNAL
 from tune.results import load, tables
 from tune.settings import FILE_NAME
@@ -65,7 +67,9 @@ def write_report(run_dir: Path, whole: bool = True, still: bool = False) -> str:
     except ValueError as error:
         notes["importance"] = f"What matters: nothing can be said yet, {error}."
     with one_thread():
-        shown = figures(search, trials, history, surface)
+        shown = figures(search, trials, history, surface, found["audit"])
+    if found["audit"]:
+        notes["audit"] = " ".join(f"{line[0].upper()}{line[1:].removesuffix('.')}." for line in audit_lines(found["audit"]))
     if still and (run_dir / JOURNAL).stat().st_size != size:
         return said
     if whole:
@@ -99,10 +103,10 @@ def write_report_behind(run_dir: Path) -> None:
 
 def time_spent(trials: Trials, events: list[dict], found: dict) -> str:
     """Which share of the workers' time went into training, and what was lost to trials that diverged or failed."""
-    trained = sum(trial.reports[trial.tokens]["train_seconds"] for trial in trials.by_id.values() if trial.reports)
+    trained = sum(trial.train_seconds for trial in trials.by_id.values())
     workers = max((event["workers"] for event in events if event["event"] == "session"), default=1)
     whole = workers * found["cost"]["seconds"]
-    lost = sum(trial.tokens for trial in trials.by_id.values() if trial.status in (DIVERGED, FAILED))
+    lost = sum(trial.tokens - trial.begun_at for trial in trials.by_id.values() if trial.status in (DIVERGED, FAILED))
     share = f"{min(1.0, trained / whole):.0%}" if whole else "an unknown share"
     return (
         f"{share} of the time of {workers} workers went into training and evaluation, the rest into starting, storing and "

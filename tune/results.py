@@ -11,19 +11,20 @@ import numpy as np
 
 from myllm.errors import InputError
 from myllm.files import write_text
+from myllm.found import DATA_KEYS
 from tune.belief import CONSIDERED, expected_losses, interval
 from tune.commands import command
 from tune.journal import read_journal
 from tune.settings import Search
 from tune.tables import HISTORY_COLUMNS, by_id, trial_columns, trial_row, write_tables
-from tune.trials import DEFAULT_TRIAL, DIVERGED, DRAWN, PROPOSED, REPEAT, STATUSES, Report, Trials, standings
+from tune.trials import AUDIT, DEFAULT_TRIAL, DIVERGED, DRAWN, PROPOSED, REPEAT, STATUSES, Report, Trials, standings
 
 if TYPE_CHECKING:  # pandas takes half a second to import: only who reads tables waits for it
     import pandas as pd
 
 UNITS = {
-    "kind": "drawn evenly, proposed from what was known, or a repeat of the trial `of` on another seed",
-    "of": "the trial that a repeat repeats; empty for others",
+    "kind": "drawn evenly, proposed from what was known, a repeat of the trial `of` on another seed, or the audit of it",
+    "of": "the trial that a repeat repeats, or that an audit lets go on; empty for others",
     "seed": "of initialisation and data order",
     "status": "completed (full budget), paused (may go on), stopped (for good), diverged, failed, running",
     "val_loss": "nats per token, at its last report; of leaders: mean over seeds at tokens_seen",
@@ -50,9 +51,7 @@ UNITS = {
     "gain_high": "nats per token, its upper end",
 }
 """what each column of the tables counts; hyper-parameters are as TrainConfig documents them"""
-KINDS = (DRAWN, PROPOSED, REPEAT)
-DATA_KEYS = ("train_file", "val_file", "token_dtype", "text_column", "tokenizer", "tokenizer_sha256", "fingerprint")
-"""what best_config.json says of the data"""
+KINDS = (DRAWN, PROPOSED, REPEAT, AUDIT)
 
 
 def load(run_dir: Path) -> tuple[Search, Trials, list[dict[str, Any]]]:
@@ -97,19 +96,40 @@ def tables(trials: Trials, seed: int = 0) -> tuple["pd.DataFrame", "pd.DataFrame
     import pandas as pd
 
     rows = [trial_row(trial, seed) for trial in by_id(trials)]
-    reports = [list(trial.reports[tokens].values()) for trial in by_id(trials) for tokens in sorted(trial.reports)]
+    reports = [list(report.values()) for trial in by_id(trials) for report in trial.own_reports]
     history = pd.DataFrame(reports, columns=Report.KEYS)
     return pd.DataFrame(rows, columns=trial_columns(trials)), history[HISTORY_COLUMNS]
 
 
+class Spent:
+    """Wall-clock seconds of all sessions, each from its beginning to its last event, however it ended.
+
+    Those of an audit, from its first trial until the rule does something again, are not those of the search.
+    """
+
+    def __init__(self, events: Iterable[dict[str, Any]] = ()):
+        self.search = self.audit = self.last = 0.0
+        """`last` is when the last event came, seconds since 1970"""
+        self.auditing = False
+        for event in events:
+            self.see(event)
+
+    def see(self, event: dict[str, Any]) -> None:
+        """Takes one more event in."""
+        passed = 0.0 if event["event"] == "session" or not self.last else event["time"] - self.last
+        self.last = event["time"]
+        if self.auditing:
+            self.audit += passed
+        else:
+            self.search += passed
+        if event["event"] in ("trial", "resume"):
+            self.auditing = event.get("kind") == AUDIT
+
+
 def search_seconds(events: Iterable[dict[str, Any]]) -> float:
-    """Wall-clock seconds of all sessions of a search, each from its beginning to its last event, however it ended."""
-    total, begin, last = 0.0, 0.0, 0.0
-    for event in events:
-        if event["event"] == "session":
-            total, begin = total + last - begin, event["time"]
-        last = event["time"]
-    return total + last - begin
+    """All of them together."""
+    spent = Spent(events)
+    return spent.search + spent.audit
 
 
 def leaders(trials: Trials, most: int | None = None) -> "pd.DataFrame":

@@ -15,6 +15,7 @@ from tune.forecast import Outlook
 from tune.results import seed_noise
 from tune.spaces import worded
 from tune.trials import (
+    AUDIT,
     COMPLETED,
     DEFAULT_TRIAL,
     DIVERGED,
@@ -92,14 +93,14 @@ def counts(trials: Trials) -> str:
     shown = [f"{len(trials.drawn)}{total}"]
     shown += [f"{statuses[s]} {s}" for s in (COMPLETED, PAUSED, STOPPED) if statuses[s]]
     shown += [f"{statuses[s]} {s}" for s in (DIVERGED, FAILED)]
-    repeats = len(trials.by_id) - len(trials.drawn)
-    return ", ".join(shown + [f"{repeats} on other seeds"] * bool(repeats))
+    shown += [f"{trials.repeats} on other seeds"] * bool(trials.repeats)
+    return ", ".join(shown + [f"{len(trials.audits)} audited"] * bool(trials.audits))
 
 
 def line(view: View) -> str:
     """All of it in one line, for a log."""
     trials, reached, best = view.trials, *standings(view.trials)
-    parts = [duration(view.seconds), f"trials {counts(trials)}", f"{amount(_tokens(trials))} tokens"]
+    parts = [duration(view.seconds), f"trials {counts(trials)}", f"{amount(trials.tokens)} tokens"]
     rest = left(view)
     if rest is not None:
         parts.insert(1, f"{duration(rest)} left")
@@ -126,7 +127,7 @@ def render(view: View, width: int, height: int = 50) -> RenderableType:
     done = view.seconds / view.outlook.seconds if view.outlook and view.outlook.seconds else 0.0
     table.add_row("", _bar(min(done, 1.0), f"{min(done, 1.0):.0%}" if view.outlook else "", None))
     table.add_row("trials", _colour_counts(counts(trials)))
-    used = Text(f"{amount(_tokens(trials))} tokens")
+    used = Text(f"{amount(trials.tokens)} tokens")
     if view.training_share is not None:
         used.append(f", {view.training_share:.0%} of slot time training")
     table.add_row("", used)
@@ -135,10 +136,6 @@ def render(view: View, width: int, height: int = 50) -> RenderableType:
     table.add_row("rungs", _rungs(view, width))
     table.add_row("slots", _slots(view, max(1, height - LINES_BESIDES_SLOTS - len(view.milestones)), width))
     return Group(table)
-
-
-def _tokens(trials: Trials) -> int:
-    return sum(trial.tokens for trial in trials.by_id.values())
 
 
 def _colour_counts(text: str) -> Text:
@@ -185,7 +182,7 @@ def _rungs(view: View, width: int) -> RenderableType:
         expected = max(came, view.outlook.came.get(tokens, 0) if view.outlook else 0)
         at_end = tokens == trials.budget_tokens
         if at_end:
-            came = sum(tokens in trial.losses for trial in trials.by_id.values())
+            came = sum(tokens in trial.losses for trial in trials.by_id.values() if trial.kind != AUDIT)
         text = f"{came} of ~{expected}" if expected > came else f"{came}"
         text += "" if at_end else f", {on} on"
         bar = ProgressBar(
@@ -216,6 +213,7 @@ def _slots(view: View, most: int, width: int) -> RenderableType:
         loss = trial.reports[trial.tokens]["val_loss"] if trial.reports else math.nan
         text = f"to {share_text(trial.until, budget)}" + (f", {loss:.4f}" if math.isfinite(loss) else "")
         name = f"{trial.of}+{trial.trial_id.split('-seed')[-1] or 1}" if trial.kind == REPEAT else trial.trial_id
+        name = f"{trial.of}*" if trial.kind == AUDIT else name
         grid.add_row(*[name, bar, text, settings(trial)][: 4 if wide else 3])
     if len(shown) < len(view.slots):
         grid.add_row(Text(f"+{len(view.slots) - len(shown)}", WEAK))

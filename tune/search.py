@@ -4,11 +4,11 @@ python tune/search.py --space v2
 python tune/search.py --resume experiments/runs/NAME
 """
 
+import os
 import sys
-from pathlib import Path
 
 if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 
 import myllm.imports
 
@@ -19,10 +19,10 @@ import argparse
 import contextlib
 import dataclasses
 import importlib.util
-import os
 import time
 import tomllib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from myllm.config import field_help, get_preset, value_type
@@ -47,7 +47,7 @@ from tune.watchdog import check_address_space
 # What takes long to import comes where it is used: --help and most errors need none of it.
 
 RESUME_FLAGS = (
-    *("num_samples", "time_budget", "confirm", "max_failures", "keep_checkpoints"),
+    *("num_samples", "time_budget", "confirm", "audit", "max_failures", "keep_checkpoints"),
     *("cpus_per_trial", "gpus_per_trial", "max_concurrent", "address", "dashboard", "patience", "wandb", "mlflow"),
 )
 """what may change on --resume: nothing that would make earlier trials and later ones incomparable"""
@@ -148,6 +148,7 @@ def start(given: dict[str, Any]) -> tuple[Path, Search]:
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     values["warm_start"] = tuple(os.path.abspath(path) for path in values.get("warm_start", ()))
     values |= {"model": absolute(values["model"])} if values.get("model") else {}
+    values |= {"storage_path": os.path.expanduser(values["storage_path"])} if values.get("storage_path") else {}
     config = SearchConfig(**values)
     name = config.name or f"{config.preset}-{config.space}-{time.strftime('%Y%m%d-%H%M%S')}"
     local = config.storage_path and "://" not in config.storage_path
@@ -296,5 +297,4 @@ def run(given: dict[str, Any], resumed: bool, dry_run: bool, nursery: Nursery | 
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(line_buffering=True)
     run_command(main)

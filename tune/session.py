@@ -7,7 +7,7 @@ import statistics
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,13 @@ from myllm.errors import RunError
 from myllm.files import is_disk_full, write_text
 from tune.coordinator import Coordinator
 from tune.journal import Journal, events_of
-from tune.results import search_seconds
+from tune.results import Spent
 from tune.schedulers.base import Clock
 from tune.searchers import searcher
 from tune.settings import Search
 from tune.storage import Storage, worth_keeping
 from tune.tables import GrowingTables
-from tune.trials import FAILED, Trial, Trials
+from tune.trials import AUDIT, FAILED, Trial, Trials
 
 MAY_PASS = (
     *(ray.exceptions.RayActorError, ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError),
@@ -105,8 +105,12 @@ class Session(SearchAlgorithm):
         self.tables = GrowingTables(run_dir, self.trials, config.seed)
         self.stopwatch = Stopwatch(config.time_budget)
         self.number = 0
-        self.seconds_before = search_seconds(self._taken_in(events_of(run_dir)))
-        self.began = time.time()
+        self.spent = Spent()
+        for event in events_of(run_dir):
+            self._see(event)
+            self.trials.apply(event)
+            self.number += event["event"] == "session"
+        self.seconds_before = self.spent.search + self.spent.audit
         self.coordinator = Coordinator(
             self.trials, search.scheduler(), searcher(search), self._append, config.seed, config.max_failures
         )
@@ -122,14 +126,6 @@ class Session(SearchAlgorithm):
         self.fatal: str | None = None
         """why the search can't go on: one line"""
 
-    def _taken_in(self, events: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """Passes on the events of earlier sessions, each when it is among the trials'."""
-        for event in events:
-            self._see(event)
-            self.trials.apply(event)
-            self.number += event["event"] == "session"
-            yield event
-
     def _append(self, event: str, **values: Any) -> dict[str, Any]:
         entry = self.journal.append(event, **values)
         self._see(entry)
@@ -140,16 +136,17 @@ class Session(SearchAlgorithm):
     def _see(self, event: dict[str, Any]) -> None:
         """Shows the stopwatch and the tables an event that is not among the trials' yet."""
         self.tables.see(event)
+        self.spent.see(event)
         if event["event"] == "report":
             trial = self.trials.by_id[event["trial_id"]]
-            self.stopwatch.see(trial.reports.get(trial.tokens), event)
+            if trial.kind != AUDIT:
+                self.stopwatch.see(trial.reports.get(trial.tokens), event)
 
     @property
     def clock(self) -> Clock:
-        """Where the search stands now."""
-        return self.stopwatch.read(
-            STARTING_SECONDS + self.seconds_before + (time.time() - self.began if self.started else 0)
-        )
+        """Where the search stands now; it stands still during an audit."""
+        passes = self.started and not self.spent.auditing
+        return self.stopwatch.read(STARTING_SECONDS + self.spent.search + (time.time() - self.spent.last if passes else 0))
 
     @property
     def is_over(self) -> bool:
@@ -206,7 +203,8 @@ class Session(SearchAlgorithm):
 
     def sound_checkpoint(self, trial: Trial) -> str | None:
         """The trial's newest checkpoint that can be trusted; older ones and the beginning stand in for damaged ones."""
-        for _, path in sorted(trial.checkpoints.items(), reverse=True):
+        left = self.trials.by_id[trial.of].checkpoints if trial.kind == AUDIT else {}
+        for _, path in sorted((left | trial.checkpoints).items(), reverse=True):
             damage = None if path in self.written_here else self.storage.damage(path)
             if damage is None:
                 return path
@@ -258,7 +256,8 @@ class Session(SearchAlgorithm):
     def prune(self, trial: Trial) -> None:
         """Deletes the checkpoints of a trial that are not worth their room."""
         gone = {} if self.keep_all else dict(trial.checkpoints)
-        for tokens in worth_keeping(self.trials, trial) if gone else ():
+        may_audit = self.coordinator.scheduler.may_audit(self.trials, trial)
+        for tokens in worth_keeping(self.trials, trial, may_audit) if gone else ():
             gone.pop(tokens)
         if gone:
             self.coordinator.record("pruned", trial_id=trial.trial_id, tokens_seen=sorted(gone))

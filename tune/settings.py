@@ -14,6 +14,7 @@ from myllm.sources import Source
 from tune.options import SearchConfig
 from tune.ranges import own_space
 from tune.schedulers import SCHEDULERS
+from tune.schedulers.audit import Audited
 from tune.schedulers.base import Scheduler
 from tune.schedulers.reference import WithReference
 from tune.spaces import Space, sample
@@ -107,7 +108,8 @@ class Search:
         """The rule that decides who goes on."""
         config = self.config
         rule = SCHEDULERS[config.scheduler](config.resolved_rungs, self.budget_tokens, self.report_tokens)
-        return WithReference(rule, config.confirmations)
+        rule = WithReference(rule, config.confirmations)
+        return Audited(rule, config.audit, config.seed) if config.audit else rule
 
     def storage_root(self, run_dir: Path) -> str:
         """Folder or URI that holds the run's checkpoints and Ray's records."""

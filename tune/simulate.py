@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from tune.coordinator import Coordinator
 from tune.schedulers.base import Clock
-from tune.trials import CONTINUE, REPORTED, Trial
+from tune.trials import AUDIT, CONTINUE, REPORTED, Trial
 
 Loss = Callable[[Trial, int], float]
 """(trial, tokens_seen) -> loss in nats per token; not finite: it diverges there"""
@@ -37,33 +37,42 @@ def play(
 ) -> float:
     """Plays the search from `begin` until nothing is left to do, or to `end`; returns when the last report came.
 
-    Trials report at the scheduler's milestones and at the full budget; what would come after `end` does not. The scheduler
-    sees the end come only where it is `known_end`, at `pace` tokens a unit of time.
+    Trials report at the scheduler's milestones and at the full budget; what would come after `end` does not, but for an
+    audit, during which the clock stands still. The scheduler sees the end come only where it is `known_end`, at `pace`
+    tokens a unit of time.
     """
     trials = coordinator.trials
     marks = [*coordinator.scheduler.milestones, trials.budget_tokens]
     running: list[tuple[float, int, Trial, int, int]] = []  # (when it reports, order of beginning, trial, tokens, worker)
     free, arrivals = list(range(trials.workers)), itertools.count()
     now = last = begin
+    audit_began = math.inf
 
     def clock() -> Clock:
-        return Clock(now * pace, (end - now) * pace if known_end else math.inf)
+        at = min(now, end, audit_began)
+        return Clock(at * pace, (end - at) * pace if known_end else math.inf)
 
     def go_on(trial: Trial, worker: int, begins: bool) -> None:
         mark = marks[bisect.bisect_right(marks, trial.tokens)]
         then = now + cost(trial, mark, begins)
         heapq.heappush(running, (then, next(arrivals), trial, mark, worker))
-        if watch and then <= end:
+        if watch and (then <= end or trial.kind == AUDIT):
             watch(worker, now, then, trial)
 
     while True:
         while free and (trial := coordinator.next_trial(clock())):
+            if trial.kind == AUDIT:
+                audit_began = min(now, audit_began)
             go_on(trial, free.pop(0), True)
         if not running:
             return last
         now, _, trial, mark, worker = heapq.heappop(running)
-        if now > end:
-            return last
+        if now > end and trial.kind != AUDIT:
+            if not known_end:
+                return last
+            coordinator.on_end(trial)  # nothing else of the search fits; the audit comes after it
+            free.append(worker)
+            continue
         last, value = now, loss(trial, mark)
         result = {"tokens_seen": mark, "val_loss": value, "diverged": not math.isfinite(value)}
         if coordinator.on_report(trial, dict.fromkeys(REPORTED, 0.0) | result, clock()) == CONTINUE:

@@ -5,7 +5,7 @@ import shutil
 import zipfile
 from pathlib import Path
 
-from tune.trials import COMPLETED, DEFAULT_TRIAL, PAUSED, REPEAT, RUNNING, Trial, Trials
+from tune.trials import COMPLETED, DEFAULT_TRIAL, PAUSED, REPEAT, RUNNING, STOPPED, Trial, Trials
 
 STATE_FILE = "state.pt"
 """name of the training state inside a checkpoint's folder"""
@@ -61,14 +61,16 @@ class Storage:
                     shutil.rmtree(folder, ignore_errors=True)
 
 
-def worth_keeping(trials: Trials, trial: Trial) -> set[int]:
+def worth_keeping(trials: Trials, trial: Trial, may_audit: bool = False) -> set[int]:
     """The checkpoints of a trial, by tokens_seen, that are worth their room.
 
     Of a trial that runs the last two (the older in case the newer is damaged) and the best; of a completed one the last and
-    the best; of one that waits at a rung the last, while it is among the better half of those that came there. Of others
-    none: one that goes on all the same begins anew.
+    the best; of one that waits at a rung the last, while it is among the better half of those that came there; of one left
+    behind that `may_audit`, the last. Of others none: one that goes on all the same begins anew.
     """
     stored = sorted(trial.checkpoints)
+    if stored and may_audit and trial.status in (PAUSED, STOPPED):
+        return {stored[-1]}
     if not stored or trial.status not in (RUNNING, COMPLETED, PAUSED):
         return set()
     if trial.status == PAUSED:

@@ -8,6 +8,7 @@ from typing import Any
 from myllm.files import disk_use
 from myllm.sources import is_embedded
 from tune.analysis import axes_of, edges
+from tune.audit import audit_facts, audit_lines
 from tune.belief import LEVEL
 from tune.commands import command
 from tune.ranges import FLAGS, merge
@@ -43,12 +44,12 @@ def facts(run_dir: Path, search: Search, trials: Trials, events: list[dict]) -> 
         "trials": {
             "begun": len(trials.drawn),
             "planned": trials.num_samples if trials.num_samples < UNLIMITED_TRIALS else None,
-            "repeats": len(trials.by_id) - len(trials.drawn),
+            "repeats": trials.repeats,
             "by_status": dict(sorted(statuses.items())),
         },
         "cost": {
             "seconds": search_seconds(events),
-            "tokens": sum(trial.tokens for trial in trials.by_id.values()),
+            "tokens": trials.tokens,
             "checkpoint_bytes": disk_use(run_dir / "ray"),
             "lost": sum(event["event"] == "lost" for event in events),
         },
@@ -57,6 +58,7 @@ def facts(run_dir: Path, search: Search, trials: Trials, events: list[dict]) -> 
         "best": None,
         "default": None,
         "gain": None,
+        "audit": audit_facts(search, trials, events),
         "edges": [],
     }
     if not table.empty:
@@ -207,6 +209,9 @@ def text(found: dict[str, Any], run_dir: Path) -> str:
         lines.append(
             f"  edge      {edge['hyper_parameter']} {edge['value']:.4g} is at its range's end; next {edge['search_next']}"
         )
+    if found["audit"]:
+        first, *rest = audit_lines(found["audit"])
+        lines += [f"  audit     {first}", *(f"            {line}" for line in rest)]
     if cost["lost"]:
         times = f"{cost['lost']} times a trial's process or machine; it went on from its last checkpoint (error-*.txt)"
         lines.append(f"  lost      {times}")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from myllm.files import write_text
-from tune.trials import REPEAT, REPORTED, Event, Trial, Trials
+from tune.trials import AUDIT, REPEAT, REPORTED, Event, Trial, Trials
 
 TRIALS, HISTORY = "trials.csv", "history.csv"
 HISTORY_COLUMNS = ["trial_id", *(name for name in REPORTED if name != "diverged")]
@@ -16,7 +16,8 @@ RESULT_COLUMNS = [
     *("kind", "of", "seed", "status", "val_loss", "val_bpb", "train_loss", "best_val_loss", "tokens_seen", "step"),
     *("train_seconds", "tok_per_sec", "checkpoint", "reason"),
 ]
-"""kind: drawn, proposed from what was known, or repeat: a configuration on another seed, that of the trial `of`"""
+"""kind: drawn, proposed from what was known, repeat (a configuration on another seed, that of the trial `of`), or audit (of
+the trial `of`, which was left behind)"""
 
 
 def trial_columns(trials: Trials) -> list[str]:
@@ -31,7 +32,7 @@ def trial_row(trial: Trial, seed: int) -> dict[str, Any]:
     row = {"trial_id": trial.trial_id, "seed": seed} | trial.config
     row |= {
         "kind": trial.kind,
-        "of": trial.of if trial.kind == REPEAT else "",
+        "of": trial.of if trial.kind in (REPEAT, AUDIT) else "",
         "status": trial.status,
         "best_val_loss": min(finite, default=math.nan),
         "checkpoint": trial.checkpoints[max(trial.checkpoints)] if trial.checkpoints else "",
@@ -50,7 +51,7 @@ def write_tables(run_dir: Path, trials: Trials, seed: int) -> None:
     """Writes both tables: one row a trial, and one a report, each mark once."""
     rows = (trial_row(trial, seed) for trial in by_id(trials))
     write_text(run_dir / TRIALS, _text(trial_columns(trials), rows, header=True))
-    reports = (trial.reports[tokens] for trial in by_id(trials) for tokens in sorted(trial.reports))
+    reports = (report for trial in by_id(trials) for report in trial.own_reports)
     write_text(run_dir / HISTORY, _text(HISTORY_COLUMNS, reports, header=True))
 
 

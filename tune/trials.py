@@ -13,7 +13,7 @@ CONTINUE, PAUSE, STOP = "continue", "pause", "stop"
 RUNNING, PAUSED, STOPPED = "running", "paused", "stopped"
 COMPLETED, DIVERGED, FAILED = "completed", "diverged", "failed"
 STATUSES = (COMPLETED, PAUSED, STOPPED, DIVERGED, FAILED, RUNNING)
-DRAWN, PROPOSED, REPEAT = "drawn", "proposed", "repeat"
+DRAWN, PROPOSED, REPEAT, AUDIT = "drawn", "proposed", "repeat", "audit"
 DEFAULT_TRIAL = "00000"
 """the preset's reference configuration, always the first"""
 UNLIMITED_TRIALS = 100_000  # as many as the digits of a trial's id hold
@@ -62,9 +62,9 @@ class Trial:
     trial_id: str
     config: dict[str, Any]
     kind: str
-    """drawn, proposed, or repeat"""
+    """drawn, proposed, repeat, or audit"""
     of: str
-    """the trial whose configuration this one repeats on another seed; its own id where it repeats none"""
+    """the trial whose configuration this one repeats on another seed, or that it audits; else its own id"""
     until: int
     """tokens up to which it runs before it pauses"""
     status: str = RUNNING
@@ -82,6 +82,19 @@ class Trial:
     """times that its process or machine was lost"""
     reason: str = ""
     """why it failed"""
+    begun_at: int = 0
+    """tokens from which on an audit trained; its losses and reports up to there are those of the trial that it audits"""
+
+    @property
+    def train_seconds(self) -> float:
+        """Of its own training and evaluation."""
+        last, first = (self.reports.get(at, {}).get("train_seconds", 0.0) for at in (self.tokens, self.begun_at))
+        return last - first
+
+    @property
+    def own_reports(self) -> list[Report]:
+        """In the order of their tokens."""
+        return [self.reports[tokens] for tokens in sorted(self.reports) if tokens > self.begun_at]
 
     def seeds_at(self, tokens: int) -> list[float]:
         """The losses at `tokens` of this trial and of its repeats, one a seed; infinite where a repeat diverged."""
@@ -109,8 +122,12 @@ class Trials:
         self.budget_tokens, self.num_samples, self.metric = budget_tokens, num_samples, metric
         self.by_id: dict[str, Trial] = {}
         self.drawn: list[Trial] = []
-        """without repeats"""
+        """without repeats and audits"""
         self.running: dict[str, Trial] = {}
+        """without audits"""
+        self.audits: dict[str, Trial] = {}
+        """trials that were left behind and went on only to show what that cost, by the id of the one left behind: nothing
+        else here knows of them but `by_id` and `tokens`, and so no rule, no standing and no proposal does"""
         self.workers = 1
         """trainings at once, in this session"""
         self.statuses: Counter[str] = Counter()
@@ -130,6 +147,11 @@ class Trials:
         self._orders_at: dict[int, list[Order]] = {}
         for event in events:
             self.apply(event)
+
+    @property
+    def repeats(self) -> int:
+        """How many trials repeat another one's configuration."""
+        return len(self.by_id) - len(self.drawn) - len(self.audits)
 
     @property
     def draws_left(self) -> int:
@@ -171,7 +193,14 @@ class Trials:
         elif kind == "trial":
             trial_id = event["trial_id"]
             trial = Trial(trial_id, event["config"], event["kind"], event.get("of", trial_id), event["until"])
-            self.by_id[trial_id] = self.running[trial_id] = trial
+            self.by_id[trial_id] = trial
+            if trial.kind == AUDIT:
+                left = self.by_id[trial.of]
+                self.audits[left.trial_id] = trial
+                trial.tokens = trial.begun_at = left.tokens
+                trial.losses, trial.reports = dict(left.losses), dict(left.reports)
+                return
+            self.running[trial_id] = trial
             self.bounds[trial.kind, trial.until] += 1
             if trial.kind == REPEAT:
                 self.by_id[trial.of].repeats.append(trial)
@@ -206,14 +235,15 @@ class Trials:
             return self._set(trial, DIVERGED)
         loss = event["val_loss" if tokens >= self.budget_tokens else self.metric]
         trial.losses[tokens] = math.inf if math.isnan(loss) else loss  # averaged weights may overflow alone
-        self.reached[tokens, trial.kind] += 1
+        if trial.kind != AUDIT:
+            self.reached[tokens, trial.kind] += 1
         if tokens >= self.budget_tokens:
-            if trial.kind != REPEAT:
+            if trial.kind not in (REPEAT, AUDIT):
                 self._note_changes(trial)
             self._set(trial, COMPLETED)
         elif event["decision"] != CONTINUE:
             self._set(trial, PAUSED if event["decision"] == PAUSE else STOPPED)
-        else:
+        elif trial.kind != AUDIT:
             self._update(trial, self._orders.values() if trial.kind == REPEAT else self._orders_at.get(tokens, ()))
 
     def _note_changes(self, trial: Trial) -> None:
@@ -227,6 +257,9 @@ class Trials:
         return total / count if count else 0.0
 
     def _set(self, trial: Trial, status: str) -> None:
+        if trial.kind == AUDIT:
+            trial.status = status
+            return
         if trial.kind != REPEAT:
             self.statuses[trial.status] -= 1
             self.statuses[status] += 1

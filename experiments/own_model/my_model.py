@@ -16,3 +16,6 @@ class MyGPT(torch.nn.Module):
 
     def forward(self, ids, targets):
         return self.gpt(ids, targets)[1]
+
+    def logits(self, ids):  # for trainer.py --generate; may be left out
+        return self.gpt(ids)[0]

@@ -9,10 +9,23 @@ from dataclasses import dataclass
 
 import torch
 
-from myllm.errors import warn
+from myllm.errors import InputError, warn
 
 COMPILE_SECONDS_PER_LAYER = 4.0  # of the first compilation; a machine with an H100 took 20 s for 6 layers, 59 s for 12
 COMPILED_SPEED = 1.3  # times that of a recorded step, for models that repay it; 1.3 to 1.6 were seen (experiments/LOG.md)
+
+
+def pick_device(name: str) -> torch.device:
+    """The torch device called `name`. Raises InputError where this machine does not have it."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"--device {name!r} is unknown; use cpu, cuda, cuda:N or auto") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"--device {name}: this machine has {torch.cuda.device_count()} GPUs")
+    return device
 
 
 def arithmetic(dtype: str, device: torch.device) -> torch.dtype:

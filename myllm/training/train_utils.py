@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from myllm.errors import InputError
+from myllm.errors import InputError, warn
 from myllm.files import whole_file
-from myllm.model import GPT
+from myllm.found import FoundTrial, find_trial, local_file
 from myllm.tokenizer import ENDS_OF_TEXT, Tokenizer
 
 
@@ -27,26 +27,31 @@ def token_ids_to_text(ids: torch.Tensor, tokenizer: Tokenizer) -> str:
 
 @torch.no_grad()
 def generate(
-    model: GPT,
+    model: torch.nn.Module,
     ids: torch.Tensor,
     max_new_tokens: int,
     temperature: float = 0.0,
     top_k: int | None = None,
     eos_id: int | None = None,
     generator: torch.Generator | None = None,
+    block_size: int | None = None,
 ) -> torch.Tensor:
     """Continues `ids` (B, n) by up to `max_new_tokens`; returns (B, n + new), int64.
+
+    The model is called with the last `block_size` ids (default: its config's), and returns logits (B, T, V); one of the
+    user's own does so in its method `logits`.
 
     temperature 0 takes the likeliest token; above it, tokens are drawn from softmax(logits / temperature), of the `top_k`
     likeliest where given. Stops early when every row has produced `eos_id`. Raises ValueError for a negative temperature.
     """
     if temperature < 0:
         raise ValueError(f"temperature is {temperature}; it must be 0 or more")
-    was_training = model.training
+    was_training, logits_of = model.training, getattr(model, "logits", model)
+    block_size = block_size or model.config.block_size
     model.eval()
     done = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
     for _ in range(max_new_tokens):
-        logits = model(ids[:, -model.config.block_size :])[:, -1].float()  # (B, V)
+        logits = logits_of(ids[:, -block_size:])[:, -1].float()  # (B, V)
         if top_k is not None:
             kept = logits.topk(min(top_k, logits.size(-1))).values[:, -1:]
             logits = logits.masked_fill(logits < kept, -torch.inf)
@@ -117,3 +122,20 @@ def load_state(path: str | Path) -> dict[str, Any]:
     if not isinstance(state, dict) or "model_config" not in state:
         raise InputError(f"{path}: not a training state of this project")
     return state
+
+
+def load_trial(spec: str) -> tuple[FoundTrial, dict[str, Any], str]:
+    """The trial that RUN/TRIAL names, its newest state that can be read, and where that is. Raises InputError."""
+    trial = find_trial(spec)
+    *newer, oldest = trial.checkpoints
+    for place in newer:
+        try:
+            with local_file(place) as path:
+                return trial, load_state(path), place
+        except InputError as error:
+            warn(f"{error}; going back further")
+    try:
+        with local_file(oldest) as path:
+            return trial, load_state(path), oldest
+    except InputError as error:
+        raise InputError(f"--from_trial {spec}: {error}") from None

@@ -2,13 +2,15 @@
 
 python myllm/training/trainer.py --train_file train_ids.bin --val_file val_ids.bin --epochs 4 --save_model model.pth
 python myllm/training/trainer.py --config experiments/runs/NAME/best_config.json --save_model final.pth
+python myllm/training/trainer.py --from_trial experiments/runs/NAME/00007 --save_model final.pth
+python myllm/training/trainer.py --load_model final.pth --generate "Once"
 """
 
+import os
 import sys
-from pathlib import Path
 
 if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parent.parent.parent)
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
 
 import myllm.imports
 
@@ -18,33 +20,25 @@ myllm.imports.check_imports()
 import argparse
 import dataclasses
 import importlib.util
-import json
+from pathlib import Path
 from typing import Any
-
-import torch
 
 from myllm.bar import Bar
 from myllm.config import PRESETS, TrainConfig, field_help, from_dict, get_preset, value_type
 from myllm.data import Windows, default_tokenizer, prepare
 from myllm.errors import InputError, Parser, run_command, warn
 from myllm.files import check_writable
+from myllm.found import read_config
 from myllm.model_check import choose_model
-from myllm.own_model import OwnModelConfig
+from myllm.rescale import Change, carried, rescaled_rate, search_command
 from myllm.sources import EMBEDDED, is_embedded
 from myllm.token_layout import DTYPES
-from myllm.tokenizer import end_of_text, get_tokenizer, identity, resolve
+from myllm.tokenizer import get_tokenizer, identity, resolve
+from myllm.training import writing
+from myllm.training.gpu import pick_device
 from myllm.training.train import Report, Run, learning_rate_at, train
-from myllm.training.train_utils import (
-    generate,
-    load_state,
-    plot_losses,
-    save_state,
-    text_to_token_ids,
-    token_ids_to_text,
-)
+from myllm.training.train_utils import load_state, load_trial, plot_losses, save_state, text_to_token_ids
 
-CONFIG_KEYS = ("preset", "model", "train", "data", "result")
-DATA_KEYS = ("train_file", "val_file", "tokenizer", "tokenizer_sha256", "token_dtype", "text_column", "fingerprint")
 TRAIN_FLAGS = (
     *("learning_rate", "batch_size", "max_len", "stride", "epochs", "budget_tokens", "eval_freq", "warmup_ratio"),
     *("min_lr_ratio", "schedule", "cooldown_ratio", "clip_norm", "weight_decay", "beta1", "beta2", "beta2_half_life"),
@@ -56,6 +50,7 @@ TRAIN_FLAGS = (
 def parse_args() -> argparse.Namespace:
     parser = Parser(prog="trainer.py", description="Trains one GPT, evaluates it, and saves it after each epoch.")
     parser.add_argument("--config", help="a best_config.json; flags given beside it win")
+    parser.add_argument("--from_trial", metavar="RUN/TRIAL", help="a search's trial: its settings, and its weights go on")
     parser.add_argument("--preset", help=f"model shape and reference settings: {', '.join(PRESETS)} (default: nano)")
     parser.add_argument("--model", help="your own model, FILE.py:Class; see myllm/own_model.py (default: GPT-2's decoder)")
     parser.add_argument(
@@ -68,7 +63,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--val_file", nargs="+", help="validation data, likewise (default: embedded)")
     parser.add_argument("--tokenizer", help="byte, a tiktoken encoding, .tiktoken or tokenizer.json (default: by the data)")
     parser.add_argument("--token_dtype", choices=list(DTYPES), help="what bare .bin files hold (default: uint16)")
-    parser.add_argument("--text_column", help="column of .jsonl and .parquet files that is the text (default: found)")
+    parser.add_argument(
+        "--text_column", help="column that is the text, of .jsonl, .csv, .parquet and .arrow files (default: found)"
+    )
     helps, fields = field_help(TrainConfig), {field.name: field for field in dataclasses.fields(TrainConfig)}
     for name in TRAIN_FLAGS:
         parser.add_argument(f"--{name}", type=value_type(fields[name]), help=helps[name].replace("%", "%%"))
@@ -77,6 +74,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--start_context", default="\n", help="text that the sample after each epoch continues")
     parser.add_argument("--save_model", help="file for the whole training state, written after each epoch")
     parser.add_argument("--load_model", help="v2: saved state to go on from")
+    parser.add_argument("--generate", metavar="TEXT", help="print how a trained model continues TEXT, and train nothing")
+    parser.add_argument("--length", type=int, help="most tokens of such a text (default: 200, of samples 50)")
+    parser.add_argument("--temperature", type=float, help="how evenly they are drawn, 0: the likeliest (default: 0.8)")
+    parser.add_argument("--top_k", type=int, help="of how many, the likeliest, each is drawn (default: 40)")
     parser.add_argument("--plot", help="PNG of the losses, written at the end")
     for action in parser._actions:
         if action.default is None:
@@ -84,40 +85,12 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def read_config(path: str) -> dict[str, Any]:
-    """The parts of a best_config.json. Raises InputError for another file or an unknown key."""
-    try:
-        config = json.loads(Path(path).read_text())
-    except FileNotFoundError:
-        raise InputError(f"--config {path}: no such file") from None
-    except (ValueError, OSError) as error:
-        raise InputError(f"--config {path}: not JSON ({error})") from None
-    if not isinstance(config, dict):
-        raise InputError(f"--config {path}: expected a JSON object")
-    for keys, part, where in ((CONFIG_KEYS, config, path), (DATA_KEYS, config.get("data", {}), f"{path}: data")):
-        for key in part:
-            if key not in keys:
-                raise InputError(f"--config {where}: unknown key {key!r}; known are {', '.join(keys)}")
-    return config
+def settle(args: argparse.Namespace, config: dict[str, Any], where: str) -> tuple[Run, str, list[Change]]:
+    """The Run that flags, the config of the file `where`, and preset describe (the earlier wins).
 
-
-def pick_device(name: str) -> torch.device:
-    """The torch device called `name`. Raises InputError where this machine does not have it."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise InputError(f"--device {name!r} is unknown; use cpu, cuda, cuda:N or auto") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InputError(f"--device {name}: this machine has {torch.cuda.device_count()} GPUs")
-    return device
-
-
-def settle(args: argparse.Namespace) -> tuple[Run, Any]:
-    """The Run that flags, config file and preset describe (the earlier wins), and the tokenizer."""
+    Returns also the tokenizer's name, and what of the config was rescaled to another model or budget.
+    """
     given = vars(args)
-    config = read_config(args.config) if "config" in given else {}
     preset = get_preset(given.get("preset", config.get("preset", "nano")))
     data = config.get("data", {})
     train_file = given.get("train_file", data.get("train_file", EMBEDDED))
@@ -127,30 +100,24 @@ def settle(args: argparse.Namespace) -> tuple[Run, Any]:
     tokenizer_name = resolve(given.get("tokenizer", data.get("tokenizer", default_tokenizer(train_file))))
     tokenizer = get_tokenizer(tokenizer_name)
     if data.get("tokenizer_sha256") not in (None, identity(tokenizer)):
-        raise InputError(f"{args.config}: found with a tokenizer of other contents than --tokenizer {tokenizer_name}")
+        raise InputError(f"{where}: found with a tokenizer of other contents than --tokenizer {tokenizer_name}")
     device = pick_device(args.device)
 
-    model_config = choose_model(given, config, preset, tokenizer.n_vocab)
+    model_config = choose_model(given, config, where, preset, tokenizer.n_vocab)
     if model_config.vocab_size != tokenizer.n_vocab:
         raise InputError(
-            f"{args.config}: the model has vocab_size {model_config.vocab_size}, "
-            f"--tokenizer {tokenizer_name} {tokenizer.n_vocab}"
+            f"{where}: the model has vocab_size {model_config.vocab_size}, --tokenizer {tokenizer_name} {tokenizer.n_vocab}"
         )
-    changes = {name: given[name] for name in [*TRAIN_FLAGS, "version"] if name in given}
+    flags = {name: given[name] for name in [*TRAIN_FLAGS, "version"] if name in given}
     if "train" in config:
-        values = config["train"] | changes
-        if "epochs" in changes and "budget_tokens" not in changes:
-            values["budget_tokens"] = None
-        if "budget_tokens" in changes and "epochs" not in changes:
-            values["epochs"] = None
-        train_config = from_dict(TrainConfig, values, f"{args.config}: train")
+        train_config, rescaled = carried(config, where, flags, model_config, preset)
     else:
-        changes.setdefault("max_len", model_config.block_size)
-        batch_tokens = changes.get("batch_size", preset.batch_size) * changes["max_len"]
-        if not {"epochs", "budget_tokens"} & changes.keys() and batch_tokens > 0:
-            changes["budget_tokens"] = max(1, preset.budget_tokens // batch_tokens) * batch_tokens
-        changes.setdefault("eval_windows", 4 * max(1, changes.get("batch_size", preset.batch_size)))
-        train_config = preset.training(**changes)
+        flags.setdefault("max_len", model_config.block_size)
+        batch_tokens = flags.get("batch_size", preset.batch_size) * flags["max_len"]
+        if not {"epochs", "budget_tokens"} & flags.keys() and batch_tokens > 0:
+            flags["budget_tokens"] = max(1, preset.budget_tokens // batch_tokens) * batch_tokens
+        flags.setdefault("eval_windows", 4 * max(1, flags.get("batch_size", preset.batch_size)))
+        train_config, rescaled = preset.training(**flags), []
     if "eval_iter" in given:
         if args.eval_iter < 1:
             raise InputError(f"--eval_iter is {args.eval_iter}; it must be a positive whole number of batches")
@@ -162,10 +129,13 @@ def settle(args: argparse.Namespace) -> tuple[Run, Any]:
     for split, file in (("train", train_file), ("val", val_file)):
         tokens = prepare(file, split, tokenizer_name, tokenizer, **how)
         windows.append(Windows(tokens, train_config.max_len, train_config.stride))
-        saved = data.get("fingerprint", {}).get(split)
+        saved = (data.get("fingerprint") or {}).get(split)
         if saved and f"{split}_file" not in given and saved != tokens.fingerprint():
-            warn(f"{tokens.name} is not the data that {args.config} was found on")
-    return Run(model_config, train_config, *windows, device=device), tokenizer
+            warn(f"{tokens.name} is not the data that {where} was found on")
+    if "train" in config and "learning_rate" not in given:
+        train_config, change = rescaled_rate(config, train_config, model_config)
+        rescaled += [change] if change else []
+    return Run(model_config, train_config, *windows, device=device), tokenizer_name, rescaled
 
 
 def steps_of(before: TrainConfig, run: Run) -> int:
@@ -175,9 +145,8 @@ def steps_of(before: TrainConfig, run: Run) -> int:
     return max(run.step, before.epochs * run.stream.steps_per_epoch)
 
 
-def restore(run: Run, path: str) -> list[dict]:
-    """Loads `path` into `run`, says where it goes on, and returns the reports made so far."""
-    state = load_state(path)
+def restore(run: Run, state: dict[str, Any], path: str) -> None:
+    """Loads the state of the file `path` into `run`, and says where it goes on."""
     run.load_state_dict(state, other_data=True)
     before = from_dict(TrainConfig, state["train_config"], path)
     print(f"resumed from {path} at step {run.step} of {run.total_steps}")
@@ -203,15 +172,6 @@ def restore(run: Run, path: str) -> list[dict]:
     code = getattr(run.model_config, "sha256", None)
     if code != state["model_config"].get("sha256"):
         print(f"model: the code of {run.model_config.source} is not what {path} was trained with")
-    return state.get("history", [])
-
-
-def sample(run: Run, tokenizer: Any, start_context: str) -> str:
-    """A text of 50 new tokens after `start_context`, drawn without touching the run's own random generators."""
-    ids = text_to_token_ids(start_context, tokenizer).to(run.device)
-    generator = torch.Generator(run.device).manual_seed(run.config.seed)
-    drawn = generate(run.model, ids, 50, 0.8, 40, end_of_text(tokenizer), generator)
-    return token_ids_to_text(drawn[0], tokenizer)
 
 
 def describe(report: Report, epoch: float) -> str:
@@ -219,6 +179,31 @@ def describe(report: Report, epoch: float) -> str:
         f"epoch {epoch:.2f} step {report.step}: train_loss {report.train_loss:.4f} val_loss {report.val_loss:.4f} "
         f"lr {report.learning_rate:.2e} {report.tok_per_sec:,.0f} tok/s"
     )
+
+
+def tell_rescaled(run: Run, config: dict[str, Any], given: dict[str, Any], rescaled: list[Change]) -> None:
+    """Says what is not as the search found it, what is, and by which command one would look again."""
+    tokens, before = run.total_steps * run.config.tokens_per_step, config.get("train", {}).get("budget_tokens")
+    times = tokens / before if before and "learning_rate" not in given else 1.0
+    for change in rescaled:
+        print(f"rescaled: {change}")
+    if not 0.5 < times < 2:
+        print(
+            f"kept: the learning rate, for {times:.3g} times the tokens: published laws disagree in sign (myllm/rescale.py)"
+        )
+    elif not rescaled:
+        return
+    kept = ", ".join(f"{name} {getattr(run.config, name):.4g}" for name in ("clip_norm", "warmup_ratio", "weight_decay"))
+    print(f"kept: {run.config.tokens_per_step:,} tokens a step, {kept}")
+    if run.config.version == "v1":
+        return  # of which only v1's own space searches
+    names = ("train_file", "val_file", "tokenizer", "token_dtype", "text_column")
+    data = {name: given.get(name, config.get("data", {}).get(name)) for name in names}
+    embedded = is_embedded(data["train_file"] or EMBEDDED)
+    flags = {} if embedded else {n: [v] if isinstance(v, str) else v for n, v in data.items() if v is not None}
+    preset = given.get("preset", config.get("preset", "nano"))
+    again = search_command(run.config, run.model_config, preset, tokens, config["train"]["learning_rate"], flags)
+    print(f"a law is no measurement; to search the rate again: {again}")
 
 
 def check_places(given: dict[str, Any]) -> None:
@@ -233,18 +218,44 @@ def check_places(given: dict[str, Any]) -> None:
 def main() -> int:
     args = parse_args()
     given = vars(args)
+    writing.check_flags(given)
+    if "generate" in given:
+        print(writing.write(args))
+        return 0
     save_model, load_model = given.get("save_model"), given.get("load_model")
     if load_model and given.get("version") == "v1":
         raise InputError("--load_model belongs to v2: V1 starts anew each time")
     if save_model and Path(save_model).exists() and not (load_model and Path(load_model).exists()):
         raise InputError(f"--save_model {save_model} exists; go on from it with --load_model, or choose another name")
     check_places(given)
-    run, tokenizer = settle(args)
+    config, where, state = {}, "", None
+    if "from_trial" in given:
+        if "config" in given:
+            raise InputError("--from_trial brings its trial's settings: leave out --config, or continue nothing")
+        trial, state, place = load_trial(args.from_trial)
+        where = place if "://" not in place else str(trial.run_dir / "search.json")
+        config = {
+            "preset": trial.preset,
+            "model": state["model_config"],
+            "train": state["train_config"],
+            "data": trial.data,
+        }
+    elif "config" in given:
+        config, where = read_config(args.config), args.config
+    run, tokenizer_name, rescaled = settle(args, config, where)
+    tokenizer = get_tokenizer(tokenizer_name)
     if load_model and run.config.version == "v1":
         raise InputError("--load_model belongs to v2, and the config says v1: V1 starts anew each time")
     if not text_to_token_ids(args.start_context, tokenizer).numel():
         raise InputError("--start_context is empty; give at least one character")
-    history = restore(run, load_model) if load_model else []
+    if load_model:
+        state, place = load_state(load_model), load_model
+    if state:
+        restore(run, state, place)
+    tell_rescaled(run, config, given, rescaled)
+    history = (state or {}).get("history", [])
+    notes = [vars(change) for change in rescaled if change.old != change.new] or (state or {}).get("rescaled", [])
+    kept = {"history": history, "tokenizer": tokenizer_name, "rescaled": notes}
     parameters = sum(parameter.numel() for parameter in run.parameters)
     print(
         f"{parameters:,} parameters, {run.total_steps} steps of {run.config.tokens_per_step:,} tokens, "
@@ -263,9 +274,11 @@ def main() -> int:
                     print(f"diverged at step {report.step}: the loss is no longer finite; try a lower --learning_rate")
                     return 1
             if save_model:
-                save_state(run.state_dict() | {"history": history}, save_model)
-            if not isinstance(run.model_config, OwnModelConfig):  # of which only the loss is known
-                print("sample: " + repr(sample(run, tokenizer, args.start_context)))
+                save_state(run.state_dict() | kept, save_model)
+            if writing.can_write(run.model, run.model_config):
+                how = {"length": writing.SAMPLE_LENGTH} | given
+                text = writing.draw(run.model, run.model_config, args.start_context, tokenizer, how, run.config.seed)
+                print("sample: " + repr(text))
     if "plot" in given and history:
         columns = [[row[name] for row in history] for name in ("epoch", "tokens_seen", "train_loss", "val_loss")]
         plot_losses(*columns, args.plot)

@@ -86,17 +86,7 @@ class Search:
 
     def processes(self):
         """{pid: command line} of all living processes that descend from this search's drivers."""
-        found = {}
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit():
-                try:
-                    inherited = f"{MARKER}={self.folder}\0".encode() in (entry / "environ").read_bytes()
-                    state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
-                    if inherited and state != "Z":
-                        found[int(entry.name)] = (entry / "cmdline").read_bytes().decode(errors="replace")
-                except OSError:
-                    continue
-        return found
+        return processes_with(str(self.folder))
 
     def workers(self):
         """The processes that train."""
@@ -127,6 +117,21 @@ class Search:
         )
         trials["checkpoint"] = trials["checkpoint"].notna()
         return trials, history
+
+
+def processes_with(marker):
+    """{pid: command line} of all living processes whose environment has MARKER=`marker`."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                inherited = f"{MARKER}={marker}\0".encode() in (entry / "environ").read_bytes()
+                state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
+                if inherited and state != "Z":
+                    found[int(entry.name)] = (entry / "cmdline").read_bytes().decode(errors="replace")
+            except OSError:
+                continue
+    return found
 
 
 def gone(find, seconds):

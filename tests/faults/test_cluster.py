@@ -2,11 +2,15 @@
 
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
+import tempfile
 
 import pytest
-from harness import MARKER, SHORT, Search, assert_same
+from conftest import run_command_line
+from harness import MARKER, SHORT, Search, assert_same, gone, processes_with
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -64,3 +68,49 @@ def test_checkpoints_on_another_filesystem_survive_a_kill(byte_files, undisturbe
     assert list((tmp_path / "far" / "broken").glob("session_*/*/checkpoint_*/state.pt"))
     assert not (broken.folder / "ray").exists()
     assert json.loads((broken.folder / "search.json").read_text())["config"]["storage_path"] == uri
+
+
+def free_port():
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+def start_node(*arguments, **environment):
+    """`ray start` with these arguments."""
+    ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--num-cpus", "1", "--disable-usage-stats", *arguments]
+    done = subprocess.run(ray, env=os.environ | environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_recipe_for_several_machines_with_its_token(byte_files, tmp_path):
+    """As README has it, with a head and a second node on this machine, in a home and below a folder of its own."""
+    with tempfile.TemporaryDirectory(prefix="ray") as short:  # sockets have short names
+        home = tmp_path / "home"
+        home.mkdir()
+        own = {"HOME": str(home), "RAY_TMPDIR": short, MARKER: f"recipe{short}"}
+        token = [sys.executable, "-m", "ray.scripts.scripts", "get-auth-token", "--generate"]
+        subprocess.run(token, env=os.environ | own, check=True, capture_output=True, timeout=120)
+        port, mode = free_port(), own | {"RAY_AUTH_MODE": "token"}
+        train, val = map(str, byte_files)
+        search = ["tune/search.py", "--train_file", train, "--val_file", val, "--budget_tokens", "262144", "--space", "v1"]
+        search += ["--num_samples", "2", "--confirm", "0", "--scheduler", "fifo", "--storage_path", str(tmp_path / "runs")]
+        try:
+            start_node("--head", f"--port={port}", "--include-dashboard=false", **mode)
+            start_node(f"--address=127.0.0.1:{port}", **mode)
+            done = run_command_line(*search, "--address", "auto", "--name", "big", env=os.environ | mode)
+            assert done.returncode == 0, done.stdout + done.stderr
+            assert "2 at once" in done.stdout and "2 of 2: 2 completed" in done.stdout
+            for words, changes in ((None, {}), ("0" * 64, {}), ("0" * 64, {"RAY_AUTH_MODE": "token"})):
+                (home / ".ray" / "auth_token").unlink(missing_ok=True)
+                if words:
+                    (home / ".ray" / "auth_token").write_text(words)
+                for address in ("auto", f"127.0.0.1:{port}"):
+                    done = run_command_line(*search, "--address", address, "--name", "no", env=os.environ | own | changes)
+                    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+                    assert f"error: --address {address}: the cluster refused this machine's token; copy" in done.stderr
+            assert not (tmp_path / "runs" / "no").exists()
+        finally:
+            for pid in processes_with(own[MARKER]):
+                os.kill(pid, signal.SIGKILL)
+            assert gone(lambda: processes_with(own[MARKER]), 15.0)

@@ -1,21 +1,27 @@
 """Damaged checkpoints, full disks, memory that runs out, and how little is kept."""
 
+import contextlib
 import json
 import os
+import resource
+import shlex
 import shutil
 import subprocess
+import sys
 
 import pandas as pd
 import pytest
+from conftest import ROOT, run_command_line
 from harness import SHORT, Search, assert_same
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = pytest.mark.timeout(400)
 
 
 def checkpoints(search):
     return sorted(search.folder.glob("ray/session_*/*/checkpoint_*/state.pt"))
 
 
+@pytest.mark.slow
 def test_damaged_checkpoints_are_skipped_for_those_before_or_the_beginning(byte_files, undisturbed, tmp_path):
     whole, broken = undisturbed(**SHORT), Search(tmp_path / "broken", byte_files, **SHORT)
     process = broken.start()
@@ -46,6 +52,7 @@ def test_damaged_checkpoints_are_skipped_for_those_before_or_the_beginning(byte_
     assert_same(whole, broken)
 
 
+@pytest.mark.slow
 def test_only_what_can_still_win_is_kept(byte_files, tmp_path):
     search = Search(tmp_path / "run", byte_files, num_samples=8, confirm=2)
     search.finish()
@@ -56,30 +63,126 @@ def test_only_what_can_still_win_is_kept(byte_files, tmp_path):
     assert completed.sum() <= len(checkpoints(search)) <= most < 8 * 3
 
 
+class Disk:
+    """A small file system of its own, which can be filled."""
+
+    def __init__(self, folder, size):
+        self.folder, self.filler = folder, folder / "filler"
+        folder.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder]
+        if subprocess.run(command, capture_output=True).returncode:
+            pytest.skip("mounting a small file system needs root")
+
+    def fill(self, leave=0):
+        """Fills it but for `leave` bytes."""
+        with open(self.filler, "ab", buffering=0) as file, contextlib.suppress(OSError):
+            while file.write(b"x" * 65536) == 65536:
+                pass
+        os.truncate(self.filler, max(0, self.filler.stat().st_size - leave))
+
+    def empty(self):
+        self.filler.unlink()
+
+    def unmount(self):
+        subprocess.run(["umount", "-l", self.folder], check=True)
+
+
 @pytest.fixture
-def small_disk(tmp_path):
-    """A file system with room for two checkpoints and a half."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", folder], capture_output=True).returncode:
-        pytest.skip("mounting a small file system needs root")
-    yield folder
-    subprocess.run(["umount", "-l", folder], check=True)
+def disk(tmp_path):
+    """disk(size): a Disk."""
+    made = []
+
+    def make(size):
+        made.append(Disk(tmp_path / "disk", size))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.unmount()
 
 
-def test_a_full_disk_is_one_line_and_the_search_goes_on_when_there_is_room(byte_files, undisturbed, small_disk):
-    whole, broken = undisturbed(**SHORT), Search(small_disk / "broken", byte_files, **SHORT)
-    errors = broken.finish(code=1)
-    lines = [line for line in errors.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1 and "the disk is full" in lines[0] and "Traceback" not in errors, errors
+def one_line(errors, *words):
+    """Asserts that stderr has one line of error that says one of `words`. Apart: progress, and [*** of Ray's own logs."""
+    lines = [line for line in errors.splitlines() if "M tokens" not in line and not line.startswith(("warning: ", "[***"))]
+    assert len(lines) == 1 and lines[0].startswith("error: ") and any(word in lines[0] for word in words), errors
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_one_line_and_the_search_goes_on_when_there_is_room(byte_files, undisturbed, disk):
+    """Room for two checkpoints and a half."""
+    whole, small = undisturbed(**SHORT), disk("400k")
+    broken = Search(small.folder / "broken", byte_files, **SHORT)
+    one_line(broken.finish(code=1), "the disk is full")
     assert broken.no_process_left()
     statuses = {event.get("event") for event in broken.events()}
     assert "failed" not in statuses and "lost" not in statuses
-    subprocess.run(["mount", "-o", "remount,size=300m", small_disk], check=True)
+    subprocess.run(["mount", "-o", "remount,size=300m", small.folder], check=True)
     broken.finish()
     assert_same(whole, broken)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("event", ["session", "report", "checkpoint", "session_end"])
+def test_a_disk_that_fills_at_any_moment_is_one_line(event, byte_files, undisturbed, disk):
+    """In the journal, a checkpoint, TensorBoard's files, or the tables at the end, whichever comes next."""
+    whole, small = undisturbed(**SHORT), disk("24m")
+    broken = Search(small.folder / "broken", byte_files, **SHORT)
+    process = broken.start()
+    assert broken.wait_for(process, event)
+    small.fill()
+    errors = process.communicate(timeout=300)[1]
+    if process.returncode:  # 0: all was written before the disk was full
+        assert process.returncode == 1 and broken.no_process_left()
+        one_line(errors, "the disk is full")
+        assert not list(broken.folder.glob(".*"))
+    small.empty()
+    broken.finish()
+    assert_same(whole, broken)
+
+
+@pytest.mark.slow
+def test_a_report_on_a_full_disk_is_one_line_and_leaves_the_last_one(disk):
+    """Whichever file is the first that has no room: tables, pictures, the page, the summary."""
+    small = disk("24m")
+    run = small.folder / "run"
+    shutil.copytree(ROOT / "tests" / "recorded" / "nano-v2", run)
+    first = run_command_line("tune/report.py", run)
+    assert first.returncode == 0, first.stderr
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    for leave in (0, 10_000, 100_000, 1_000_000, 3_000_000):
+        small.fill(leave)
+        done = run_command_line("tune/report.py", run)
+        assert done.returncode in (1, 2), done.stdout + done.stderr
+        one_line(done.stderr, "No space left on device")
+        after = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+        assert after.keys() == before.keys(), leave
+        cut = [path for path in before if len(after[path]) < len(before[path]) * 0.9]
+        assert not cut, cut
+        small.empty()
+    assert run_command_line("tune/report.py", run).returncode == 0
+
+
+def test_a_file_that_may_not_grow_is_one_line(byte_files, undisturbed, tmp_path):
+    """Without root: the journal of a running search, and the page of a report, meet a limit to the size of files."""
+    options = dict(num_samples=2, confirm=2)  # as in test_kills
+    whole, broken = undisturbed(**options), Search(tmp_path / "broken", byte_files, **options)
+    process = broken.start()
+    assert broken.wait_for(process, "report", 5)
+    limit = (broken.folder / "journal.jsonl").stat().st_size + 300
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (limit, limit))
+    errors = process.communicate(timeout=120)[1]
+    assert process.returncode == 1 and broken.no_process_left()
+    one_line(errors, "the disk is full")
+    broken.finish()
+    assert_same(whole, broken)
+    page = f"ulimit -f 1000; exec {shlex.quote(sys.executable)} tune/report.py {shlex.quote(str(broken.folder))}"
+    done = subprocess.run(["bash", "-c", page], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1, done.stdout + done.stderr
+    one_line(done.stderr, "report.html: File too large")
+    assert not list(broken.folder.glob("*report*")) and not list(broken.folder.glob(".*"))
+
+
+@pytest.mark.slow
 def test_out_of_memory_ends_with_the_same_losses_or_a_clear_reason(byte_files, undisturbed, tmp_path):
     whole = undisturbed(**SHORT)
     broken = Search(tmp_path / "broken", byte_files, fault="oom", num_samples=2, scheduler="fifo", confirm=0)

@@ -1,8 +1,11 @@
 """The figures of a report: for each a tidy table (its CSV), a plotly figure for the page, and a picture by matplotlib."""
 
+from typing import Any
+
 import pandas as pd
 
 from tune.analysis import Surface, axes_of
+from tune.figures.audit import ranking
 from tune.figures.base import Figure
 from tune.figures.surface import importance, landscape, parameters
 from tune.figures.trials import budget, curves, parallel
@@ -11,7 +14,9 @@ from tune.settings import Search
 from tune.trials import Trials
 
 
-def figures(search: Search, trials: Trials, history: pd.DataFrame, surface: Surface | None) -> list[Figure]:
+def figures(
+    search: Search, trials: Trials, history: pd.DataFrame, surface: Surface | None, audit: dict[str, Any] | None = None
+) -> list[Figure]:
     """All figures for which there is something to show, in the order in which a page shows them."""
     if history.empty:
         return []
@@ -24,4 +29,5 @@ def figures(search: Search, trials: Trials, history: pd.DataFrame, surface: Surf
     shown.append(parallel(trials, axes))
     if surface and len(axes) > 1:  # one alone is all that matters
         shown.append(importance(surface))
-    return [*shown, budget(search, trials)]
+    shown.append(budget(search, trials))
+    return [*shown, ranking(audit["rungs"])] if audit and audit["rungs"] else shown

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from tune.analysis import Axis
-from tune.trials import DEFAULT_TRIAL, REPEAT, Trial
+from tune.trials import AUDIT, DEFAULT_TRIAL, REPEAT, Trial
 
 MOST_POINTS = 2000  # drawn in a figure
 NATS = "nats per token"
@@ -19,6 +19,7 @@ COLOURS = {
     "paused": "#8c959f",
     "stopped": "#a371b5",
     "diverged": "#e5534b",
+    "audited": "#1b8a9c",
     "failed": "#b35900",
     "running": "#768390",
 }
@@ -42,6 +43,8 @@ class Figure:
 
 def fate(trial: Trial, best: str) -> str:
     """What became of a trial: the word that its colour stands for."""
+    if trial.kind == AUDIT:
+        return "audited"
     return {best: "best", DEFAULT_TRIAL: "default"}.get(trial.of if trial.kind == REPEAT else trial.trial_id, trial.status)
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 from tune.analysis import Axis
 from tune.figures.base import COLOURS, MOST_POINTS, NATS, Figure, fate
 from tune.settings import Search
-from tune.trials import Trials
+from tune.trials import AUDIT, DRAWN, PROPOSED, REPEAT, Trials
 
 MOST_CURVES = 300  # drawn: of more nobody sees one
 
@@ -123,17 +123,18 @@ def parallel(trials: Trials, axes: list[Axis]) -> Figure:
 def budget(search: Search, trials: Trials) -> Figure:
     """Where the tokens went: between which rungs, and whether into new configurations or other seeds."""
     marks = [0, *search.scheduler().milestones, trials.budget_tokens]
+    words = {DRAWN: "#2f81f7", PROPOSED: "#2da44e", REPEAT: "#d9730d"}
+    words |= {AUDIT: COLOURS["audited"]} if trials.audits else {}
     rows = []
     for begin, end in itertools.pairwise(marks):
         row: dict[str, Any] = {"from_share": begin / trials.budget_tokens, "to_share": end / trials.budget_tokens}
-        row |= dict.fromkeys(("drawn", "proposed", "repeat"), 0) | {"trials": 0}
+        row |= dict.fromkeys(words, 0) | {"trials": 0}
         for trial in trials.by_id.values():
-            row[trial.kind] += max(0, min(trial.tokens, end) - begin)
-            row["trials"] += trial.tokens > begin
+            row[trial.kind] += max(0, min(trial.tokens, end) - max(begin, trial.begun_at))
+            row["trials"] += trial.tokens > begin and trial.kind != AUDIT
         rows.append(row)
     table = pd.DataFrame(rows)
     labels = [f"{row['from_share']:.3g} to {row['to_share']:.3g}" for row in rows]
-    words = {"drawn": "#2f81f7", "proposed": "#2da44e", "repeat": "#d9730d"}
     data = [
         {"type": "bar", "name": word, "x": labels, "y": table[word].tolist(), "marker": {"color": colour}}
         | {"hovertemplate": f"{word}: %{{y:,}} tokens<extra></extra>"}
@@ -150,7 +151,7 @@ def budget(search: Search, trials: Trials) -> Figure:
         axis.set(xlabel="share of the budget", ylabel="tokens")
         axis.legend()
 
-    total = max(1, int(table[["drawn", "proposed", "repeat"]].sum().sum()))
+    total = max(1, int(table[list(words)].sum().sum()))
     says = (
         f"Tokens trained in each part of a training. {table['repeat'].sum() / total:.0%} of them went into other seeds of "
         f"configurations already seen, that is into being sure."

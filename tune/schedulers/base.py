@@ -43,7 +43,14 @@ class Repeat:
     until: int
 
 
-Action = Start | Resume | Repeat
+@dataclass(frozen=True)
+class Audit:
+    """The trial `of`, which was left behind, goes on to the full budget beside the search, to show what leaving it cost."""
+
+    of: str
+
+
+Action = Start | Resume | Repeat | Audit
 
 
 class Scheduler:
@@ -71,6 +78,10 @@ class Scheduler:
     def on_report(self, trials: Trials, trial: Trial, tokens: int, loss: float) -> str:
         """CONTINUE, PAUSE (at a milestone) or STOP for `trial`, whose `loss` at `tokens` is not among `trials` yet."""
         return CONTINUE
+
+    def may_audit(self, trials: Trials, trial: Trial) -> bool:
+        """Whether `trial`, once it is left behind, is likely to go on all the same: then its state is kept."""
+        return False
 
 
 def seeds_begun(trial: Trial) -> int:

@@ -8,7 +8,19 @@ import math
 from itertools import pairwise
 
 from tune.schedulers.base import Action, Clock, Repeat, Resume, Scheduler, Start, another_seed, seeds_begun
-from tune.trials import DRAWN, PAUSED, PROPOSED, REPEAT, RUNNING, Trial, Trials, by_expectation, by_loss, most_seeds
+from tune.trials import (
+    DRAWN,
+    PAUSED,
+    PROPOSED,
+    REPEAT,
+    RUNNING,
+    TRUSTED_SEEDS,
+    Trial,
+    Trials,
+    by_expectation,
+    by_loss,
+    most_seeds,
+)
 
 EXPLORED_FIRST = 4  # full trainings' worth, of all workers, before finishing begins to take its half
 ENOUGH = 8  # trials at the last rung before the best of them is looked at again, and proposals begin
@@ -26,8 +38,9 @@ class Half(Scheduler):
     trainings so do those next to it.
 
     In a search that knows its end the last half of it finishes, in whole waves of trainings from the last rung to the end:
-    the longer the search, the more finish. One that does not know it finishes whenever less went into that than into
-    exploring.
+    the longer the search, the more finish. Many workers finish few configurations, on several seeds each, side by side: of
+    a wave of single ones the best would be the luckiest. A search that does not know its end finishes whenever less went
+    into that than into exploring.
     """
 
     default_rungs = ((1 / 32, 2), (1 / 8, 2), (1 / 4, 2))
@@ -38,10 +51,27 @@ class Half(Scheduler):
         to_finish = trials.budget_tokens - self._last
         shared = clock.used + clock.left - EXPLORED_FIRST * trials.budget_tokens / trials.workers
         waves = int(max(0.0, shared) / 2 / to_finish + 1e-9)
-        reserve = waves * (trials.budget_tokens if waves > 1 else to_finish)  # with the looks before
+        alone = waves < 2 and self._side_by_side(trials) < 2
+        reserve = waves * (to_finish if alone else trials.budget_tokens)  # with the seeds beside them, or the looks before
         explored = self._explore(trials, clock.left - reserve) if clock.left > reserve else None
         slack = clock.left % to_finish if clock.left >= to_finish else 0.0
-        return explored or self._finish(trials, clock, slack if waves > 1 else 0.0) or self._explore(trials, slack)
+        finished = explored or self._finish(trials, clock, slack if waves > 1 else 0.0) or self._explore(trials, slack)
+        return finished or self._take_up_those_left(trials, clock.left)
+
+    def _take_up_those_left(self, trials: Trials, left: float) -> Action | None:
+        """Where nobody is left to draw and workers would idle, those left at rungs go on to the end, the furthest first,
+        while there is time to confirm what they show.
+        """
+        for here in reversed(self.milestones if trials.draws_left <= 0 and left >= 2 * trials.budget_tokens else ()):
+            waiting = trials.waiting_at(here)
+            if waiting:
+                return Resume(waiting[0].trial_id, until=trials.budget_tokens)
+        return None
+
+    @staticmethod
+    def _side_by_side(trials: Trials) -> int:
+        """Seeds of a configuration that finish at once: as many as configurations do, until they are enough to trust it."""
+        return min(TRUSTED_SEEDS, round(trials.workers**0.5))
 
     @property
     def _last(self) -> int:
@@ -84,15 +114,21 @@ class Half(Scheduler):
     def _finish(self, trials: Trials, clock: Clock, slack: float) -> Action | None:
         """The next step towards a configuration that one can believe in; `slack` tokens are more than finishing needs."""
         budget, to_finish = trials.budget_tokens, trials.budget_tokens - self._last
+        side = self._side_by_side(trials)
         done, waiting = trials.count_at(budget), trials.order(waits_by_mean, self._last)
         if done > 1 or (done and not waiting):
             # Who is ahead of one with more seeds gets those that it lacks side by side. What would end when less than two
             # trainings are left could not be trusted in time any more: the best of those that have ended get another seed.
-            at_once = most_seeds(trials, budget)
+            at_once = max(side, most_seeds(trials, budget))
             for trial in itertools.islice(by_expectation(trials, budget), None if clock.left < 2 * budget else 1):
                 repeat = another_seed(trial, trials, clock, SEEDS_AT_END, at_once)
                 if repeat:
                     return repeat
+        if clock.left < 2 * budget:
+            finishing = (trial for trial in trials.running.values() if trial.kind != REPEAT and trial.until == budget)
+            repeat = next(filter(None, (another_seed(trial, trials, clock, side, side) for trial in finishing)), None)
+            if repeat:
+                return repeat
         if clock.left < to_finish:
             return None  # no step from the last rung on fits
         for trial in waiting:
@@ -103,7 +139,7 @@ class Half(Scheduler):
         if math.isinf(clock.left):
             return None
         unsure = (trial for trial in by_expectation(trials, budget) if seeds_begun(trial) < SEEDS_AT_END)
-        return next(filter(None, (another_seed(trial, trials, clock, SEEDS_AT_END) for trial in unsure)), None)
+        return next(filter(None, (another_seed(trial, trials, clock, SEEDS_AT_END, side) for trial in unsure)), None)
 
 
 # Keys of orders: by the mean over seeds; of equals the lower first loss
