@@ -7,8 +7,9 @@ ROOT = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 OURS = ("myllm", "tune")
 PACKAGES = {
     **{name: name for name in ("matplotlib", "mlflow", "numpy", "optuna", "pandas", "plotly", "psutil", "pyarrow", "ray")},
-    **{name: name for name in ("rich", "scipy", "sortedcontainers", "tensorboardX", "tiktoken", "tokenizers", "torch")},
-    **{"sklearn": "scikit-learn", "tqdm": "tqdm", "wandb": "wandb"},
+    **{name: name for name in ("rich", "scipy", "sortedcontainers", "tensorboardX", "threadpoolctl", "tiktoken")},
+    **{name: name for name in ("tokenizers", "torch", "tqdm", "wandb")},
+    **{"sklearn": "scikit-learn"},
 }
 """what is imported here -> the distribution that has it"""
 UNUSED = {"antigravity", "idlelib", "test", "this", "tkinter", "turtle", "turtledemo"}

@@ -56,7 +56,7 @@ def test_what_was_found_stays_until_the_model_is_wider(found, command, tmp_path,
     state, said = trained("--epochs", "2")  # another budget alone moves nothing
     assert state["train_config"].items() >= (before | {"budget_tokens": None, "epochs": 2}).items()
     assert "rescaled" not in said and state["rescaled"] == []
-    assert "kept: the learning rate, for 7 times the tokens: published laws disagree" in said
+    assert "kept: the learning rate, for 7.25 times the tokens: published laws disagree" in said
 
     state, said = trained("--fix", "n_embd=128", "n_head=4")
     assert state["train_config"].items() >= (before | {"learning_rate": 0.002}).items()
