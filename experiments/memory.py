@@ -7,7 +7,6 @@ memory of both, in MiB. Windows are drawn from the whole file.
 """
 
 import argparse
-import resource
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ def train_on(path: Path, steps: int) -> None:
     """Trains `steps` steps and prints this process's peak resident memory in MiB."""
     from myllm.config import get_preset
     from myllm.data import Windows, prepare
+    from myllm.machine import peak_memory
     from myllm.tokenizer import get_tokenizer
     from myllm.training.train import Run, train
 
@@ -28,7 +28,7 @@ def train_on(path: Path, steps: int) -> None:
     tokens = prepare(str(path), "train", "byte", encoding)
     windows = Windows(tokens, config.max_len, config.stride)
     list(train(Run(preset.model(encoding.n_vocab), config, windows, windows)))
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    print(peak_memory() / 2**20)
 
 
 def main() -> None:

@@ -16,7 +16,6 @@ import itertools
 import json
 import random
 import re
-import resource
 import statistics
 import subprocess
 import sys
@@ -80,17 +79,10 @@ def write(path: Path, kind: str, megabytes: float) -> int:
     return size
 
 
-def peak_memory() -> float:
-    """This process's peak resident memory in MiB. On Linux getrusage's begins with that of the process that started it."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
 def prepare_one(path: str, tokenizer_name: str) -> None:
     """Prepares `path` in this process; prints seconds, tokens, and its peak resident memory in MiB."""
     from myllm.data import prepare
+    from myllm.machine import peak_memory
     from myllm.tokenizer import get_tokenizer
 
     tokenizer = get_tokenizer(tokenizer_name)
@@ -98,7 +90,7 @@ def prepare_one(path: str, tokenizer_name: str) -> None:
     start = time.perf_counter()
     tokens = prepare(path, "train", tokenizer_name, tokenizer, Path(path).parent / "cache")
     seconds = time.perf_counter() - start
-    print(seconds, len(tokens), peak_memory())
+    print(seconds, len(tokens), peak_memory() / 2**20)
 
 
 def baseline(megabytes: float, tokenizer_name: str) -> float:

@@ -15,9 +15,10 @@ class Bar:
         self.total, self.what, self.n, self.delay = total, what, begin, delay
         self.opened = time.monotonic()
         console = Console(stderr=True)
+        width = max(1, min(40, console.width - 36))  # the rest is for the words, the count and the time left
         count = DownloadColumn() if unit == "bytes" else MofNCompleteColumn()
         self.progress = Progress(
-            *(TextColumn("{task.description}"), BarColumn(), count, TimeRemainingColumn()),
+            *(TextColumn("{task.description}"), BarColumn(width), count, TimeRemainingColumn()),
             console=console,
             disable=not console.is_terminal,
             transient=True,

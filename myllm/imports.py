@@ -18,10 +18,14 @@ UNUSED = {"antigravity", "idlelib", "test", "this", "tkinter", "turtle", "turtle
 
 def standard_shadow(folders: list[str]) -> str | None:
     """A file in `folders`, which come before Python's own, that is called like one of its modules; None where none is."""
+    import importlib.machinery
+
+    behind = [path for path in sys.path if os.path.realpath(path) not in map(os.path.realpath, folders)]
     for folder in folders:
         for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
             stem, ending = os.path.splitext(name)
-            if ending == ".py" and stem in sys.stdlib_module_names - UNUSED:
+            imported = ending == ".py" and stem in sys.stdlib_module_names - UNUSED
+            if imported and importlib.machinery.PathFinder.find_spec(stem, behind):  # some are of other systems
                 return os.path.join(folder, name)
     return None
 
@@ -42,7 +46,7 @@ def shadow(folders: list[str]) -> str | None:
         except importlib.metadata.PackageNotFoundError:
             continue
         right = os.path.realpath(os.path.join(right, name))
-        if found != right and (name in OURS or found.endswith(".py") or os.path.isdir(right)):
+        if found not in (right, f"{right}.py") and (name in OURS or found.endswith(".py") or os.path.isdir(right)):
             return found
     return None
 

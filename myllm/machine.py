@@ -4,6 +4,8 @@ import functools
 import importlib.metadata
 import os
 import platform
+import re
+import resource
 import subprocess
 import sys
 import time
@@ -44,6 +46,14 @@ def gpu_names() -> list[str]:
     import torch
 
     return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+
+
+def peak_memory() -> int:
+    """The most bytes of memory that this process has had. On Linux getrusage's begin with those of who started it."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def available_cpus() -> int:

@@ -32,7 +32,7 @@ class Terminal:
         self.process = subprocess.Popen(
             [sys.executable, *map(str, arguments)],
             cwd=ROOT,
-            env=os.environ | {"TERM": "xterm-256color"} | environment,
+            env=os.environ | {"TERM": "xterm-256color", "COLUMNS": str(columns)} | environment,
             stdin=slave,
             stdout=slave,
             stderr=slave,

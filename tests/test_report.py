@@ -258,12 +258,12 @@ def test_large_searches_fit(count, tmp_path):
     run = copied(tmp_path)
     many(run, count)
     code = (
-        "import resource, sys, tune.report; sys.argv = ['report.py', sys.argv[1]]; tune.report.main(); "
-        "print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+        "import sys, myllm.machine, tune.report; sys.argv = ['report.py', sys.argv[1]]; tune.report.main(); "
+        "print('peak', myllm.machine.peak_memory())"
     )
     done = subprocess.run([sys.executable, "-c", code, run], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout.split("peak ")[1]) < 1e6  # kB
+    assert int(done.stdout.split("peak ")[1]) < 1e9
     assert count > 1000 or (run / "report.html").stat().st_size < 6e6
 
 

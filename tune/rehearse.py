@@ -5,7 +5,6 @@ python -m tune.rehearse FOLDER_WITH_SEARCH_JSON BATCH_SIZE,BATCH_SIZE DEVICE THR
 
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from pathlib import Path
 import psutil
 
 from myllm.errors import RunError
-from myllm.machine import gpu_names
+from myllm.machine import gpu_names, peak_memory
 from tune.durations import duration
 from tune.forecast import Pace, fit_pace, outlooks
 from tune.prepare import Resources
@@ -189,13 +188,12 @@ def measure(search: Search, batches: list[int], device: str, threads: int, secon
             save_state(run.state_dict(), path)
             found |= {"segment": 2 * (time.monotonic() - begin), "checkpoint": path.stat().st_size}
         del run
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     device_memory = torch.cuda.max_memory_reserved() if device == "cuda" else 0
     device_total = torch.cuda.get_device_properties(0).total_memory if device == "cuda" else 0
     return found | {
         "steps": steps,
         "evaluation": max(0.0, sum(evaluations) / len(evaluations)),
-        "memory": memory,
+        "memory": peak_memory(),
         "device_memory": device_memory,
         "device_total": device_total,
     }
