@@ -10,6 +10,8 @@ import pytest
 import torch
 from conftest import ROOT, run_command_line
 
+from myllm.errors import InputError
+
 TRAINER = "myllm/training/trainer.py"
 
 
@@ -72,7 +74,7 @@ def fails_in_one_line(*arguments):
     return done.stderr
 
 
-def test_bad_input_is_one_line_and_exit_code_2(flags, tmp_path):
+def test_bad_input_is_one_line_and_exit_code_2(flags, tmp_path, command):
     bad = tmp_path / "config.json"
     bad.write_text(json.dumps({"train": {"learning_rat": 1}}))
     other = tmp_path / "other.pth"
@@ -88,9 +90,11 @@ def test_bad_input_is_one_line_and_exit_code_2(flags, tmp_path):
         (["--load_model", str(tmp_path / "missing.pth")], "no such checkpoint"),
         (["--load_model", str(other)], "the checkpoint's model has n_layer 9"),
         (["--config", str(bad)], "learning_rat"),
-        (["--device", "cuda:99"], "GPUs"),
         (["--start_context", ""], "--start_context"),
         (["--epoch", "1"], "unrecognized arguments"),
     ]
     for extra, word in cases:
-        assert word in fails_in_one_line(TRAINER, *flags, *extra), extra
+        with pytest.raises(InputError) as error:
+            command(*flags, *extra)
+        assert word in str(error.value) and "\n" not in str(error.value), extra
+    assert "GPUs" in fails_in_one_line(TRAINER, *flags, "--device", "cuda:99")
