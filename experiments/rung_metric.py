@@ -51,10 +51,14 @@ def cooldown_loss(run: Run) -> float:
     return loss
 
 
-def record(search: Search, draw_seed: int, index: int, seed: int, path: Path) -> None:
-    """Trains configuration `index` with `seed` and writes its curve to `path`, whole or not at all."""
+def be_modest() -> None:
+    """Leaves this process one core, and that after all others."""
     os.nice(19)
     torch.set_num_threads(1)
+
+
+def record(search: Search, draw_seed: int, index: int, seed: int, path: Path) -> None:
+    """Trains configuration `index` with `seed` and writes its curve to `path`, whole or not at all."""
     hyper_parameters = sample(get_space("v2"), get_preset(search.config.preset), draw_seed, index)
     run = open_run(search, hyper_parameters, seed=seed)
     config = run.config
@@ -73,7 +77,7 @@ def record(search: Search, draw_seed: int, index: int, seed: int, path: Path) ->
         )
     temporary = path.with_suffix(".part")
     values = {name: float(f"{value:.5g}") for name, value in hyper_parameters.items()}
-    table = pd.DataFrame(rows).round(5).assign(**values, batch_size=config.batch_size)
+    table = pd.DataFrame(rows).round(5).assign(**values | {"batch_size": config.batch_size})
     table.to_csv(temporary, index=False)
     temporary.rename(path)
 
@@ -102,10 +106,14 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     paths = {(i, s): folder / f"{i:05d}-{s}.csv" for i in range(args.configs) for s in range(args.seeds)}
     missing = [key for key, path in paths.items() if not path.exists()]
-    with ProcessPoolExecutor(args.workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(args.workers, multiprocessing.get_context("spawn"), be_modest) as pool:
         futures = [pool.submit(record, search, args.draw_seed, *key, paths[key]) for key in missing]
         for done, future in enumerate(futures, 1):
-            future.result()
+            try:
+                future.result()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
             print(f"{len(paths) - len(missing) + done} of {len(paths)} trainings", flush=True)
     table = pd.concat([pd.read_csv(path, dtype={"trial_id": str}) for path in paths.values()])
     output = Path(__file__).parent / "data" / f"{args.name}.csv.gz"

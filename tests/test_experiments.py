@@ -10,6 +10,7 @@ from conftest import ROOT, run_command_line
 from curves import read_curves
 
 from tune.options import SearchConfig
+from tune.prepare import prepare_search
 
 
 def load(name):
@@ -26,6 +27,14 @@ def test_every_script_loads(path):
     if path.stem == "step_time":
         pytest.importorskip("transformers")
     assert callable(load(path.stem).main)
+
+
+def test_a_curve_that_is_recorded_can_be_replayed(byte_files, tmp_path):
+    train, val = ((str(path),) for path in byte_files)
+    config = SearchConfig(space="v2", train_file=train, val_file=val, budget_tokens=65536)
+    load("rung_metric").record(prepare_search(config, tmp_path), 1, 0, 3, tmp_path / "one.csv")
+    curves = read_curves(tmp_path / "one.csv")
+    assert curves.losses.shape == (1, 1, 8) and curves.points.shape == (1, 4) and np.isfinite(curves.finals).all()
 
 
 def write_curves(path, seeds):
