@@ -12,10 +12,10 @@ from myllm.own_model import described
 from tune.figures.base import Figure, to_json
 from tune.settings import Search
 from tune.spaces import worded
+from tune.summary import TRUST
 
 ASSETS = Path(__file__).resolve().parent / "assets"
 RELOAD_SECONDS = 5
-SHOWN = {"yes": "Yes.", "partly": "Partly.", "no": "No."}
 
 
 def escaped(value: Any) -> str:
@@ -56,7 +56,7 @@ def between(row: dict[str, Any]) -> str:
 def answer(found: dict[str, Any]) -> str:
     """The first thing seen: the best configuration, and whether to rely on it."""
     best, gain, cost, level = found["best"], found["gain"], found["cost"], f"{found['level']:.0%}"
-    verdict = f"<p class=verdict>Can I rely on it? <b>{SHOWN[found['trust']]}</b> {escaped(found['verdict'])}</p>"
+    verdict = f"<p class=verdict>Can I rely on it? <b>{TRUST[found['trust']]}</b> {escaped(found['verdict'])}</p>"
     tiles = []
     if best:
         for number, (name, value) in enumerate(best["config"].items()):

@@ -20,6 +20,8 @@ from tune.trials import DEFAULT_TRIAL, FAILED, RUNNING, UNLIMITED_TRIALS, Trials
 FORMAT = 1
 TRUSTED = 0.9  # probability of being the best from which on it is said to be
 ALIKE = 0.002  # share of the loss below which a wrong choice does not matter
+TRUST = {"yes": "Yes.", "partly": "Partly.", "no": "No."}
+"""what is said to whoever asks: can I rely on it?"""
 
 
 def facts(run_dir: Path, search: Search, trials: Trials, events: list[dict]) -> dict[str, Any]:
@@ -104,23 +106,26 @@ def trust(found: dict[str, Any]) -> tuple[str, str]:
     if best["trial_id"] == DEFAULT_TRIAL:
         return "partly", "No trial was better than the default: keep it, or search longer."
     if best["low"] is None:
-        return "no", "Do not rely on it yet: nothing was seen on two seeds, so luck and merit can't be told apart."
+        return "no", "Nothing was seen on two seeds yet, so luck and merit can't be told apart."
     if best["share_of_budget"] < 1:
         share = f"{best['share_of_budget']:.3g}"
         return "no", f"A first guess: no two trials came to the end, they are compared at {share} of the budget."
     names = " and ".join(edge["hyper_parameter"] for edge in found["edges"])
-    edge = f" It lies at the edge of {names}'s range: better ones may lie beyond." if names else ""
+    beyond = f"it lies at the edge of {names}'s range: better ones may lie beyond."
+    edge = f" I{beyond[1:]}" if names else ""
     if default is None or gain is None or gain["low"] is None:
         return "partly", "The default did not come as far, so there is nothing to compare with." + edge
     if gain["low"] <= 0:
         return "no", "The default may be as good: the gain's interval includes zero." + edge
     if best["probability_best"] >= TRUSTED:
-        return ("partly" if edge else "yes"), "Rely on it: better than the default, and the best that was tried." + edge
-    if best["regret"] <= ALIKE * best["val_loss"]:
-        words = f"others may be as good, but choosing it costs at most about {best['regret']:.4f} nats."
-        return ("partly" if edge else "yes"), f"Rely on it: better than the default; {words}{edge}"
-    words = f"it is the best of those tried with probability {best['probability_best']:.2f} only."
-    return "partly", f"Better than the default, that is sure; {words}{edge}"
+        words = ", and the best that was tried."
+    elif best["regret"] <= ALIKE * best["val_loss"]:
+        words = f"; others may be as good, but choosing it costs at most about {best['regret']:.4f} nats."
+    else:
+        words = f"it is the best of those tried with probability {best['probability_best']:.2f} only."
+        return "partly", f"Better than the default, that is sure; {words}{edge}"
+    found_out = f"Better than the default{words}"
+    return ("partly", f"{found_out} But {beyond}") if names else ("yes", found_out)
 
 
 def commands(run_dir: Path, search: Search, trials: Trials, found: dict[str, Any]) -> list[tuple[str, str]]:
@@ -204,7 +209,7 @@ def text(found: dict[str, Any], run_dir: Path) -> str:
             lines.append(f"            the best {of} with probability {best['probability_best']:.2f}")
         else:
             lines.append("            on one seed: flattered by selection")
-    lines.append(f"  trust     {found['verdict']}")
+    lines.append(f"  trust     {TRUST[found['trust']]} {found['verdict']}")
     for edge in found["edges"]:
         lines.append(
             f"  edge      {edge['hyper_parameter']} {edge['value']:.4g} is at its range's end; next {edge['search_next']}"
