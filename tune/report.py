@@ -74,7 +74,7 @@ def write_report(run_dir: Path, whole: bool = True, still: bool = False) -> str:
         return said
     if whole:
         write_pictures(run_dir / FIGURES, shown)
-    again = None if whole else f"More is being drawn. This page loads itself again; or: {found['next'][0]['command']}"
+    again = None if whole else f"More is being drawn. This page loads itself again; or: {found['next'][-1]['command']}"
     write_text(run_dir / "report.html", page(search, found, shown, table.drop(columns="checkpoint"), notes, again))
     write_text(run_dir / "summary.json", json.dumps(found, indent=2) + "\n")
     write_text(run_dir / "summary.txt", said.lstrip("\n") + "\n")

@@ -98,6 +98,11 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def came(best: dict[str, Any]) -> str:
+    """How far those came with whom the best is compared."""
+    return "trained to the end" if best["share_of_budget"] == 1 else f"came to {best['share_of_budget']:.3g} of the budget"
+
+
 def trust(found: dict[str, Any]) -> tuple[str, str]:
     """(yes, partly or no; one sentence): whether the answer is to be relied on, and why."""
     best, default, gain = found["best"], found["default"], found["gain"]
@@ -129,15 +134,15 @@ def trust(found: dict[str, Any]) -> tuple[str, str]:
 
 
 def commands(run_dir: Path, search: Search, trials: Trials, found: dict[str, Any]) -> list[tuple[str, str]]:
-    """(what, command) of each way on, to be typed where the user stands."""
+    """(what, command) of each way on, to be typed where the user stands; what the answer calls for first."""
     config = search.config
     planned = trials.num_samples < UNLIMITED_TRIALS
     more = ("--num_samples", str(2 * trials.num_samples)) if planned else ("--time_budget", f"{2 * config.time_budget:g}")
-    known = [("read again", command("tune/report.py", run_dir))]
-    known.append(("go on", command("tune/search.py", "--resume", run_dir, *more)))
-    best = found["best"]
+    always = [("go on", command("tune/search.py", "--resume", run_dir, *more))]
+    always.append(("read again", command("tune/report.py", run_dir)))
+    best, known = found["best"], []
     if best is None:
-        return known
+        return always
     if found["trust"] != "yes" and best["share_of_budget"] == 1 and best["seeds"] < 2:
         known.append(("be sure", command("tune/search.py", "--resume", run_dir, "--confirm", "5")))
     if found["edges"]:
@@ -155,7 +160,7 @@ def commands(run_dir: Path, search: Search, trials: Trials, found: dict[str, Any
         flags += [word for kind, texts in ranges.items() if texts for word in (f"--{kind}", *texts)]
         known.append(("look beyond", command("tune/search.py", *flags, "--warm_start", run_dir)))
     train = command("myllm/training/trainer.py", "--config", run_dir / "best_config.json", "--save_model", "final.pth")
-    return [*known, ("train the best", train)]
+    return [*known, ("train the best", train), *always]
 
 
 def settings(config: dict[str, Any]) -> str:
@@ -205,7 +210,7 @@ def text(found: dict[str, Any], run_dir: Path) -> str:
         sure = f"  ({LEVEL:.0%}: {gain['low']:.4f} to {gain['high']:.4f})" if gain["low"] is not None else ""
         lines.append(f"  gain      {size} over the default{sure}")
         if best["probability_best"] is not None:
-            of = f"of the {best['rivals']} that came as far"
+            of = f"of the {best['rivals']} that {came(best)}"
             lines.append(f"            the best {of} with probability {best['probability_best']:.2f}")
         else:
             lines.append("            on one seed: flattered by selection")
