@@ -356,6 +356,7 @@ def test_printed_commands_work_from_where_the_user_stands(tmp_path, monkeypatch)
 ASCII = {"PYTHONIOENCODING": "ascii", "LANG": "C", "LC_ALL": "C", "COLUMNS": "40"}
 
 
+@pytest.mark.slow
 def test_a_running_search_in_ascii_then_into_head(small, tmp_path):
     """From a folder full of files that are called like modules, which Ray's workers could import."""
     folder = tmp_path / "dätä"

@@ -61,6 +61,7 @@ def test_numbers_take_the_place_of_auto_and_the_reason_is_kept(tmp_path):
         settle_auto(asking(cpus_per_trial="auto", address="auto"), 2, 0, doubling)
 
 
+@pytest.mark.slow
 def test_a_dry_run_probes_and_says_what_it_picked(byte_files):
     train, val = byte_files
     flags = ["--train_file", train, "--val_file", val, "--budget_tokens", "262144", "--num_samples", "2"]
