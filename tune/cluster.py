@@ -22,6 +22,7 @@ ray.init(address=sys.argv[2], log_to_driver=False, logging_level=50)
 print(json.dumps(ray.cluster_resources()))
 """
 SILENT = (
+    "Failed to connect",
     "ConnectionError",
     "Could not find any running Ray instance",
     "Failed to connect to GCS",
