@@ -25,7 +25,6 @@ SILENT = (
     "Failed to connect",
     "ConnectionError",
     "Could not find any running Ray instance",
-    "Failed to connect to GCS",
     "Failed to get cluster ID",
 )
 REFUSED = ("InvalidAuthToken", "AuthenticationError", "Unauthenticated")

@@ -12,7 +12,7 @@ from myllm.own_model import described
 from tune.figures.base import Figure, to_json
 from tune.settings import Search
 from tune.spaces import worded
-from tune.summary import TRUST, came
+from tune.summary import TRUST, rivals
 
 ASSETS = Path(__file__).resolve().parent / "assets"
 RELOAD_SECONDS = 5
@@ -71,7 +71,7 @@ def answer(found: dict[str, Any]) -> str:
             sure = f"{level}: {between(gain)}" if between(gain) else "no interval: one seed"
             facts.append(tile("better than the default by", f"{gain['mean']:.4f}", sure))
         if best["probability_best"] is not None:
-            of = f"of the {best['rivals']} that {came(best)}"
+            of = rivals(best)
             facts.append(tile("probability of being best", f"{best['probability_best']:.0%}", of))
         if best["share_of_budget"] < 1:
             facts.append(tile("compared at", f"{best['share_of_budget']:.3g} of the budget"))

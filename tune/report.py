@@ -18,7 +18,6 @@ myllm.imports.check_imports()
 
 import contextlib
 import json
-import os
 import subprocess
 import webbrowser
 from pathlib import Path

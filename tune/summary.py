@@ -98,9 +98,11 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def came(best: dict[str, Any]) -> str:
-    """How far those came with whom the best is compared."""
-    return "trained to the end" if best["share_of_budget"] == 1 else f"came to {best['share_of_budget']:.3g} of the budget"
+def rivals(best: dict[str, Any]) -> str:
+    """With how many the best is compared, and how far they came."""
+    share = best["share_of_budget"]
+    came = "trained to the end" if share == 1 else f"came to {share:.3g} of the budget"
+    return f"of the {best['rivals']} that {came}"
 
 
 def trust(found: dict[str, Any]) -> tuple[str, str]:
@@ -116,8 +118,8 @@ def trust(found: dict[str, Any]) -> tuple[str, str]:
         share = f"{best['share_of_budget']:.3g}"
         return "no", f"A first guess: no two trials came to the end, they are compared at {share} of the budget."
     names = " and ".join(edge["hyper_parameter"] for edge in found["edges"])
-    beyond = f"it lies at the edge of {names}'s range: better ones may lie beyond."
-    edge = f" I{beyond[1:]}" if names else ""
+    where = f"lies at the edge of {names}'s range: better ones may lie beyond."
+    edge = f" It {where}" if names else ""
     if default is None or gain is None or gain["low"] is None:
         return "partly", "The default did not come as far, so there is nothing to compare with." + edge
     if gain["low"] <= 0:
@@ -130,7 +132,7 @@ def trust(found: dict[str, Any]) -> tuple[str, str]:
         words = f"it is the best of those tried with probability {best['probability_best']:.2f} only."
         return "partly", f"Better than the default, that is sure; {words}{edge}"
     found_out = f"Better than the default{words}"
-    return ("partly", f"{found_out} But {beyond}") if names else ("yes", found_out)
+    return ("partly", f"{found_out} But it {where}") if names else ("yes", found_out)
 
 
 def commands(run_dir: Path, search: Search, trials: Trials, found: dict[str, Any]) -> list[tuple[str, str]]:
@@ -210,7 +212,7 @@ def text(found: dict[str, Any], run_dir: Path) -> str:
         sure = f"  ({LEVEL:.0%}: {gain['low']:.4f} to {gain['high']:.4f})" if gain["low"] is not None else ""
         lines.append(f"  gain      {size} over the default{sure}")
         if best["probability_best"] is not None:
-            of = f"of the {best['rivals']} that {came(best)}"
+            of = rivals(best)
             lines.append(f"            the best {of} with probability {best['probability_best']:.2f}")
         else:
             lines.append("            on one seed: flattered by selection")
