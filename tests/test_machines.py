@@ -274,19 +274,19 @@ def test_what_is_called_like_a_package_is_known(tmp_path):
 )
 def test_what_is_no_address_is_refused_at_once(address):
     with pytest.raises(InputError, match="it must be auto, or HOST:PORT"):
-        cluster.cluster_resources(address)
+        cluster.join_cluster(address)
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "[::1]:1", "no.such.host.invalid:1", f"{'x' * 300}:1", "h:99999"])
 def test_where_nobody_answers_that_is_said(address):
     with pytest.raises(InputError, match="no Ray cluster answers there"):
-        cluster.cluster_resources(address)
+        cluster.join_cluster(address)
 
 
 @pytest.mark.slow
 def test_a_server_that_is_no_ray_cluster_is_called_that():
     with socket.create_server(("127.0.0.1", 0)) as server, pytest.raises(InputError, match="no Ray cluster answers there"):
-        cluster.cluster_resources(f"127.0.0.1:{server.getsockname()[1]}")
+        cluster.join_cluster(f"127.0.0.1:{server.getsockname()[1]}")
 
 
 # Places

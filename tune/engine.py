@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from myllm.errors import RunError
 from myllm.machine import has_gpu_driver
 from tune import nursery
-from tune.cluster import use_token
+from tune.cluster import use_own_token
 from tune.commands import ROOT
 from tune.nursery import Nursery
 from tune.options import SearchConfig
@@ -85,7 +85,8 @@ class Engine:
         # Ray prints what its processes die of, pages for each, told to print nothing or not; the journal has the reason.
         ray._private.worker.print_to_stdstream = lambda *data, **how: None
         local = options["address"] == "local"
-        use_token(None if local else options["address"])
+        if local:
+            use_own_token()
         rays = logging.getLogger("ray")
         with contextlib.ExitStack() as stack:
             if local:
@@ -131,7 +132,7 @@ def start_nursery(address: str | None) -> Nursery | None:
     if address is not None or has_gpu_driver():
         return None
     set_environment()
-    use_token(None)  # read when Ray is imported
+    use_own_token()  # read when Ray is imported
     try:
         return Nursery(ROOT)
     except OSError:  # a temporary folder whose name is too long for a socket, say

@@ -32,7 +32,7 @@ from myllm.machine import available_cpus, gpu_names
 from myllm.own_model import absolute, is_changed
 from myllm.sources import is_embedded
 from tune import ranges
-from tune.cluster import cluster_resources
+from tune.cluster import join_cluster
 from tune.commands import command, shown_path
 from tune.durations import duration, parse_duration
 from tune.engine import Engine, start_nursery
@@ -240,7 +240,7 @@ def run(given: dict[str, Any], resumed: bool, dry_run: bool, nursery: Nursery | 
         check_address_space()
         available = available_cpus(), len(gpu_names())
     else:
-        available = cluster_resources(config.address)
+        available = join_cluster(config.address)
     if any(getattr(config, name) == AUTO for name in PICKED):
         from tune.pick import settle_auto
 

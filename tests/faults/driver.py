@@ -11,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # own_rule
 
 from myllm.errors import run_command
 from tune import runner
+from tune.cluster import join_cluster
 from tune.prepare import Resources
 from tune.schedulers import SCHEDULERS
 from tune.settings import Search
@@ -47,7 +48,10 @@ def main():
         from own_rule import OwnRule
 
         SCHEDULERS["own"] = OwnRule
-    finished = runner.run_search(Path(run_dir), Search.read(Path(run_dir)), Resources(1, 0, int(slots)))
+    search = Search.read(Path(run_dir))
+    if search.config.address:
+        join_cluster(search.config.address)
+    finished = runner.run_search(Path(run_dir), search, Resources(1, 0, int(slots)))
     return 0 if finished else 130
 
 

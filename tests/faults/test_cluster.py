@@ -28,7 +28,11 @@ cluster.shutdown()
 """
 
 
-def test_a_node_dies_and_the_search_ends_complete(byte_files, undisturbed, tmp_path):
+def test_a_node_dies_and_the_search_ends_complete(byte_files, undisturbed, tmp_path, monkeypatch):
+    """Of a cluster without tokens; the user has one, for others."""
+    (tmp_path / "home" / ".ray").mkdir(parents=True)
+    (tmp_path / "home" / ".ray" / "auth_token").write_text("1" * 64)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
     options = dict(num_samples=4, scheduler="fifo", confirm=0)
     whole = undisturbed(2, **options)
     cluster = subprocess.Popen(
