@@ -84,11 +84,6 @@ class Scheduler:
         return False
 
 
-def seeds_begun(trial: Trial) -> int:
-    """On how many seeds a configuration runs or ran; those that wait do not count."""
-    return 1 + sum(repeat.status != PAUSED for repeat in trial.repeats)
-
-
 def another_seed(trial: Trial, trials: Trials, clock: Clock, most: int, at_once: int = 1) -> Action | None:
     """The step that gives a configuration one more seed at the full budget: a repeat that waits goes on, or one begins.
 
@@ -96,7 +91,8 @@ def another_seed(trial: Trial, trials: Trials, clock: Clock, most: int, at_once:
     """
     budget = trials.budget_tokens
     on_its_way = any(repeat.status == RUNNING and repeat.until == budget for repeat in trial.repeats)
-    if seeds_begun(trial) >= (at_once if on_its_way else most):
+    begun = 1 + sum(repeat.status != PAUSED for repeat in trial.repeats)
+    if begun >= (at_once if on_its_way else most):
         return None
     for repeat in trial.repeats:
         if repeat.status == PAUSED and clock.left >= budget - repeat.tokens:

@@ -5,9 +5,9 @@ Evidence, and the worth of each constant: experiments/LOG.md.
 
 import itertools
 import math
-from itertools import pairwise
+from collections.abc import Iterable
 
-from tune.schedulers.base import Action, Clock, Repeat, Resume, Scheduler, Start, another_seed, seeds_begun
+from tune.schedulers.base import Action, Clock, Repeat, Resume, Scheduler, Start, another_seed
 from tune.trials import (
     DRAWN,
     PAUSED,
@@ -89,7 +89,7 @@ class Half(Scheduler):
 
     def _explore(self, trials: Trials, left: float) -> Action | None:
         """The next step towards the last rung that takes at most `left` tokens."""
-        for here, there in reversed(list(pairwise(self.milestones))):
+        for here, there in reversed(list(itertools.pairwise(self.milestones))):
             waiting, came = trials.waiting_at(here), trials.reached[here, DRAWN]
             places = max(came // self.factors[here], trials.draws_left <= 0)  # of a search of few at least one goes on
             if waiting and came - len(waiting) < places and left >= there - here:
@@ -116,18 +116,20 @@ class Half(Scheduler):
         budget, to_finish = trials.budget_tokens, trials.budget_tokens - self._last
         side = self._side_by_side(trials)
         done, waiting = trials.count_at(budget), trials.order(waits_by_mean, self._last)
+
+        def seeds(of: Iterable[Trial], most: int, at_once: int) -> Action | None:
+            """One more seed of the first that may have one."""
+            return next(filter(None, (another_seed(trial, trials, clock, most, at_once) for trial in of)), None)
+
         if done > 1 or (done and not waiting):
             # Who is ahead of one with more seeds gets those that it lacks side by side. What would end when less than two
             # trainings are left could not be trusted in time any more: the best of those that have ended get another seed.
-            at_once = max(side, most_seeds(trials, budget))
-            for trial in itertools.islice(by_expectation(trials, budget), None if clock.left < 2 * budget else 1):
-                repeat = another_seed(trial, trials, clock, SEEDS_AT_END, at_once)
-                if repeat:
-                    return repeat
+            ahead = itertools.islice(by_expectation(trials, budget), None if clock.left < 2 * budget else 1)
+            if repeat := seeds(ahead, SEEDS_AT_END, max(side, most_seeds(trials, budget))):
+                return repeat
         if clock.left < 2 * budget:
             finishing = (trial for trial in trials.running.values() if trial.kind != REPEAT and trial.until == budget)
-            repeat = next(filter(None, (another_seed(trial, trials, clock, side, side) for trial in finishing)), None)
-            if repeat:
+            if repeat := seeds(finishing, side, side):
                 return repeat
         if clock.left < to_finish:
             return None  # no step from the last rung on fits
@@ -136,10 +138,7 @@ class Half(Scheduler):
                 return Repeat(trial.trial_id, until=self._last)
             if not any(repeat.status == RUNNING for repeat in trial.repeats):
                 return Resume(trial.trial_id, until=budget)
-        if math.isinf(clock.left):
-            return None
-        unsure = (trial for trial in by_expectation(trials, budget) if seeds_begun(trial) < SEEDS_AT_END)
-        return next(filter(None, (another_seed(trial, trials, clock, SEEDS_AT_END, side) for trial in unsure)), None)
+        return None if math.isinf(clock.left) else seeds(by_expectation(trials, budget), SEEDS_AT_END, side)
 
 
 # Keys of orders: by the mean over seeds; of equals the lower first loss
