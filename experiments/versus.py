@@ -16,7 +16,7 @@ core and a torch thread each, for --seconds from the start of its first process,
           budget. optimize(timeout=...) would finish what runs when the time is up, so it is killed. A diverged trial counts
           as pruned, which tells its sampler more than the failure that Optuna would make of a NaN.
 
-What each would hand its user after 1/4, 1/2, 3/4 and all of the time is trained in full with seeds that no search used; its
+What each would hand its user after 1/4, 1/2, 3/4 and all of the time (--shares) is trained in full with seeds that no search used; its
 score is the mean val_loss (nats per token) over 16 times as many validation windows, infinite where one diverged. Without a
 pick yet it is that of the preset's reference configuration, which one has without any search; at the end that wins nothing.
 Methods take turns within each search seed, another one first each time. What comes after the time is up does not count.
@@ -69,7 +69,7 @@ from tune.workload import open_run
 ROOT = Path(__file__).resolve().parent.parent
 PEERS = ("ray", "optuna")
 METHODS = ("ours", *PEERS, "ours-tpe")
-SHARES = (0.25, 0.5, 0.75, 1.0)  # of the wall time, when picks are compared
+SHARES = (0.25, 0.5, 0.75, 1.0)  # of the wall time, when picks are scored
 FIRST_SEED, FIRST_RETRAIN_SEED = 100, 10_001  # of the searches, and of the trainings of their picks
 MARKS, GRACE_MARKS, REDUCTION_FACTOR = 32, 2, 4  # the peers' rungs: marks 2 and 8
 Config = dict[str, Any]
@@ -312,6 +312,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=120.0, help="wall time of a search, seconds")
     parser.add_argument("--seeds", type=int, default=5, help="search seeds: so many searches with each method")
     parser.add_argument("--retrain_seeds", type=int, default=3, help="trainings of each pick")
+    parser.add_argument("--shares", type=float, nargs="+", default=SHARES, help="of the time, when picks are scored")
     parser.add_argument("--reference", action="store_true", help="the peers, too, try the reference configuration first")
     parser.add_argument("--figure", type=Path, metavar="FILE.png", help="draw the scores over time there")
     args = parser.parse_args()
@@ -356,7 +357,7 @@ def main() -> None:
             if not (where / "done.json").exists():
                 run_search(method, job | {"seed": seed, "search": search}, where)
             done = json.loads((where / "done.json").read_text())
-            for share in SHARES:
+            for share in sorted({*args.shares, 1.0}):
                 row = {"method": method, "search_seed": seed, "share": share, "seconds": share * args.seconds}
                 config, begun, full = PICKS[method](where, done["start"] + row["seconds"], search.budget_tokens)
                 row |= {"trials": begun, "completed": full, "took_seconds": done["took"], "has_pick": config is not None}
