@@ -16,11 +16,12 @@ core and a torch thread each, for --seconds from the start of its first process,
           budget. optimize(timeout=...) would finish what runs when the time is up, so it is killed. A diverged trial counts
           as pruned, which tells its sampler more than the failure that Optuna would make of a NaN.
 
-What each would hand its user after 1/4, 1/2, 3/4 and all of the time (--shares) is trained in full with seeds that no search used; its
-score is the mean val_loss (nats per token) over 16 times as many validation windows, infinite where one diverged. Without a
-pick yet it is that of the preset's reference configuration, which one has without any search; at the end that wins nothing.
-Methods take turns within each search seed, another one first each time. What comes after the time is up does not count.
-Leave the machine to it: Ray's start-up is on the clock, and a busy machine makes it several times as long.
+What each would hand its user after 1/4, 1/2, 3/4 and all of the time (--shares) is trained in full with seeds that no
+search used; its score is the mean val_loss (nats per token) over 16 times as many validation windows, infinite where one
+diverged. Without a pick yet it is that of the preset's reference configuration, which one has without any search; at the
+end that wins nothing. Methods take turns within each search seed, another one first each time. What comes after the time
+is up does not count. Leave the machine to it: Ray's start-up is on the clock, and a busy machine makes it several times
+as long.
 
 It shows what one has in hand when, on this data, budget and machine. Ours knows its end, and before it names what is best
 at a rung: its curve over time is that of one search, not of searches with less time. It does not show
