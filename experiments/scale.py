@@ -1,24 +1,33 @@
 """How the cost of a search grows with its trials, its reports and its slots.
 
-    python experiments/scale.py             # about 6 minutes
-    python experiments/scale.py --quick     # only to see that it runs
+    python experiments/scale.py                                         # about 12 minutes
+    python experiments/scale.py --sizes --trials 0 --slots 16 32 64     # the slots alone
+    python experiments/scale.py --quick                                 # only to see that it runs
 
 Printed, in CPU time: a decision, ms a trial of the default rule in simulation (8 slots, all that the coordinator does); a
-proposal, ms;
-reading back a journal of --trials trials with 32 reports each, and the memory a report of them takes; tune/report.py on it;
-and what share of their time --slots slots are busy, with pretended trainings that wait instead of computing. These slots
-are processes of one Ray on this machine, which takes itself to have so many cores: what the driver has to do for them is
-the same wherever they are.
+proposal, ms; reading back a journal of --trials trials with 32 reports each, and the memory a report of them takes;
+tune/report.py on it.
+
+Then searches with the default rule on --slots slots, whose trainings wait --wait seconds from report to report instead of
+computing: from when all slots have started until --seconds are over, the share of the slots' time spent in training,
+how long a slot waits from its last report to its next training, and what the driver takes. The slots are processes of one
+Ray on this machine, which takes itself to have so many cores: what the driver has to do for them is the same wherever
+they are, but that all of them share this machine's cores.
 """
 
+import contextlib
+import dataclasses
+import itertools
 import json
 import math
 import os
 import random
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -42,7 +51,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BUDGET, MARKS = 3200, 32
 
 
-def search_of(trials: int, **changes: Any) -> Search:
+def search_of(trials: int | None, **changes: Any) -> Search:
     """The settings of a search that trains nothing."""
     preset = PRESETS["nano"]
     training = preset.training(batch_size=1, max_len=10, stride=10, budget_tokens=BUDGET)
@@ -107,64 +116,14 @@ def read_back(folder: Path) -> dict[str, float]:
     return {"seconds": seconds, "reports": reports, "bytes": grown / reports}
 
 
-def pretend(config: dict[str, Any], search: Search, milestones: tuple[int, ...], **task: Any) -> None:
-    """A training that waits: as runner.run_trial, a trainable of Ray's."""
-    from ray import tune
-
-    done, checkpoint = 0, tune.get_checkpoint()
-    if checkpoint:
-        with checkpoint.as_directory() as folder:
-            done = int((Path(folder) / "done").read_text())
-    for tokens in range(done + search.report_tokens, search.budget_tokens + 1, search.report_tokens):
-        time.sleep(WAIT_SECONDS)
-        metrics = dict.fromkeys(REPORTED, 1.0) | {"tokens_seen": tokens, "diverged": False, "train_seconds": WAIT_SECONDS}
-        metrics["val_loss"] = 2 + math.sin(config["learning_rate"] * 1e6) + 1 / tokens
-        if tokens not in (*milestones, search.budget_tokens):
-            tune.report(metrics)
-            continue
-        with tempfile.TemporaryDirectory() as folder:
-            (Path(folder) / "done").write_text(str(tokens))
-            tune.report(metrics, checkpoint=tune.Checkpoint.from_directory(folder))
-
-
-WAIT_SECONDS = 1.0  # between two reports of a pretended training
-
-
-def busy(slots: int, trials: int, folder: Path) -> tuple[float, float]:
-    """(share of the slots' time spent in pretended training between the first and the last start, reports a second)."""
-    from tune import runner
-    from tune.prepare import Resources
-
-    runner.run_trial = pretend
-    runner.run_search(folder, search_of(trials, scheduler="asha", confirm=0), Resources(1, 0, slots))
-    events = list(events_of(folder))
-    reports = [event["time"] for event in events if event["event"] == "report"]
-    begun = sorted(event["time"] for event in events if event["event"] == "trial")
-    first = reports[min(slots, len(reports) - 1)]  # by then all slots have started
-    last = max(begun[-1], first + WAIT_SECONDS)
-    within = sum(first < when <= last for when in reports)
-    return within * WAIT_SECONDS / (slots * (last - first)), within / (last - first)
-
-
-def main() -> None:
-    parser = Parser(prog="scale.py", description=__doc__.splitlines()[0])
-    parser.add_argument("--sizes", type=int, nargs="+", default=[500, 1000, 2000, 10_000, 100_000], help="trials simulated")
-    parser.add_argument("--trials", type=int, default=10_000, help="trials in the journal, with 32 reports each")
-    parser.add_argument("--slots", type=int, default=64, help="trials at once in the pretended search; 0: leave it out")
-    parser.add_argument("--quick", action="store_true", help="small sizes")
-    args = parser.parse_args()
-    if args.quick:
-        args.sizes, args.trials, args.slots = [100, 200], 100, 2
-    print("| trials | a decision, ms a trial | a proposal, ms |\n|-|-|-|")
-    for count in args.sizes:
-        print("| {:,} | {:.2f} | {:.1f} |".format(count, *decisions(count)), flush=True)
+def journal(count: int) -> None:
+    """Prints what a journal of `count` trials takes to be read, and to be reported on."""
     with tempfile.TemporaryDirectory(prefix="scale-", ignore_cleanup_errors=True) as scratch:
-        folder = Path(scratch) / "journal"
-        folder.mkdir()
-        write_journal(folder, args.trials)
+        folder = Path(scratch)
+        write_journal(folder, count)
         done = subprocess.run([sys.executable, __file__, "--read", folder], capture_output=True, text=True, check=True)
         found = json.loads(done.stdout)
-        print(f"\njournal of {args.trials:,} trials, {found['reports']:,} reports, {size(folder):,.0f} MB: ", end="")
+        print(f"\njournal of {count:,} trials, {found['reports']:,} reports, {size(folder):,.0f} MB: ", end="")
         print(f"read back in {found['seconds']:.1f} s, {found['bytes']:.0f} bytes of memory a report", flush=True)
         begin = time.perf_counter()
         command = ["/usr/bin/env", sys.executable, "tune/report.py", str(folder)]
@@ -174,11 +133,120 @@ def main() -> None:
             f"{time.perf_counter() - begin:.1f} s, at most {peak:,.0f} MiB" if done.returncode == 0 else done.stderr[-300:]
         )
         print(f"tune/report.py on it: {how}", flush=True)
-        if args.slots:
-            folder = Path(scratch) / "slots"
-            folder.mkdir()
-            share, pace = busy(args.slots, 8 * args.slots, folder)
-            print(f"{args.slots} slots: busy {share:.3f} of the time, {pace:.0f} reports a second", flush=True)
+
+
+def pretend(config: dict[str, Any], search: Search, milestones: tuple[int, ...], **task: Any) -> None:
+    """A training that waits: as runner.run_trial, a trainable of Ray's.
+
+    In its reports `step` is its process, `learning_rate` when it began, `grad_norm` when it reported, seconds since 1970.
+    """
+    from ray import tune
+
+    began, done, checkpoint = time.time(), 0, tune.get_checkpoint()
+    if checkpoint:
+        with checkpoint.as_directory() as folder:
+            done = int((Path(folder) / "done").read_text())
+    wait = search.training.weight_decay
+    for tokens in range(done + search.report_tokens, search.budget_tokens + 1, search.report_tokens):
+        time.sleep(wait)
+        metrics = dict.fromkeys(REPORTED, 1.0) | {"tokens_seen": tokens, "diverged": False}
+        metrics |= {"train_seconds": wait * tokens / search.report_tokens}
+        metrics |= {"step": os.getpid(), "learning_rate": began, "grad_norm": time.time()}
+        metrics["val_loss"] = 2 + math.sin(config["learning_rate"] * 1e6) + 1 / tokens
+        if tokens not in (*milestones, search.budget_tokens):
+            tune.report(metrics)
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / "done").write_text(str(tokens))
+            tune.report(metrics, checkpoint=tune.Checkpoint.from_directory(folder))
+
+
+class Watch:
+    """Notes every second when it is, and what CPU time this process, all of Ray's and the machine have had."""
+
+    def __init__(self):
+        self.rows: list[tuple[float, float, float, float]] = []
+        self._over = threading.Event()
+        threading.Thread(target=self._look, daemon=True).start()
+
+    def _look(self) -> None:
+        own = psutil.Process()
+        while not self._over.wait(1.0):
+            servers = 0.0
+            for child in own.children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    servers += sum(child.cpu_times()[:2]) if child.name() in ("raylet", "gcs_server") else 0.0
+            machine = psutil.cpu_times()
+            busy = sum(machine) - machine.idle - getattr(machine, "iowait", 0.0)
+            self.rows.append((time.time(), sum(own.cpu_times()[:2]), servers, busy))
+
+    def shares(self, first: float, last: float) -> list[float]:
+        """Cores that each took between two moments."""
+        self._over.set()
+        rows = [row for row in self.rows if first <= row[0] <= last]
+        passed = rows[-1][0] - rows[0][0]
+        return [(after - before) / passed for before, after in zip(rows[0][1:], rows[-1][1:], strict=True)]
+
+
+def busy(slots: int, seconds: float, wait: float, folder: Path) -> dict[str, float]:
+    """What a search of so many seconds with the default rule over pretended trainings does, once all slots have started."""
+    from tune import runner
+    from tune.prepare import Resources
+
+    runner.run_trial = pretend
+    search, watch = search_of(None, time_budget=seconds), Watch()
+    search = dataclasses.replace(search, training=dataclasses.replace(search.training, weight_decay=wait))
+    runner.run_search(folder, search, Resources(1, 0, slots))
+    events = list(events_of(folder))
+    reports = [event for event in events if event["event"] == "report"]
+    by_process: dict[int, list[dict[str, Any]]] = {}
+    for report in reports:
+        by_process.setdefault(report["step"], []).append(report)
+    first, last = max(rows[0]["learning_rate"] for rows in by_process.values()), events[0]["time"] + seconds - wait
+    within = [report for report in reports if first < report["grad_norm"] <= last]
+    gaps = [
+        after["learning_rate"] - before["grad_norm"]
+        for rows in by_process.values()
+        for before, after in itertools.pairwise(rows)
+        if first < before["grad_norm"] <= last and after["learning_rate"] != before["learning_rate"]
+    ]
+    driver, servers, machine = watch.shares(first, last)
+    return {
+        "slots": len(by_process),
+        "busy": len(within) * wait / (slots * (last - first)),
+        "reports/s": len(within) / (last - first),
+        "wait, ms": 1e3 * statistics.median(gaps),
+        "99%, ms": 1e3 * statistics.quantiles(gaps, n=100)[-1],
+        "report to journal, ms": 1e3 * statistics.median(report["time"] - report["grad_norm"] for report in within),
+        "driver, cores": driver,
+        "ms a report": 1e3 * driver * (last - first) / len(within),
+        "Ray's servers": servers,
+        "machine, cores": machine,
+    }
+
+
+def main() -> None:
+    parser = Parser(prog="scale.py", description=__doc__.splitlines()[0])
+    parser.add_argument("--sizes", type=int, nargs="*", default=[500, 1000, 2000, 10_000, 100_000], help="trials simulated")
+    parser.add_argument("--trials", type=int, default=10_000, help="trials in the journal; 0: leave it out")
+    parser.add_argument("--slots", type=int, nargs="*", default=[16, 32, 64], help="trials at once in pretended searches")
+    parser.add_argument("--wait", type=float, default=2.0, help="seconds between two reports of a pretended training")
+    parser.add_argument("--seconds", type=float, default=100.0, help="that each of these searches has")
+    parser.add_argument("--quick", action="store_true", help="small sizes")
+    args = parser.parse_args()
+    if args.quick:
+        args.sizes, args.trials, args.slots, args.wait, args.seconds = [100, 200], 100, [2], 0.3, 15
+    print("| trials | a decision, ms a trial | a proposal, ms |\n|-|-|-|")
+    for count in args.sizes:
+        print("| {:,} | {:.2f} | {:.1f} |".format(count, *decisions(count)), flush=True)
+    if args.trials:
+        journal(args.trials)
+    for number, slots in enumerate(args.slots):
+        with tempfile.TemporaryDirectory(prefix="slots-", ignore_cleanup_errors=True) as scratch:
+            found = busy(slots, args.seconds, args.wait, Path(scratch))
+        if number == 0:
+            print(f"\n| {' | '.join(found)} |\n|{'-|' * len(found)}")
+        print(f"| {' | '.join(f'{value:,.3g}' for value in found.values())} |", flush=True)
 
 
 def size(folder: Path) -> float:

@@ -46,7 +46,8 @@ class Attention(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         B, T, C = x.shape
-        q, k, v = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)  # each (B, H, T, C/H)
+        parts = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head).unbind(2)  # not permuted: one copy less backwards
+        q, k, v = (part.transpose(1, 2) for part in parts)  # each (B, H, T, C/H)
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=self.dropout if self.training else 0.0)
         return self.proj(y.transpose(1, 2).reshape(B, T, C))
 

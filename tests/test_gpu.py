@@ -9,7 +9,7 @@ import torch
 
 from myllm.config import GPTConfig, TrainConfig
 from myllm.data import TokenFile, Windows
-from myllm.training.gpu import Compilation, arithmetic
+from myllm.training.gpu import arithmetic
 from myllm.training.run import Run
 from myllm.training.train import train
 
@@ -42,20 +42,6 @@ def curve(windows, device="cuda", **changes):
 
 def test_auto_is_float32_on_a_cpu():
     assert arithmetic("auto", torch.device("cpu")) is torch.float32
-
-
-def test_compiling_must_repay_itself(monkeypatch):
-    """Two runs of 10 ms a step: 60 s of training is not worth compiling two layers for, 600 s is."""
-    clock = iter(range(10**6))
-    monkeypatch.setattr("myllm.training.gpu.time.perf_counter", lambda: 0.08 * next(clock))
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-    started = []
-    for total_steps in (600, 60_000):
-        compilation = Compilation("auto", 2, total_steps, lambda steps=total_steps: started.append(steps))
-        for _ in range(30):
-            compilation.after_step()
-    assert started == [60_000]
-    assert compilation.seconds == pytest.approx(0.05) and compilation.gain == pytest.approx(1.0)
 
 
 @pytest.mark.gpu

@@ -6,6 +6,7 @@ from typing import Any
 from tune.schedulers.base import Audit, Clock, Repeat, Resume, Scheduler, Start
 from tune.trials import (
     AUDIT,
+    COMPILING,
     CONTINUE,
     DRAWN,
     PAUSE,
@@ -77,7 +78,8 @@ class Coordinator:
             decision = CONTINUE
         else:
             decision = self.scheduler.on_report(self.trials, trial, tokens, result[self.trials.metric])
-        self.record("report", trial_id=trial.trial_id, decision=decision, **{name: result[name] for name in REPORTED})
+        kept = {name: result[name] for name in (*REPORTED, *COMPILING) if name in result}
+        self.record("report", trial_id=trial.trial_id, decision=decision, **kept)
         if decision == PAUSE and self._ask(clock, only=trial):  # it is its turn at once: no need to store and load it
             return CONTINUE
         return decision

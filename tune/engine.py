@@ -21,10 +21,10 @@ from tune import nursery
 from tune.cluster import use_own_token
 from tune.commands import ROOT
 from tune.nursery import Nursery
-from tune.options import SearchConfig
 from tune.watchdog import why_not_started
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # a search's first act is to start the nursery from here
+    from tune.options import SearchConfig
     from tune.prepare import Resources
 
 ENVIRONMENT = {
@@ -46,7 +46,7 @@ OBJECT_STORE_BYTES = 128 * 2**20  # results and settings are small; every proces
 class Engine:
     """Ray, which starts in a thread; `wait` before it is used, `stop` whatever happened."""
 
-    def __init__(self, config: SearchConfig, resources: "Resources", nursery: Nursery | None = None):
+    def __init__(self, config: "SearchConfig", resources: "Resources", nursery: Nursery | None = None):
         self._error: RunError | None = None
         set_environment()
         self._nursery = nursery or start_nursery(config.address)

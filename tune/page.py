@@ -12,7 +12,7 @@ from myllm.own_model import described
 from tune.figures.base import Figure, to_json
 from tune.settings import Search
 from tune.spaces import worded
-from tune.summary import TRUST, rivals
+from tune.summary import TRUST, compiled_words, rivals
 
 ASSETS = Path(__file__).resolve().parent / "assets"
 RELOAD_SECONDS = 5
@@ -78,6 +78,8 @@ def answer(found: dict[str, Any]) -> str:
     trainings = cost["tokens"] / found["budget_tokens"]
     took = f"{cost['seconds'] / 60:,.1f} min" if cost["seconds"] < 7200 else f"{cost['seconds'] / 3600:,.1f} h"
     facts.append(tile("it took", took, f"{cost['tokens'] / 1e6:,.1f}M tokens, {trainings:.1f} full trainings' worth"))
+    if compiled := found["compiled"]:
+        facts.append(tile("compiled, speed", f"{compiled['gain']:.2f} times", compiled_words(compiled)))
     return (
         f'<section class="answer {found["trust"]}" id="answer" aria-label="answer"><dl class=tiles>{"".join(tiles)}</dl>'
         f'{verdict}<dl class="tiles facts">{"".join(facts)}</dl></section>'

@@ -26,8 +26,9 @@ FLAGS = {"range": "MIN:MAX", "choices": "VALUE,VALUE,...", "fix": "VALUE"}
 V2_ONLY = ("warmup_ratio", "min_lr_ratio", "schedule", "cooldown_ratio", "clip_norm")
 TRAINED = ("learning_rate", "batch_size", *V2_ONLY, "weight_decay", "beta1", "beta2", "beta2_half_life")
 SHAPE = ("n_layer", "n_head", "n_embd", "dropout", "bias")
-ONLY_FIXED = ("micro_batch_size", "block_size")
-"""what may be set, but is not searched: the one changes no loss, the other what a loss means"""
+HOW = ("micro_batch_size", "dtype", "float32_matmul", "compile")
+ONLY_FIXED = (*HOW, "block_size")
+"""what may be set, but is not searched: how it is computed changes a loss by rounding alone, the window what it means"""
 SCALES = dict.fromkeys(
     ("learning_rate", "warmup_ratio", "min_lr_ratio", "clip_norm", "weight_decay", "beta2_half_life", "n_embd"), LOG
 ) | dict.fromkeys(("beta1", "beta2"), LOG_BELOW_ONE)
@@ -52,7 +53,7 @@ def kinds(model: ModelConfig) -> dict[str, type]:
     trained = {field.name: value_type(field) for field in dataclasses.fields(TrainConfig)}
     settings = settings_of(model)
     names = (*SHAPE, "block_size") if isinstance(model, GPTConfig) else settings
-    return {name: trained[name] for name in (*TRAINED, "micro_batch_size")} | {n: type(settings[n]) for n in names}
+    return {name: trained[name] for name in (*TRAINED, *HOW)} | {n: type(settings[n]) for n in names}
 
 
 @functools.lru_cache(maxsize=64)

@@ -14,6 +14,13 @@ import myllm.imports
 
 myllm.imports.check_imports()
 
+from tune.engine import start_nursery
+
+NOTHING_NEW = ("-h", "--help", "--list_spaces", "--dry_run", "--resume", "--address")
+"""flags of commands that don't start workers, not at once, or elsewhere"""
+NURSERY = None
+if __name__ == "__main__" and not {argument.split("=")[0] for argument in sys.argv} & set(NOTHING_NEW):
+    NURSERY = start_nursery(None)  # before all else: nothing of a search's start takes as long
 
 import argparse
 import contextlib
@@ -35,8 +42,7 @@ from tune import ranges
 from tune.cluster import join_cluster
 from tune.commands import command, shown_path
 from tune.durations import duration, parse_duration
-from tune.engine import Engine, start_nursery
-from tune.nursery import Nursery
+from tune.engine import Engine
 from tune.options import AUTO, PICKED, SearchConfig
 from tune.places import check_places, runs_dir
 from tune.settings import RUNS_DIR, Search
@@ -214,22 +220,21 @@ def nothing_lost(again: str) -> Iterator[None]:
 
 
 def main() -> int:
-    given = vars(parse_args())
+    try:
+        return run(vars(parse_args()))
+    finally:
+        if NURSERY:
+            NURSERY.close()
+
+
+def run(given: dict[str, Any]) -> int:
+    """Checks what was `given`, searches, and says what was found; returns the exit code."""
     if given.pop("list_spaces", False):
         print(list_spaces(given.get("preset", SearchConfig.preset)))
         return 0
     resumed, dry_run = "resume" in given, given.pop("dry_run", False)
     if not resumed and given.pop("trust", False):
         raise InputError("--trust belongs to --resume")
-    with contextlib.ExitStack() as stack:
-        nursery = None if resumed or dry_run else start_nursery(given.get("address"))
-        if nursery:  # it takes longer to be ready than all that is checked before Ray starts
-            stack.callback(nursery.close)
-        return run(given, resumed, dry_run, nursery)
-
-
-def run(given: dict[str, Any], resumed: bool, dry_run: bool, nursery: Nursery | None) -> int:
-    """Checks what was `given`, searches, and says what was found; returns the exit code."""
     run_dir, search = (resume if resumed else start)(given)
     config = search.config
     if config.dashboard and importlib.util.find_spec("aiohttp_cors") is None:
@@ -269,7 +274,7 @@ def run(given: dict[str, Any], resumed: bool, dry_run: bool, nursery: Nursery | 
     if dry_run:
         return 0
     run_dir.mkdir(parents=True, exist_ok=resumed)
-    engine = None if resumed else Engine(config, resources, nursery)  # one that is resumed may have nothing left to do
+    engine = None if resumed else Engine(config, resources, NURSERY)  # one that is resumed may have nothing left to do
     from tune.runner import run_search
 
     try:

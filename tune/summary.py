@@ -1,6 +1,7 @@
 """The answer of a search: facts for machines (summary.json, whose schema is summary.schema.json), and the same as text."""
 
 import math
+import statistics
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from tune.ranges import FLAGS, merge
 from tune.results import believed, leaders, search_seconds
 from tune.settings import Search
 from tune.spaces import worded
-from tune.trials import DEFAULT_TRIAL, FAILED, RUNNING, UNLIMITED_TRIALS, Trials
+from tune.trials import COMPILING, DEFAULT_TRIAL, FAILED, RUNNING, UNLIMITED_TRIALS, Trials
 
 FORMAT = 1
 TRUSTED = 0.9  # probability of being the best from which on it is said to be
@@ -55,6 +56,7 @@ def facts(run_dir: Path, search: Search, trials: Trials, events: list[dict]) -> 
             "checkpoint_bytes": disk_use(run_dir / "ray"),
             "lost": sum(event["event"] == "lost" for event in events),
         },
+        "compiled": compiled_facts(events),
         "failed": {trial.trial_id: trial.reason for trial in trials.by_id.values() if trial.status == FAILED},
         "level": LEVEL,
         "best": None,
@@ -90,6 +92,21 @@ def facts(run_dir: Path, search: Search, trials: Trials, events: list[dict]) -> 
     found["trust"], found["verdict"] = trust(found)
     found["next"] = [{"what": what, "command": command} for what, command in commands(run_dir, search, trials, found)]
     return found
+
+
+def compiled_facts(events: list[dict]) -> dict[str, Any] | None:
+    """What compiling took, and what it gained: the medians of the processes. None where nothing was compiled."""
+    found = [[event[name] for name in COMPILING] for event in events if COMPILING[0] in event]
+    if not found:
+        return None
+    seconds, before, after = zip(*found, strict=True)
+    gain = statistics.median(b / a for a, b in zip(before, after, strict=True))
+    return {
+        "seconds": list(seconds),
+        "before": statistics.median(before),
+        "after": statistics.median(after),
+        "gain": gain,
+    }
 
 
 def plain(value: Any) -> Any:
@@ -178,6 +195,14 @@ def _losses(standing: dict[str, Any]) -> str:
     return text + (f"  (mean of {seeds} seeds)" if seeds > 1 else "  (one seed)")
 
 
+def compiled_words(compiled: dict[str, Any]) -> str:
+    """How long compiling took, in how many processes, and the speed of forward and backward passes before and after."""
+    seconds = sorted(compiled["seconds"])
+    took = f"{seconds[0]:.0f} to {seconds[-1]:.0f} s in each of {len(seconds)} processes"
+    took = f"{seconds[0]:.0f} s in one process" if len(seconds) == 1 else took
+    return f"in {took}; {compiled['before']:,.0f} -> {compiled['after']:,.0f} tokens/s, {compiled['gain']:.2f} times"
+
+
 def text(found: dict[str, Any], run_dir: Path) -> str:
     """The summary that is printed: what was searched, what was found beside the default, what it took, what comes next."""
     trials, cost, best, model = found["trials"], found["cost"], found["best"], found["model"]
@@ -194,6 +219,8 @@ def text(found: dict[str, Any], run_dir: Path) -> str:
         f"  took      {cost['seconds']:,.0f} s, {cost['tokens'] / 1e6:,.1f}M tokens "
         f"({found['budget_tokens'] / 1e6:,.1f}M a full training), {cost['checkpoint_bytes'] / 1e6:,.1f} MB of checkpoints",
     ]
+    if found["compiled"]:
+        lines.append(f"  compiled  {compiled_words(found['compiled'])}")
     if best is None:
         lines.append("  best      none yet: no trial has reported")
     else:

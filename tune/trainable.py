@@ -60,6 +60,8 @@ def run_trial(config: dict[str, Any], search: Search, milestones: tuple[int, ...
         last_saved, cost = time.monotonic(), 0.0
         for report in train(run):
             metrics = metrics_of(report, search.data.bytes_per_token)
+            if compiled := run.compilation.news():
+                metrics |= asdict(compiled)
             since = time.monotonic() - last_saved
             must = report.step == run.total_steps or report.tokens_seen in milestones
             if report.diverged or not (must or since > max(CHECKPOINT_MIN_SECONDS, cost / CHECKPOINT_SHARE)):

@@ -25,6 +25,8 @@ REPORTED = (
     *("train_seconds", "tok_per_sec", "diverged"),
 )
 """what a report event keeps of a trial's metrics"""
+COMPILING = ("compiling_seconds", "plain_tok_per_sec", "compiled_tok_per_sec")
+"""and, of the first report after its process has compiled, what that took and gained (myllm/training/compiling.py)"""
 Event = dict[str, Any]
 
 

@@ -2,17 +2,12 @@
 
 import contextlib
 import gc
-import math
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 
 from myllm.errors import InputError, warn
-
-COMPILE_SECONDS_PER_LAYER = 4.0  # of the first compilation; a machine with an H100 took 20 s for 6 layers, 59 s for 12
-COMPILED_SPEED = 1.3  # times that of a recorded step, for models that repay it; 1.3 to 1.6 were seen (experiments/LOG.md)
 
 
 def pick_device(name: str) -> torch.device:
@@ -125,46 +120,3 @@ class Recorder:
             warn(f"training without CUDA graphs, which this model does not allow: {str(error).splitlines()[0]}")
             return
         self.recordings[inputs.size(-2)] = Recording(graph, inputs, targets, share, loss)
-
-
-class Compilation:
-    """Whether and when a run's forward pass is compiled: `on` at once, `off` never, `auto` where it repays.
-
-    The rule of `auto`: after a few steps, if a whole training at their speed takes so long that compiled steps save more
-    than compiling costs. The whole training counts, not what is left of it: trials of one shape share the compiled code, a
-    worker in memory and a machine on disk, so that only the first of them pays.
-    """
-
-    PLAIN, COMPILED = (4, 12), (15, 23)  # steps between which the clock runs; compiling and recording lie between
-
-    def __init__(self, mode: str, n_layer: int, total_steps: int, start: Callable[[], None]):
-        self.n_layer, self.total_steps, self.start = n_layer, total_steps, start
-        self.seconds = 0.0
-        """that compiling took; 0: not compiled"""
-        self.gain = math.nan
-        """speed of compiled steps over that of plain ones; NaN where it was not measured"""
-        self.steps, self.clock, self.plain = 0, 0.0, math.nan
-        self.watching = mode == "auto"
-        if mode == "on":
-            start()
-
-    def after_step(self) -> None:
-        """Takes the time of a run's first steps, and starts compiling where that repays."""
-        if not self.watching:
-            return
-        self.steps += 1
-        if self.steps not in self.PLAIN + self.COMPILED:
-            return
-        torch.cuda.synchronize()
-        since, self.clock = time.perf_counter() - self.clock, time.perf_counter()
-        if self.steps == self.PLAIN[1]:
-            self.plain = since / (self.PLAIN[1] - self.PLAIN[0])
-            saved = self.total_steps * self.plain * (1 - 1 / COMPILED_SPEED)
-            self.watching = saved > COMPILE_SECONDS_PER_LAYER * self.n_layer
-            if self.watching:
-                self.start()
-        elif self.steps == self.COMPILED[0]:
-            self.seconds = max(0.0, since - (self.COMPILED[0] - self.PLAIN[1]) * self.plain)
-        elif self.steps == self.COMPILED[1]:
-            self.gain = self.plain / (since / (self.COMPILED[1] - self.COMPILED[0]))
-            self.watching = False

@@ -1,6 +1,7 @@
 """The whole state of one training run, and its way to disk and back."""
 
 import contextlib
+import math
 import os
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -12,7 +13,8 @@ from myllm.data import BatchStream, Windows
 from myllm.errors import InputError, RunError
 from myllm.files import cache_dir
 from myllm.own_model import ModelConfig, builder, difference
-from myllm.training.gpu import Compilation, Recorder, arithmetic
+from myllm.training.compiling import Compilation
+from myllm.training.gpu import Recorder, arithmetic
 
 T = TypeVar("T")
 
@@ -67,7 +69,10 @@ class Run:
             torch.set_float32_matmul_precision("highest" if config.float32_matmul == "float32" else "high")
             self.recorder = Recorder(self._pass, self.device)
         mode = config.compile if config.compile != "auto" or self.recorder else "off"
-        self.compilation = Compilation(mode, self.n_layer, self.total_steps, self._compile)
+        shape = str(model_config), config.max_len, self.dtype, self.device
+        self.compilation = Compilation(mode, shape, self.n_layer, self._switch, self.device)
+        self.settled = False
+        """whether it is decided if passes are compiled"""
 
     @property
     def tokens_seen(self) -> int:
@@ -201,10 +206,10 @@ class Run:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)
 
-    def _compile(self) -> None:
-        """From now on the forward pass is compiled, once for all batch sizes."""
+    def _switch(self, compiled: bool) -> None:
+        """From now on the forward pass is compiled, once for all batch sizes, or it is not."""
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir() / "compiled"))
-        self.compute = torch.compile(self.model)
+        self.compute = torch.compile(self.model) if compiled else self.model
         if self.recorder:
             self.recorder.forget()
 
@@ -220,11 +225,23 @@ class Run:
         loss.backward()
         return loss.detach()
 
+    def _settle(self, inputs: torch.Tensor, targets: torch.Tensor) -> None:
+        """Decides by passes of one micro-batch whether they are compiled, and leaves the run's state as it was."""
+        self.settled = True
+        before, buffers = self.random_state(), [buffer.clone() for buffer in self.model.buffers()]
+        passes = self.total_steps * math.ceil(self.config.batch_size / len(inputs))
+        self.compilation.settle(lambda: self.backward(inputs, targets), inputs.numel(), passes)
+        self.set_random_state(before)
+        for buffer, value in zip(self.model.buffers(), buffers, strict=True):
+            buffer.data.copy_(value)
+
     def backward(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Sets the gradient of the batch's mean loss, micro-batch by micro-batch; returns that loss, nats per token.
 
         `inputs` and `targets` are (batch_size, max_len). Raises RunError where not even one window fits.
         """
+        if not self.settled:
+            self._settle(inputs[: self.micro_batch_size], targets[: self.micro_batch_size])
         draws = getattr(self.model_config, "dropout", True)  # what the user's own model does is not known
         before = self.random_state() if draws else None
         one_pass = self.recorder or self._pass

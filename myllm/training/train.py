@@ -116,7 +116,6 @@ def train(run: Run, until_step: int | None = None) -> Iterator[Report]:
         if run.average is not None:
             run.update_average()
         steps_since += 1
-        run.compilation.after_step()
         due = run.step % config.eval_freq == 0 or run.step == until_step
         looks = run.device.type != "cuda" and run.step % FINITE_CHECK_STEPS == 0
         finite = math.isfinite(health.item()) if due or looks else True

@@ -268,6 +268,8 @@ def main() -> int:
         while run.step < run.total_steps:
             for report in train(run, run.epoch_end):
                 bar.update(report.step - bar.n)
+                if compiled := run.compilation.news():
+                    print(compiled)
                 print(describe(report, run.epoch_at(report.step)))
                 history.append(dataclasses.asdict(report) | {"epoch": run.epoch_at(report.step)})
                 if report.diverged:
