@@ -36,7 +36,9 @@ import psutil
 
 from myllm.config import PRESETS
 from myllm.errors import Parser, run_command
+from myllm.machine import available_cpus
 from tune.coordinator import Coordinator
+from tune.engine import Engine
 from tune.journal import FILE_NAME, events_of
 from tune.options import SearchConfig
 from tune.schedulers import SCHEDULERS
@@ -196,7 +198,10 @@ def busy(slots: int, seconds: float, wait: float, folder: Path) -> dict[str, flo
     runner.run_trial = pretend
     search, watch = search_of(None, time_budget=seconds), Watch()
     search = dataclasses.replace(search, training=dataclasses.replace(search.training, weight_decay=wait))
-    runner.run_search(folder, search, Resources(1, 0, slots))
+    resources = Resources(1, 0, slots)
+    engine = Engine(search.config, resources)
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(available_cpus())  # more at once would not start sooner on these cores
+    runner.run_search(folder, search, resources, engine)
     events = list(events_of(folder))
     reports = [event for event in events if event["event"] == "report"]
     by_process: dict[int, list[dict[str, Any]]] = {}
@@ -231,7 +236,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=10_000, help="trials in the journal; 0: leave it out")
     parser.add_argument("--slots", type=int, nargs="*", default=[16, 32, 64], help="trials at once in pretended searches")
     parser.add_argument("--wait", type=float, default=2.0, help="seconds between two reports of a pretended training")
-    parser.add_argument("--seconds", type=float, default=100.0, help="that each of these searches has")
+    parser.add_argument("--seconds", type=float, default=150.0, help="that each of these searches has")
     parser.add_argument("--quick", action="store_true", help="small sizes")
     args = parser.parse_args()
     if args.quick:

@@ -112,7 +112,7 @@ class TrainConfig:
     float32_matmul: str = "tf32"
     """how a GPU multiplies float32 matrices: tf32 (10 bits of mantissa, several times as fast) or float32"""
     compile: str = "auto"
-    """whether the forward pass is compiled: on, off, or auto: on a GPU, where a training is long enough to repay it"""
+    """whether passes are compiled: on (on a CPU by a C++ compiler), off, or auto: on a GPU, where a training repays it"""
     seed: int = 0
     """seeds initialisation, dropout and data order"""
 

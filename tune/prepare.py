@@ -11,7 +11,7 @@ from typing import Any
 from myllm.config import Preset, TrainConfig, get_preset
 from myllm.data import TokenFile, Windows, default_tokenizer, prepare
 from myllm.errors import InputError
-from myllm.machine import origin
+from myllm.machine import cpp_compiler, gpu_names, origin
 from myllm.own_model import ModelConfig, OwnModelConfig, own_model, settings_of, with_settings
 from myllm.sources import absolute
 from myllm.token_file import are_there
@@ -128,6 +128,8 @@ def prepare_search(config: SearchConfig, cache_dir: Path) -> Search:
         origin=origin(PACKAGES),
     )
     check_trials(search)
+    if training.compile == "on" and config.address is None and not gpu_names() and cpp_compiler() is None:
+        raise InputError("--fix compile=on: there is no C++ compiler here; install g++, or name one in the variable CXX")
     return search
 
 
