@@ -36,9 +36,7 @@ import psutil
 
 from myllm.config import PRESETS
 from myllm.errors import Parser, run_command
-from myllm.machine import available_cpus
 from tune.coordinator import Coordinator
-from tune.engine import Engine
 from tune.journal import FILE_NAME, events_of
 from tune.options import SearchConfig
 from tune.schedulers import SCHEDULERS
@@ -198,10 +196,7 @@ def busy(slots: int, seconds: float, wait: float, folder: Path) -> dict[str, flo
     runner.run_trial = pretend
     search, watch = search_of(None, time_budget=seconds), Watch()
     search = dataclasses.replace(search, training=dataclasses.replace(search.training, weight_decay=wait))
-    resources = Resources(1, 0, slots)
-    engine = Engine(search.config, resources)
-    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(available_cpus())  # more at once would not start sooner on these cores
-    runner.run_search(folder, search, resources, engine)
+    runner.run_search(folder, search, Resources(1, 0, slots))
     events = list(events_of(folder))
     reports = [event for event in events if event["event"] == "report"]
     by_process: dict[int, list[dict[str, Any]]] = {}

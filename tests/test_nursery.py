@@ -40,3 +40,14 @@ def test_workers_are_forked_and_start_without_the_nursery_too():
         [process for process in psutil.Process().children(recursive=True) if process.pid not in before], timeout=10
     )
     assert alive == []
+
+
+def test_a_new_segment_is_started_before_those_that_wait_and_once():
+    """Ray would end the process that starts for one that waits, and give it that of the trial that has just ended."""
+    from types import SimpleNamespace
+
+    from tune.runner import JournalledScheduler
+
+    waiting = SimpleNamespace(get_trials=lambda: [SimpleNamespace(status="PENDING")])
+    scheduler = JournalledScheduler(SimpleNamespace(newest="segment"))
+    assert [scheduler.choose_trial_to_run(waiting) for _ in range(2)] == ["segment", None]

@@ -42,7 +42,12 @@ TABLES_SECONDS = 10.0  # between additions to trials.csv and history.csv while a
 
 
 class JournalledScheduler(FIFOScheduler):
-    """Passes decisions to Ray: going on, or an end of the segment, be it for good or to wait at a rung."""
+    """Passes decisions to Ray: going on, or an end of the segment, be it for good or to wait at a rung.
+
+    A new segment takes the process of the one that has just ended. Ray would give that to the segment that has waited
+    longest, and end the process that is just starting for it: of 16 slots whose trainings ended sooner than processes start
+    8 never got theirs.
+    """
 
     def __init__(self, session: Session):
         super().__init__()
@@ -51,6 +56,10 @@ class JournalledScheduler(FIFOScheduler):
     def on_trial_result(self, tune_controller: Any, trial: Segment, result: dict) -> str:
         goes_on = self.session.on_report(trial, result) == CONTINUE
         return TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
+        newest, self.session.newest = self.session.newest, None
+        return newest  # once: then it has a process, or one starts for it; all others Ray stages by itself
 
 
 class Housekeeping(tune.Callback):

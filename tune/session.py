@@ -117,6 +117,8 @@ class Session(SearchAlgorithm):
         self.storage = Storage(search.storage_root(run_dir))
         self.keep_all = config.keep_checkpoints == "all"
         self.segments: dict[str, Segment] = {}
+        self.newest: Segment | None = None
+        """the segment that was handed out last, until Ray is told to start it first"""
         self.started = 0
         self.written_here: set[str] = set()
         self.listeners: list[Callable[[dict[str, Any]], None]] = []
@@ -198,7 +200,7 @@ class Session(SearchAlgorithm):
         if checkpoint:
             restored = tune.Checkpoint(self.storage.absolute(checkpoint), filesystem=self.storage.filesystem)
             segment._restore_checkpoint_result = _TrainingResult(checkpoint=restored, metrics={})
-        self.segments[segment.trial_id] = segment
+        self.segments[segment.trial_id] = self.newest = segment
         return segment
 
     def sound_checkpoint(self, trial: Trial) -> str | None:
