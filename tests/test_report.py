@@ -190,9 +190,8 @@ def test_importance_finds_what_the_loss_follows(tmp_path):
 
 def test_tables_for_pandas_are_typed_and_every_column_is_documented():
     run = load_run(RECORDED)
-    searched = set(run.search.ranges)
-    for table in (run.trials, run.history, run.leaders):
-        assert set(table.columns) - searched - {"trial_id"} <= set(UNITS)
+    columns = {name for table in (run.trials, run.history, run.leaders) for name in table.columns}
+    assert columns - set(run.search.ranges) | {"learning_rate"} == {*UNITS}
     assert run.trials["tokens_seen"].dtype == "int64" and run.trials["status"].dtype == "category"
     repeats = run.trials[run.trials["kind"] == "repeat"]
     assert len(repeats) == 6 and set(repeats["of"]) <= set(run.trials.index) and (repeats["seed"] != 0).all()

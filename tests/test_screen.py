@@ -1,12 +1,18 @@
-"""The screen at any width, from recorded trials; no Ray and no terminal."""
+"""The screen at any width, from recorded trials; no Ray."""
 
 import io
+import os
+import pty
+import struct
+import termios
+from fcntl import ioctl
 
 import pytest
 from conftest import BUDGET, begun, report
 from rich.console import Console
 
 from tune.forecast import Outlook
+from tune.progress import Terminal
 from tune.screen import View, line, render
 from tune.trials import PAUSE, REPEAT, STOP, Trials
 
@@ -59,10 +65,23 @@ def test_everything_is_there_at_every_width(width):
         assert expected in words, f"{expected!r} is not in\n{text}"
 
 
-def test_a_terminal_of_few_lines_keeps_what_matters():
+@pytest.mark.parametrize(("width", "more"), [(80, "+5"), (40, "+15")])
+def test_a_terminal_of_few_lines_is_filled_with_slots_and_the_rest_is_counted(width, more):
     trials = Trials(BUDGET, num_samples=16, events=EVENTS)
-    text = shown(80, 24, slots=[trials.by_id["00004"]] * 40)
-    assert len(text.splitlines()) <= 24 and "+3" in text and "about 2 min left" in text
+    text = shown(width, 24, slots=[trials.by_id["00004"]] * 16)
+    assert len(text.splitlines()) == 24 and text.split()[-1] == more and "about 2 min" in text
+
+
+def test_the_terminal_has_the_size_that_it_has_now(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")  # as exported by a shell once
+    master, slave = pty.openpty()
+    with open(slave, "w") as file:
+        terminal = Terminal(file=file)
+        for columns in (120, 40):
+            ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+            assert (terminal.size, terminal.options.max_width) == ((columns, 24), columns)
+    os.close(master)
+    assert Terminal(file=io.StringIO()).width == 200
 
 
 def test_nothing_known_yet_is_said():

@@ -11,7 +11,7 @@ import queue
 import struct
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -143,6 +143,7 @@ class Mlflow:
     """A run TRIAL of the experiment NAME, found again by its tag."""
 
     def __init__(self, uri: str, name: str):
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # its own 7 take four minutes where nobody answers
         from mlflow.tracking import MlflowClient
 
         self.client, self.runs = MlflowClient(tracking_uri=uri), {}
@@ -176,51 +177,68 @@ class Mlflow:
 
 
 class HandOver:
-    """Hands events to a Service in a thread of its own: a slow or a lost server does not hold up the search."""
+    """Hands events to a Service in a thread of its own: a slow or a lost server does not hold up the search.
 
-    def __init__(self, flag: str, make: Any, trials: Mapping[str, Trial]):
+    What a server fails to take is missing there; the next event is tried again, as it may be back. The first failure is
+    said.
+    """
+
+    def __init__(self, flag: str, make: Callable[[], Service], trials: Mapping[str, Trial]):
         self.flag, self.make = flag, make
         self.configs = {trial_id: trial.config for trial_id, trial in trials.items()}
+        self.running: set[str] = set()
+        self.service: Service | None = None
+        self.warned = self.failing = self.closing = False
         self.queue: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         self.thread = threading.Thread(target=self._work, daemon=True)
         self.thread.start()
 
     def __call__(self, event: Event) -> None:
-        self.queue.put(event)
+        if event["event"] == "trial":
+            self.configs[event["trial_id"]] = event["config"]
+        else:
+            self.queue.put(event)
 
     def close(self) -> None:
-        """Waits until all is handed over, for CLOSE_SECONDS at most."""
+        """Waits until all is handed over, for CLOSE_SECONDS at most, or until a server fails."""
+        self.closing = True
         self.queue.put(None)
         self.thread.join(CLOSE_SECONDS)
+        if self.thread.is_alive():
+            self._warn(f"not all was taken {CLOSE_SECONDS:.0f} s after the end")
 
     def _work(self) -> None:
-        try:
-            service: Service = self.make()
-            running: set[str] = set()
-            while (event := self.queue.get()) is not None:
-                self._tell(service, event, running)
-            for trial_id in running:
-                service.end(trial_id, "paused")
-        except Exception as error:
-            print(
-                f"warning: {self.flag}: {' '.join(str(error).split())[:200]}; the search goes on without it",
-                file=sys.stderr,
-            )
+        event: Event | None = {"event": "begun"}  # a server that can't be reached is named at once
+        while event is not None and not (self.failing and self.closing):
+            try:
+                self.service = self.service or self.make()
+                self._tell(self.service, event)
+                self.failing = False
+            except Exception as error:
+                self.failing = True
+                self._warn(" ".join(str(error).split())[:200])
+            event = self.queue.get()
 
-    def _tell(self, service: Service, event: Event, running: set[str]) -> None:
+    def _warn(self, what: str) -> None:
+        if not self.warned:
+            print(f"warning: {self.flag}: {what}; the search goes on, what fails is missing there", file=sys.stderr)
+        self.warned = True
+
+    def _tell(self, service: Service, event: Event) -> None:
         trial_id = event.get("trial_id", "")
-        if event["event"] == "trial":
-            self.configs[trial_id] = event["config"]
-        elif event["event"] == "report":
-            running.add(trial_id)
+        if event["event"] == "report":
+            self.running.add(trial_id)
             service.report(trial_id, self.configs[trial_id], event)
             if event["diverged"] or event["decision"] != CONTINUE:
-                running.discard(trial_id)
+                self.running.discard(trial_id)
                 paused = event["decision"] == PAUSE
                 service.end(trial_id, "diverged" if event["diverged"] else "paused" if paused else "ended")
         elif event["event"] == "failed":
-            running.discard(trial_id)
+            self.running.discard(trial_id)
             service.end(trial_id, "failed")
+        elif event["event"] == "session_end":
+            while self.running:
+                service.end(self.running.pop(), "paused")
 
 
 def loggers(run_dir: Path, config: SearchConfig, trials: Trials, session: int) -> list[TensorBoard | HandOver]:

@@ -1,8 +1,10 @@
 """Shows a search while it runs: a screen on a terminal, a line a minute anywhere else."""
 
+import contextlib
 import dataclasses
 import logging
 import math
+import os
 import sys
 import threading
 import time
@@ -10,7 +12,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleDimensions, RenderableType
 from rich.live import Live
 
 from tune.forecast import Outlook, measured_pace, play_on
@@ -25,7 +27,17 @@ ENDING_SECONDS = 4.0  # from the last report to the summary
 
 
 class Terminal(Console):
-    """A terminal whose cursor stays: a process that is killed could not bring it back."""
+    """A terminal whose cursor stays: a process that is killed could not bring it back. Its size is the one that it has
+    now, whatever COLUMNS says.
+    """
+
+    @property
+    def size(self) -> ConsoleDimensions:
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            columns, lines = os.get_terminal_size(self.file.fileno())
+            if columns and lines:
+                return ConsoleDimensions(columns, lines)
+        return super().size
 
     def show_cursor(self, show: bool = True) -> bool:
         return False

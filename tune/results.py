@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # pandas takes half a second to import: only who reads tables
     import pandas as pd
 
 UNITS = {
+    "trial_id": "name of a training: one configuration on one seed; the index of trials and leaders",
     "kind": "drawn evenly, proposed from what was known, a repeat of the trial `of` on another seed, or the audit of it",
     "of": "the trial that a repeat repeats, or that an audit lets go on; empty for others",
     "seed": "of initialisation and data order",

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rich.console import Group, RenderableType
+from rich.console import Console, RenderableType
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -31,7 +31,6 @@ from tune.trials import (
 )
 
 LABEL = 9  # columns
-LINES_BESIDES_SLOTS = 14  # of a terminal, that the slots leave to the rest
 # Colours of the terminal's own palette that can be read on black and on white; all else is its default.
 GOOD, BAD, WEAK = "green", "red", "dim"
 
@@ -134,8 +133,10 @@ def render(view: View, width: int, height: int = 50) -> RenderableType:
     for label, trial in _standings(trials):
         table.add_row(label, trial)
     table.add_row("rungs", _rungs(view, width))
-    table.add_row("slots", _slots(view, max(1, height - LINES_BESIDES_SLOTS - len(view.milestones)), width))
-    return Group(table)
+    measure = Console(width=width)
+    besides = len(measure.render_lines(table, measure.options))
+    table.add_row("slots", _slots(view, max(1, height - besides), width))
+    return table
 
 
 def _colour_counts(text: str) -> Text:
@@ -197,7 +198,8 @@ def _slots(view: View, most: int, width: int) -> RenderableType:
     wide = width >= 70
     grid = Table.grid(padding=(0, 1, 0, 0), expand=wide)
     grid.add_column(no_wrap=True, min_width=5)
-    grid.add_column(width=10, min_width=10)
+    bar_width = 10 if wide else 8
+    grid.add_column(width=bar_width, min_width=bar_width)
     grid.add_column(no_wrap=True, min_width=14)
     if wide:
         grid.add_column(no_wrap=True, overflow="ellipsis", style=WEAK, ratio=1)
@@ -209,7 +211,7 @@ def _slots(view: View, most: int, width: int) -> RenderableType:
             grid.add_row(Text("free", WEAK))
             continue
         budget = view.trials.budget_tokens
-        bar = ProgressBar(budget, trial.tokens, width=10, style=WEAK, complete_style=GOOD, finished_style=GOOD)
+        bar = ProgressBar(budget, trial.tokens, width=bar_width, style=WEAK, complete_style=GOOD, finished_style=GOOD)
         loss = trial.reports[trial.tokens]["val_loss"] if trial.reports else math.nan
         text = f"to {share_text(trial.until, budget)}" + (f", {loss:.4f}" if math.isfinite(loss) else "")
         name = f"{trial.of}+{trial.trial_id.split('-seed')[-1] or 1}" if trial.kind == REPEAT else trial.trial_id
