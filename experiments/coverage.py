@@ -17,6 +17,8 @@ from pathlib import Path
 import numpy as np
 from curves import Surrogate, read_curves
 from replay import Replay
+from scipy.optimize import minimize
+from scipy.special import logit
 
 from myllm.errors import Parser, run_command
 from tune.analysis import Axis, Surface
@@ -40,9 +42,6 @@ def search_in(world, length: int, order: str) -> dict | None:
     replay.waiting.insert(0, middle)  # the first to arrive is the default
     play(replay.coordinator, replay.loss, length * world.budget)
     trials = replay.trials
-    for trial in trials.by_id.values():  # the simulation reports no bits
-        for report in trial.reports.values():
-            report["val_bpb"] = 0.0
     table = leaders(trials)
     best = believed(table).iloc[0]
     if np.isnan(best["low"]) or table["tokens_seen"].iloc[0] < world.budget or table["seeds"].iloc[0] < 2:
@@ -52,12 +51,19 @@ def search_in(world, length: int, order: str) -> dict | None:
     found = {
         "loss": best["low"] <= mine <= best["high"],
         "probability": best["probability_best"],
+        "odds": float(logit(best["probability_best"])),
         "is_best": mine <= min(truth.values()),
         "width": best["high"] - best["low"],
     }
     if DEFAULT_TRIAL in truth and table.index[0] != DEFAULT_TRIAL:
         found["gain"] = best["gain_low"] <= truth[DEFAULT_TRIAL] - mine <= best["gain_high"]
     return found
+
+
+def fitted(rows: list[dict]) -> np.ndarray:
+    """(2,) what is added to the log-odds of `probability` and what they are multiplied by, so that most comes true."""
+    odds, true = (np.array([row[name] for row in rows]) for name in ("odds", "is_best"))
+    return minimize(lambda w: np.logaddexp(0, np.where(true, -1, 1) * (w[0] + w[1] * odds)).mean(), [0.0, 1.0]).x
 
 
 def in_theory(searches: int, rng: np.random.Generator) -> tuple[float, float]:
@@ -117,7 +123,7 @@ def main() -> None:
         gain = np.mean([row["gain"] for row in found if "gain" in row])
         loss = np.mean([row["loss"] for row in found])
         print(f"{path.name:28} {len(found)} searches: loss {loss:.3f}, gain {gain:.3f}", flush=True)
-        every += found
+        every += [row | {"table": path.name} for row in found]
     gain = np.mean([row["gain"] for row in every if "gain" in row])
     print(f"all: loss {np.mean([row['loss'] for row in every]):.3f}, gain {gain:.3f}, ", end="")
     print(f"median width {np.median([row['width'] for row in every]):.4f} nats")
@@ -126,6 +132,9 @@ def main() -> None:
         if part:
             said, true = (np.mean([row[name] for row in part]) for name in ("probability", "is_best"))
             print(f"probability {low:.2f} to {min(high, 1):.2f}: {len(part)} searches, said {said:.2f}, true {true:.2f}")
+    for name in dict.fromkeys(row["table"] for row in every):
+        added, times = fitted([row for row in every if row["table"] != name])
+        print(f"log-odds fitted without {name}: {added:+.2f}, times {times:.2f} (0 and 1: as belief.py's CHANCE has it)")
     for count in (16, 32, 64, 128):
         rng, held, widths = np.random.default_rng(count), [], []
         for _ in range(args.functions):

@@ -201,9 +201,12 @@ def test_tables_for_pandas_are_typed_and_every_column_is_documented():
 def test_comparing_searches(tmp_path):
     one, other = copied(tmp_path, "one"), copied(tmp_path, "other")
     search = json.loads((other / "search.json").read_text())
-    search["config"]["seed"] = 7
+    search["config"] |= {"seed": 7, "audit": 0.1, "wandb": "x"}  # one has settings that the other lacks
     (other / "search.json").write_text(json.dumps(search))
     said, page = compare([one, other])
+    data = re.search('id="data">(.*?)</script>', page.read_text(), re.DOTALL)[1]
+    rows = json.loads(data, parse_constant=lambda word: pytest.fail(f"{word} is no JSON: a browser reads nothing then"))
+    assert {"x", None} <= {cell for row in rows["rows"] for cell in row}
     assert "nats per token" in said and re.search(r"^seed +0 +7$", said, re.MULTILINE) and page == one / "compare.html"
     assert (one / "compare" / "progress.png").read_bytes()[1:4] == b"PNG"
     assert set(pd.read_csv(one / "compare" / "progress.csv")["run"]) == {os.path.relpath(run) for run in (one, other)}

@@ -11,7 +11,7 @@ from conftest import BUDGET, begun, report
 
 from myllm.config import PRESETS, GPTConfig
 from myllm.errors import InputError
-from tune.belief import expected_losses, interval
+from tune.belief import chances, expected_losses, interval
 from tune.journal import FILE_NAME, Journal, read_journal
 from tune.options import SearchConfig
 from tune.prepare import settle_resources
@@ -192,6 +192,13 @@ def test_beliefs_where_the_answer_is_known():
     best = int(np.argmin([np.mean(losses) for losses in alike]))
     assert np.mean(alike[best]) < expected_losses(alike)[:, best].mean() - 0.03
     assert expected_losses(alike, reference=best)[:, best].mean() == pytest.approx(np.mean(alike[best]), abs=0.02)
+
+
+def test_nobody_is_the_best_for_sure():
+    sure = chances(np.repeat([[1.0, 2.0, 3.0]], 100, axis=0))
+    assert sure.sum() == pytest.approx(1) and 0.98 < sure[0] < 0.995
+    even = chances(np.random.default_rng(0).random((10_000, 2)))
+    assert even.sum() == pytest.approx(1) and even[0] == pytest.approx(0.7, abs=0.02)  # it was ahead at the rungs, too
 
 
 def test_intervals_hold_as_often_as_they_say_where_noise_is_normal():

@@ -144,6 +144,7 @@ class Mlflow:
 
     def __init__(self, uri: str, name: str):
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # its own 7 take four minutes where nobody answers
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # two lines a trial, through the screen
         from mlflow.tracking import MlflowClient
 
         self.client, self.runs = MlflowClient(tracking_uri=uri), {}

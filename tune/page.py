@@ -164,13 +164,15 @@ def shown(value: Any) -> Any:
 
 
 def rows_of(table: pd.DataFrame) -> list[list[Any]]:
-    """The table's rows in JSON's types; five significant digits, None for what is not finite."""
-    columns = []
-    for name in table.columns:
-        values = table[name].tolist()
-        if table[name].dtype.kind == "f":
-            values = [float(f"{v:.5g}") if math.isfinite(v) else None for v in values]
-        columns.append([v.item() if hasattr(v, "item") else v for v in values])
+    """The table's rows in JSON's types; five significant digits, None for what is not finite, and for what a row lacks."""
+
+    def cell(value: Any) -> Any:
+        value = value.item() if hasattr(value, "item") else value
+        if not isinstance(value, float):
+            return value
+        return float(f"{value:.5g}") if math.isfinite(value) else None
+
+    columns = [[cell(value) for value in table[name].tolist()] for name in table.columns]
     return [list(row) for row in zip(*columns, strict=True)]
 
 

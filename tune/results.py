@@ -12,7 +12,7 @@ import numpy as np
 from myllm.errors import InputError
 from myllm.files import write_text
 from myllm.found import DATA_KEYS
-from tune.belief import CONSIDERED, expected_losses, interval
+from tune.belief import CONSIDERED, chances, expected_losses, interval
 from tune.commands import command
 from tune.journal import read_journal
 from tune.settings import Search
@@ -177,7 +177,7 @@ def believed(table: "pd.DataFrame") -> "pd.DataFrame":
     if drawn is None:
         return found
     lowest = drawn.min(axis=1)
-    found["probability_best"] = np.bincount(drawn.argmin(axis=1), minlength=len(ids)) / len(drawn)
+    found["probability_best"] = chances(drawn)
     for at, trial_id in enumerate(ids):
         found.loc[trial_id, ["low", "high"]] = interval(drawn[:, at])
         found.loc[trial_id, "regret"] = (drawn[:, at] - lowest).mean()

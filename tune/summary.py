@@ -142,7 +142,7 @@ def trust(found: dict[str, Any]) -> tuple[str, str]:
     if gain["low"] <= 0:
         return "no", "The default may be as good: the gain's interval includes zero." + edge
     if best["probability_best"] >= TRUSTED:
-        words = ", and the best that was tried."
+        words = ", and most likely the best that was tried."
     elif best["regret"] <= ALIKE * best["val_loss"]:
         words = f"; others may be as good, but choosing it costs at most about {best['regret']:.4f} nats."
     else:

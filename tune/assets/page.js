@@ -17,16 +17,24 @@ function themed(layout) {
     font: { color: style("--text"), family: "system-ui, sans-serif", size: narrow() ? 11 : 13 },
     height: layout.height || 420,
     margin: { l: 60, r: 20, t: 30, b: 50, ...layout.margin },
-    legend: { orientation: "h", y: -0.2, yanchor: "top" },
+    legend: { orientation: "h", yref: "container", y: 0, yanchor: "bottom" }, // never over the axis' own words
     hoverlabel: { bgcolor: "#ffffff", font: { color: "#1f2328" } },
   };
 }
 
-// On a phone panels stand below each other, and lines through all hyper-parameters scroll sideways.
+// On a phone panels stand below each other, long titles take two lines, neighbouring notes stand at two heights, and lines
+// through all hyper-parameters scroll sideways.
 function fitted(name, layout) {
-  if (!narrow() || !layout.grid) return layout;
+  if (!narrow()) return layout;
+  const fit = { ...layout, annotations: (layout.annotations || []).map((note, i) => ({ ...note, yshift: 11 * (i % 2) })) };
+  const title = layout.xaxis && layout.xaxis.title && layout.xaxis.title.text || "";
+  if (title.length > 30) {
+    const middle = title.indexOf(" ", title.length / 2);
+    fit.xaxis = { ...layout.xaxis, title: { text: title.slice(0, middle) + "<br>" + title.slice(middle + 1) } };
+  }
+  if (!layout.grid) return fit;
   const count = layout.grid.rows * layout.grid.columns;
-  return { ...layout, grid: { ...layout.grid, rows: count, columns: 1 }, height: 300 * count };
+  return { ...fit, grid: { ...layout.grid, rows: count, columns: 1 }, height: 300 * count };
 }
 
 const brushes = {};
