@@ -90,12 +90,15 @@ def test_another_preset_brings_its_context_and_keeps_the_tokens_of_a_step(found,
 
 
 def test_the_command_to_search_again_is_one(found, command, monkeypatch, capsys):
-    flags = ("--preset", "micro", "--fix", "n_layer=1", "--budget_tokens", "16384")
+    flags = ("--preset", "micro", "--fix", "n_layer=1", "n_embd=256", "--budget_tokens", "16384")
     assert command("--config", found, *flags) == 0
     *_, line = [line for line in capsys.readouterr().out.splitlines() if "search the rate again" in line]
     words = shlex.split(line.partition(" python ")[2])
     monkeypatch.setattr("sys.argv", words)
     _, again = search.start(vars(search.parse_args()))
-    assert again.ranges == {"learning_rate": "0.001 to 0.004 (log)"} and again.config.trials == 8
-    assert vars(again.model) == vars(PRESETS["micro"].model(257)) | {"n_layer": 1} and again.budget_tokens == 16384
+    assert again.ranges == {"learning_rate": "0.0005 to 0.004 (log)"} and again.config.trials == 8
+    assert (
+        vars(again.model) == vars(PRESETS["micro"].model(257)) | {"n_layer": 1, "n_embd": 256}
+        and again.budget_tokens == 16384
+    )
     assert (again.training.batch_size, again.training.clip_norm, again.training.warmup_ratio) == (8, 0.5, 0.1)
