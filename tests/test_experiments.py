@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import ROOT, run_command_line
-from curves import read_curves
+from curves import Curves, read_curves
 
 from tune.options import SearchConfig
 from tune.prepare import prepare_search
@@ -67,6 +67,20 @@ def test_a_replay_of_known_curves(tmp_path):
     assert ideal[2] == pytest.approx(0, abs=0.05) and ideal[1] > ideal[2]  # all at a quarter, the best in full: 1.75
     assert replay.noise(curves) == pytest.approx((3 * 2 * 0.25**2 / 4) ** 0.5)
     assert replay.rank_correlations(curves, [20])[20][0] > 0.9
+
+
+def test_what_a_report_says_is_held_against_the_truth():
+    coverage, rng = load("coverage"), np.random.default_rng(0)
+    truth, marks = rng.normal(2, 0.2, 60), np.arange(100, 3300, 100)
+    losses = truth[:, None, None] + 150 / marks - 150 / 3200 + 0.01 * rng.standard_normal((60, 6, 1))
+    world = Curves(tuple({"learning_rate": float(rate)} for rate in rng.random(60) + 0.1), losses, tuple(marks), truth)
+    found = [coverage.search_in(world, 8, str(order)) for order in range(6)]
+    assert all(0 < row["width"] < 0.5 and 0 < row["probability"] < 1 for row in found)
+    assert sum(row["loss"] for row in found) >= 4 and sum(row["is_best"] for row in found) >= 4
+    odds = rng.normal(0, 2, 4000)
+    came_true = rng.random(4000) < 1 / (1 + np.exp(-0.8 - 0.6 * odds))
+    added, times = coverage.fitted([{"odds": o, "is_best": t} for o, t in zip(odds, came_true, strict=True)])
+    assert added == pytest.approx(0.8, abs=0.15) and times == pytest.approx(0.6, abs=0.1)
 
 
 def test_a_rise_is_told_from_noise():
