@@ -21,7 +21,7 @@ from tune import summary
 from tune.analysis import Axis, Surface, edges
 from tune.compare import compare
 from tune.report import write_report, write_report_behind
-from tune.results import UNITS, load, load_run
+from tune.results import UNITS, load, load_run, search_seconds
 from tune.spaces import LINEAR, LOG_BELOW_ONE, Choice, Range
 
 RECORDED = ROOT / "tests" / "recorded" / "nano-v2"
@@ -209,7 +209,10 @@ def test_comparing_searches(tmp_path):
     assert {"x", None} <= {cell for row in rows["rows"] for cell in row}
     assert "nats per token" in said and re.search(r"^seed +0 +7$", said, re.MULTILINE) and page == one / "compare.html"
     assert (one / "compare" / "progress.png").read_bytes()[1:4] == b"PNG"
-    assert set(pd.read_csv(one / "compare" / "progress.csv")["run"]) == {os.path.relpath(run) for run in (one, other)}
+    progress, (_, trials, events) = pd.read_csv(one / "compare" / "progress.csv"), load(one)
+    assert set(progress["run"]) == {os.path.relpath(run) for run in (one, other)}
+    assert 0.5 * trials.tokens < progress["tokens"].max() <= trials.tokens
+    assert 0.5 * search_seconds(events) < progress["seconds"].max() <= search_seconds(events)
     search["data"]["tokenizer_sha256"] = "another"
     (other / "search.json").write_text(json.dumps(search))
     said, page = compare([one, other])
