@@ -145,6 +145,15 @@ def test_a_run_without_repeats_claims_no_interval(tmp_path):
     assert any("--confirm" in row["command"] for row in found["next"])
 
 
+def test_an_answer_at_an_edge_or_unsure_is_relied_on_in_part():
+    best = {"trial_id": "00001", "low": 1.9, "share_of_budget": 1, "probability_best": 0.95, "regret": 0.1, "val_loss": 2.0}
+    sure = {"best": best, "default": {}, "gain": {"low": 0.1}, "edges": []}
+    edge, unsure = {"edges": [{"hyper_parameter": "clip_norm"}]}, {"best": best | {"probability_best": 0.5}}
+    alike, none = {"best": unsure["best"] | {"regret": 0.001}}, {"gain": {"low": -0.1}}
+    found = [summary.trust(sure | change)[0] for change in ({}, edge, unsure, alike, none)]
+    assert found == ["yes", "partly", "partly", "yes", "no"]
+
+
 def test_edges_name_the_flag_that_looks_beyond():
     axes = [Axis("learning_rate", Range(0.001, 0.1)), Axis("batch_size", Choice((4, 8, 16)))]
     assert edges(axes, {"learning_rate": 0.01, "batch_size": 8}) == []
