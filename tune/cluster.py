@@ -24,7 +24,7 @@ SILENT = (
     "Could not find any running Ray instance",
     "Failed to get cluster ID",
 )
-REFUSED = ("InvalidAuthToken", "AuthenticationError", "Unauthenticated")
+REFUSED = ("InvalidAuthToken", "AuthenticationError", "Unauthenticated", "call_op_set")  # the last: it is not ASCII
 
 
 AUTH_MODE = "RAY_AUTH_MODE"
@@ -49,8 +49,8 @@ def join_cluster(address: str) -> tuple[int, int]:
     """(CPU cores, GPUs) of the Ray cluster at `address`. Raises InputError where none answers, or it refuses our token.
 
     From then on this process sends its user's token where the cluster asks for one, and only there: Ray 2.60 sends one that
-    lies in the user's home to any cluster, and then refuses what a cluster without tokens asks of it, so that each trial is
-    cancelled before it runs.
+    lies in the user's home to any cluster, as where RAY_AUTH_MODE is token, and then refuses what a cluster without tokens
+    asks of it, so that each trial is cancelled before it runs.
     """
     if address != "auto":
         host, _, port = address.rpartition(":")
@@ -60,16 +60,25 @@ def join_cluster(address: str) -> tuple[int, int]:
             socket.create_connection((host, int(port)), timeout=10).close()  # Ray itself tries for minutes
         except (OSError, OverflowError, UnicodeError):
             raise _nobody(address) from None
-    said = os.environ.get(AUTH_MODE)
-    for mode in MODES if said is None else (said,):
+    said = os.environ.get(AUTH_MODE, "token")
+    for mode in MODES if said.lower() == "token" else (said,):
         with contextlib.suppress(Refused):
             found = _ask(address, mode)
             os.environ[AUTH_MODE] = mode
             return found
     raise InputError(
         f"--address {address}: the cluster refused this machine's token; copy ~/.ray/auth_token of the machine that runs"
-        " its head to this one, or set RAY_AUTH_TOKEN"
+        f" its head to {_where_tokens_are_read()}"
     )
+
+
+def _where_tokens_are_read() -> str:
+    """Where Ray finds the token that it sends: the first of these that is set, whatever the others have."""
+    mode, path = os.environ.get(AUTH_MODE), os.environ.get("RAY_AUTH_TOKEN_PATH")
+    switch = "" if mode is None or mode.lower() == "token" else f", and unset {AUTH_MODE}, which is {mode!r}"
+    if os.environ.get("RAY_AUTH_TOKEN", "").strip():
+        return f"RAY_AUTH_TOKEN, which is set to another{switch}"
+    return (f"{path}, where RAY_AUTH_TOKEN_PATH points" if path else "this one, or set RAY_AUTH_TOKEN") + switch
 
 
 def _nobody(address: str) -> InputError:
