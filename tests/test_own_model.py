@@ -18,7 +18,7 @@ from myllm.model_check import check_trains
 from myllm.own_model import OwnModelConfig, builder, difference, fix_settings, is_changed, own_model, read_model
 from myllm.training.train import Run, train
 from tune.options import SearchConfig
-from tune.prepare import prepare_search
+from tune.prepare import CODE, prepare_search
 from tune.report import summary
 from tune.settings import Search
 
@@ -272,15 +272,23 @@ def test_a_search_over_it_is_interrupted_by_nothing_that_happens_to_the_file(
     assert done.returncode == 0, done.stderr
     search = Search.read(run_dir)
     (example.parent / "gpt.py").write_text("raise ValueError\n")
+    dataclasses.replace(search, origin=search.origin | {"git_commit": "of then"}).write(run_dir)
 
     done = run_command_line("tune/search.py", "--resume", run_dir, "--num_samples", "3", "--max_concurrent", "1")
     assert done.returncode == 0, done.stderr
     assert f"note: {example}:MyGPT has changed since the search began, which goes on with the code of then" in done.stdout
+    assert "note: the code has changed since the search began: git_commit of then -> " in done.stdout
+    events = [json.loads(line) for line in (run_dir / "journal.jsonl").read_text().splitlines()]
+    sessions = [event for event in events if event["event"] == "session"]
+    assert len(sessions) == 2 and all(set(CODE) <= event.keys() for event in sessions)
+    assert all(event["packages"] == search.origin["packages"] for event in sessions)
     trials = pd.read_csv(run_dir / "trials.csv")
     assert trials["status"].tolist() == ["completed"] * 3 and set(trials["n_layer"]) == {1, 2}
     assert f"model     {example}:MyGPT (sha256 {search.model.sha256[:8]})" in summary(run_dir)
 
     best = json.loads((run_dir / "best_config.json").read_text())
+    known = {name: best["data"][name] for name in ("tokenizer_sha256", "fingerprint")}
+    assert known == {name: getattr(search.data, name) for name in known}
     assert best["model"]["sha256"] == search.model.sha256 and best["model"]["settings"]["n_embd"] == 32
     arguments = ["myllm/training/trainer.py", "--config", run_dir / "best_config.json", "--save_model", tmp_path / "f.pth"]
     done = run_command_line(*arguments, "--device", "cpu")

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from test_searchers import BUDGET, draws_of, search_of, searched, write_run
 
-from myllm.config import PRESETS
+from myllm.config import PRESETS, GPTConfig, TrainConfig
 from myllm.errors import InputError
 from tune.journal import FILE_NAME
 from tune.options import SearchConfig
 from tune.prepare import prepare_search, settle_marks
-from tune.ranges import asked, from_table, merge
+from tune.ranges import asked, from_table, kinds, merge
 from tune.report import summary
 from tune.results import write_results
 from tune.search import read_experiment
@@ -49,6 +49,13 @@ def test_a_name_gets_the_scale_and_type_that_are_its_own():
     assert said["weight_decay"] == Range(0.0, 0.1, LINEAR)
     assert said["batch_size"] == Choice((8, 16, 32)) and said["schedule"] == Choice(("wsd", "cosine"))
     assert said["bias"] == Choice((False, True)) and said["n_head"] is None
+
+
+def test_every_setting_may_be_named_but_for_what_a_search_itself_decides():
+    decides = {"version", "max_len", "stride", "epochs", "budget_tokens", "ema_ratio", "seed", "vocab_size"}
+    decides |= {"eval_freq", "eval_windows", "train_eval_windows"}  # what a report is
+    every = {field.name for of in (TrainConfig, GPTConfig) for field in dataclasses.fields(of)}
+    assert kinds(NANO.model(257)).keys() == every - decides
 
 
 @pytest.mark.parametrize(
@@ -188,6 +195,7 @@ def test_small_budgets_have_fewer_reports_and_rungs_follow(prepared):
         ({"choices": ("schedule=cosine,linear",)}, "schedule is 'linear'; it must be cosine or wsd"),
         ({"range": ("schedule=a:b",)}, "list its values with --choices schedule="),
         ({"choices": ("bias=yes,no",)}, "'yes' is neither true nor false"),
+        ({"fix": ("activation=relu",)}, "activation is 'relu'"),
         ({"range": ("clip_norm=0.5:2",), "fix": ("clip_norm=1",)}, "--range clip_norm=0.5:2 says it already"),
         ({"fix": ("clip_norm=-1",)}, "--fix clip_norm=-1.0: clip_norm is -1.0; it must be a positive number"),
         ({"range": ("clip_norm=0.5:2",), "space": "v1"}, "the training loop of space v1 has no clip_norm"),

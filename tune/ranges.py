@@ -25,7 +25,7 @@ from tune.spaces import LINEAR, LOG, LOG_BELOW_ONE, OWN, Choice, Range, Ranges, 
 FLAGS = {"range": "MIN:MAX", "choices": "VALUE,VALUE,...", "fix": "VALUE"}
 V2_ONLY = ("warmup_ratio", "min_lr_ratio", "schedule", "cooldown_ratio", "clip_norm")
 TRAINED = ("learning_rate", "batch_size", *V2_ONLY, "weight_decay", "beta1", "beta2", "beta2_half_life")
-SHAPE = ("n_layer", "n_head", "n_embd", "dropout", "bias")
+SHAPE = ("n_layer", "n_head", "n_embd", "dropout", "bias", "activation")
 HOW = ("micro_batch_size", "dtype", "float32_matmul", "compile")
 ONLY_FIXED = (*HOW, "block_size")
 """what may be set, but is not searched: how it is computed changes a loss by rounding alone, the window what it means"""

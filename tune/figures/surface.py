@@ -78,7 +78,8 @@ def parameters(search: Search, trials: Trials, axes: list[Axis], surface: Surfac
                 | {"showlegend": number == 1}
             )
         layout["xaxis" + str(number)[: 5 * (number > 1)]] = {"title": {"text": axis.name}} | log_axis(axis)
-        y_axis = {"range": [low - 0.05 * (high - low), high + 0.05 * (high - low)]}
+        margin = 0.05 * (high - low) or 0.05  # of one loss alone, too
+        y_axis = {"range": [low - margin, high + margin]}
         layout["yaxis" + str(number)[: 5 * (number > 1)]] = y_axis | (
             {"title": {"text": f"loss at the end, {NATS}"}} if number % across == 1 or across == 1 else {}
         )
