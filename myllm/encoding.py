@@ -7,7 +7,6 @@ megabyte of one letter say, is cut where the job is full: byte-pair merging take
 runs, and no model learns from how they were merged.
 """
 
-import os
 import re
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -15,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from myllm.machine import available_cpus
 from myllm.text import Piece
 from myllm.tokenizer import Tokenizer, encode, end_of_text, id_dtype
 
@@ -83,7 +83,7 @@ def encode_pieces(
 
     Encodes in `threads` threads (default: one a core; tokenizers let go of Python's lock) and reads ahead by a few jobs.
     """
-    threads = threads or available_cores()
+    threads = threads or available_cpus()
     waiting: deque = deque()
     with ThreadPoolExecutor(threads) as pool:
         try:
@@ -98,8 +98,3 @@ def encode_pieces(
         finally:
             for future, _ in waiting:
                 future.cancel()
-
-
-def available_cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -14,8 +14,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from myllm.errors import RunError, one_line, warn
+
 GPU_DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # of NVIDIA, AMD, and Windows' Linux
-CGROUPS, OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+CGROUPS, PROCESS = Path("/sys/fs/cgroup"), Path("/proc/self")
 
 
 def origin(packages: Iterable[str]) -> dict[str, Any]:
@@ -46,7 +48,17 @@ def gpu_names() -> list[str]:
         return []
     import torch
 
-    return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+    try:
+        names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        if not names and shown not in (None, "", "-1", "NoDevFiles"):
+            warn(f"CUDA_VISIBLE_DEVICES is {shown!r}, which shows no GPU of this machine: the CPU trains")
+        return names
+    except (RuntimeError, AssertionError, ValueError) as error:  # a driver that does not fit, a variable that is no list
+        raise RunError(
+            f"there is a GPU driver, but torch can't use it: {one_line(error)[:200]}; mend that, or set"
+            " CUDA_VISIBLE_DEVICES= to train on the CPU"
+        ) from None
 
 
 def cpp_compiler() -> str | None:
@@ -65,29 +77,47 @@ def peak_memory() -> int:
 def available_cpus() -> int:
     """CPU cores that this process may use, by its affinity mask and by its container's quota."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = cpu_quota(CGROUPS, OWN_CGROUPS)
+    quota = cpu_quota(PROCESS, CGROUPS)
     return cores if quota is None else max(1, min(cores, int(quota)))
 
 
-def cpu_quota(root: Path, own: Path) -> float | None:
-    """Cores' worth of time that this process may use, by cgroup version 2 or 1 below `root`; None without a limit.
+def cpu_quota(process: Path, usual: Path) -> float | None:
+    """Cores' worth of time that a process may use, by cgroup version 2 or 1; None without a limit.
 
-    `own` lists the process's own groups; each group above limits it too. In a container `root` may be the own one, which
-    is then known by another path.
+    `process`/cgroup lists its groups, `process`/mountinfo where they are to be seen; `usual` is where they are where that
+    does not say. Each group above limits it too. In a container a mount may begin at the own group.
     """
-    try:
-        lines = [line.split(":", 2) for line in own.read_text().splitlines()]
-    except (OSError, ValueError):
-        lines = []
-    groups = {root, root / "cpu"}
-    for _, controllers, path in (line for line in lines if len(line) == 3):
-        if not controllers or "cpu" in controllers.split(","):
-            base, parts = (
-                root / ("cpu" if controllers else ""),
-                [part for part in path.split("/") if part not in ("", "..")],
-            )
-            groups |= {base.joinpath(*parts[:count]) for count in range(len(parts) + 1)}
+    own = {}
+    for fields in (line.split(":", 2) for line in _lines(process / "cgroup")):
+        if len(fields) == 3 and (not fields[1] or "cpu" in fields[1].split(",")):
+            own["1" if fields[1] else "2"] = fields[2]
+    groups = set()
+    for version, begin, place in _cgroup_mounts(process) or [("2", "/", usual), ("1", "/", usual / "cpu")]:
+        path, begin = own.get(version, ""), begin.rstrip("/")
+        inner = path[len(begin) :] if path.startswith(f"{begin}/") and ".." not in path.split("/") else ""
+        parts = [part for part in inner.split("/") if part]
+        groups |= {place.joinpath(*parts[:count]) for count in range(len(parts) + 1)}
     return min((quota for group in groups if (quota := _quota(group)) is not None), default=None)
+
+
+def _cgroup_mounts(process: Path) -> list[tuple[str, str, Path]]:
+    """(version, the group that is its root, where) of each mount of cgroups that may limit CPU time."""
+    found = []
+    for line in _lines(process / "mountinfo"):
+        before, _, after = line.partition(" - ")
+        fields, kind, options = before.split(" "), after.partition(" ")[0], after.rpartition(" ")[2].split(",")
+        if len(fields) > 4 and (kind == "cgroup2" or (kind == "cgroup" and "cpu" in options)):
+            begin, place = (re.sub(r"\\(\d{3})", lambda code: chr(int(code[1], 8)), field) for field in fields[3:5])
+            found.append(("2" if kind == "cgroup2" else "1", begin, Path(place)))
+    return found
+
+
+def _lines(path: Path) -> list[str]:
+    """The lines of a file of the kernel's, in which names are bytes; none where there is no such file."""
+    try:
+        return os.fsdecode(path.read_bytes()).split("\n")
+    except OSError:
+        return []
 
 
 def _quota(group: Path) -> float | None:
@@ -97,7 +127,7 @@ def _quota(group: Path) -> float | None:
             quota, period = (group / "cpu.max").read_text().split()
         else:
             quota, period = ((group / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
-        return int(quota) / int(period) if int(quota) > 0 else None
+        return int(quota) / int(period) if int(quota) > 0 and int(period) > 0 else None
     except (OSError, ValueError, ArithmeticError):  # no cgroups, or "max"
         return None
 

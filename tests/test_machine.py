@@ -1,14 +1,17 @@
 """What machine and what code a search runs on."""
 
 import dataclasses
+import os
 
 import pytest
 from test_results import search_of
 
-from myllm.machine import cpu_quota, git_commit, origin
+from myllm import machine
+from myllm.machine import available_cpus, cpu_quota, git_commit, origin
 from tune.prepare import CODE, PACKAGES, changed_code
 
 V1 = "12:cpuset:/\n4:cpu,cpuacct:/slurm/job_7\n1:name=systemd:/user.slice\n"
+BOTH = [("cgroup", "/", "cpu", "cpu"), ("cgroup2", "/", "unified", "")]
 
 
 def version_1(folder, quota, period="100000"):
@@ -40,14 +43,57 @@ def version_1(folder, quota, period="100000"):
     ],
 )
 def test_the_quota_of_a_container_or_job_is_read(tmp_path, own, files, cores):
-    root = tmp_path / "cgroup"
-    root.mkdir()
+    assert quota_of(tmp_path, own, None, files) == cores
+
+
+def quota_of(folder, own, mounts, files):
+    """The quota where /proc/self/cgroup says `own`, mountinfo lists `mounts`, and `files` are below /sys/fs/cgroup."""
+    process, usual = folder / "process", folder / "cgroup"
+    process.mkdir()
     for name, text in files.items():
-        (root / name).parent.mkdir(exist_ok=True, parents=True)
-        (root / name).write_text(text)
+        path = usual / os.fsdecode(name)
+        path.parent.mkdir(exist_ok=True, parents=True)
+        path.write_text(text)
     if own is not None:
-        (tmp_path / "own").write_text(own)
-    assert cpu_quota(root, tmp_path / "own") == cores
+        (process / "cgroup").write_bytes(os.fsencode(own))
+    if mounts is not None:
+        fields = (
+            (kind, begin, f"{usual}/{place}".replace(" ", r"\040"), options) for kind, begin, place, options in mounts
+        )
+        lines = [
+            f"31 23 0:28 {begin} {place} rw,relatime shared:9 - {kind} x rw,{options}"
+            for kind, begin, place, options in fields
+        ]
+        (process / "mountinfo").write_text("\n".join(["22 1 8:1 / / rw - ext4 /dev/sda1 rw", "garbage", *lines, ""]))
+    return cpu_quota(process, usual)
+
+
+@pytest.mark.parametrize(
+    ("own", "mounts", "files", "cores"),
+    [
+        (V1, [("cgroup", "/", "cpu,cpuacct", "cpu,cpuacct")], version_1("cpu,cpuacct/slurm/job_7", 200000), 2.0),
+        ("1:memory,cpu:/x\n", [("cgroup", "/", "all", "memory,cpu")], version_1("all/x", 200000), 2.0),
+        # Both versions: the one that has the controller counts, by its own path.
+        ("2:cpu:/a\n0::/b\n", BOTH, version_1("cpu/a", 300000) | version_1("cpu/b", 100000), 3.0),
+        ("2:name=systemd:/b\n0::/b\n", BOTH, {"unified/b/cpu.max": "200000 100000\n"}, 2.0),
+        # A mount that begins at a container's own group, which may have groups within, and neighbours of like names
+        ("4:cpu:/docker/ab/in\n", [("cgroup", "/docker/ab", "cpu", "cpu")], version_1("cpu/in", 150000), 1.5),
+        ("4:cpu:/docker/abc\n", [("cgroup", "/docker/ab", "cpu", "cpu")], version_1("cpu/c", 150000), None),
+        ("0::/../x\n", [("cgroup2", "/", "", "")], {"cpu.max": "300000 100000\n", "x/cpu.max": "100000 100000\n"}, 3.0),
+        ("0::/a b\n", [("cgroup2", "/", "my groups", "")], {"my groups/a b/cpu.max": "100000 100000\n"}, 1.0),
+        (b"0::/caf\xe9\x85\n", [("cgroup2", "/", "", "")], {b"caf\xe9\x85/cpu.max": "100000 100000\n"}, 1.0),
+        ("0::/\n", [("cgroup2", "/", "", "")], {"cpu.max": "100000 -1\n"}, None),
+    ],
+)
+def test_the_quota_is_read_where_cgroups_are_mounted(tmp_path, own, mounts, files, cores):
+    assert quota_of(tmp_path, own, mounts, files) == cores
+
+
+@pytest.mark.parametrize(("quota", "cores"), [(None, 3), (0.5, 1), (1.9, 1), (2.0, 2), (64.0, 3)])
+def test_cores_follow_the_affinity_mask_and_the_quota(monkeypatch, quota, cores):
+    monkeypatch.setattr(machine, "cpu_quota", lambda *places: quota)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {1, 2, 5}, raising=False)
+    assert available_cpus() == cores
 
 
 def test_code_that_has_changed_is_named():
