@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 import mmap
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -128,7 +129,7 @@ def read_parquet(path: Path, text_column: str | None) -> Iterator[Document]:
     import pyarrow.parquet
 
     try:
-        file = pyarrow.parquet.ParquetFile(path, pre_buffer=False)
+        file = pyarrow.parquet.ParquetFile(pyarrow.OSFile(os.fsencode(path)), pre_buffer=False)
     except pyarrow.ArrowException as error:
         raise InputError(f"{path}: not a Parquet file ({one_line(error)[:200]})") from None
     with file:

@@ -146,7 +146,7 @@ def main() -> None:
     outputs = [Path(args.out_dir) / name for name in ("train_ids.bin", "val_ids.bin")]
     for path in outputs:
         check_writable(path, "--out_dir")
-        if any(path.resolve() == file.resolve() for file in files):
+        if os.path.realpath(path) in map(os.path.realpath, files):
             raise InputError(f"--out_dir {args.out_dir}: {path} is an --input too")
     if are_tokens(files):
         tokens = prepare(args.input, "train", args.tokenizer, tokenizer, token_dtype=args.token_dtype)

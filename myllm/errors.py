@@ -20,6 +20,10 @@ DISK_ERRORS = {
         "ESTALE",
         "ENAMETOOLONG",
         "ELOOP",
+        "EEXIST",
+        "ENOTDIR",
+        "EISDIR",
+        "EBUSY",
     )
     if hasattr(errno, name)
 }

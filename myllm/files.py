@@ -13,6 +13,7 @@ from typing import BinaryIO
 from myllm.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
+MOUNTS = Path("/proc/self/mountinfo")
 STALE_SECONDS = 3600  # a temporary file not written to for so long was left by a process that was killed
 
 
@@ -28,14 +29,22 @@ def check_regular(path: Path) -> None:
 
 def obstacle(path: str | Path) -> str | None:
     """Why the file `path` can't be written, or None where it can. Leaves nothing behind, folders included."""
-    path = Path(os.path.abspath(path))
     try:
+        path = Path(os.path.realpath(path))  # whole_file follows links, too
         if path.is_dir():
             return "it is a folder"
-        if path.exists() and not path.is_file():
-            return "it is not a regular file"
         folder = path.parent
-        while not folder.exists():
+        if path.exists():
+            if not path.is_file():
+                return "it is not a regular file"
+            if _is_mounted(path):
+                return "it is mounted there, and so can't be replaced; name a file in a folder that is mounted"
+            try:
+                os.close(os.open(path, os.O_WRONLY))
+            except OSError as error:
+                if error.errno != errno.EACCES:  # not to be changed; who may not write it may still replace it
+                    raise
+        while not os.path.lexists(folder):
             folder = folder.parent
         if not folder.is_dir():
             return f"{folder} is not a folder"
@@ -43,6 +52,14 @@ def obstacle(path: str | Path) -> str | None:
             return None
     except (OSError, ValueError) as error:
         return getattr(error, "strerror", None) or str(error)
+
+
+def _is_mounted(path: Path) -> bool:
+    """Whether the file `path` is a mount of its own, as containers are given single files; known on Linux alone."""
+    name = os.fsencode(path).replace(b"\\", rb"\134").replace(b" ", rb"\040")
+    with contextlib.suppress(OSError):
+        return any(line.split(b" ")[4:5] == [name] for line in MOUNTS.read_bytes().split(b"\n"))
+    return False
 
 
 def check_writable(path: str | Path, flag: str) -> None:
@@ -56,14 +73,16 @@ def check_writable(path: str | Path, flag: str) -> None:
 def whole_file(path: str | Path) -> Iterator[BinaryIO]:
     """A file to write to, which takes the place of `path` when the block ends; after an error nothing has changed.
 
-    What is written is on the disk before it gets its name, so a crash leaves the old file or the new one. The temporary
-    file lies beside it, hidden; those of killed processes are removed.
+    What is written is on the disk before it gets its name, so a crash leaves the old file or the new one. Links are
+    followed. The temporary file lies beside it, hidden; those of killed processes are removed.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f".{path.name}.*"):
-        with contextlib.suppress(OSError):
-            if time.time() - left.stat().st_mtime > STALE_SECONDS:
+    begin = f".{path.name}."  # and the process: other hidden files of the user's may begin like that
+    with contextlib.suppress(OSError):  # of a folder that may not be listed, of files that others have deleted
+        for left in path.parent.iterdir():
+            killed = left.name.startswith(begin) and left.name[len(begin) :].isdigit()
+            if killed and time.time() - left.stat().st_mtime > STALE_SECONDS:
                 left.unlink()
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -82,7 +101,7 @@ def whole_file(path: str | Path) -> Iterator[BinaryIO]:
 def write_text(path: Path, text: str) -> None:
     """Replaces `path` by `text`, whole or not at all."""
     with whole_file(path) as file:
-        file.write(text.encode())
+        file.write(text.encode(errors="backslashreplace"))  # names of files may be no UTF-8
 
 
 def is_disk_full(error: BaseException | None) -> bool:
@@ -97,6 +116,17 @@ def disk_use(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
+def own_folder(variable: str, usual: str) -> Path:
+    """This project's part of the user's folder that an environment `variable` names, or else of the `usual` one.
+
+    Raises InputError where the user has no home.
+    """
+    try:
+        return Path(os.environ.get(variable) or usual).expanduser().absolute() / "myllm"
+    except RuntimeError:
+        raise InputError(f"{usual} is nowhere: HOME is not set, and this user has no home; set {variable}") from None
+
+
 def cache_dir() -> Path:
     """Where prepared data is kept: in the checkout, or in the user's own cache folder where that can't be written.
 
@@ -106,7 +136,7 @@ def cache_dir() -> Path:
     if (ROOT / "pyproject.toml").is_file() and obstacle(checkout / "a") is None:
         return checkout
     usual = "~/Library/Caches" if sys.platform == "darwin" else os.environ.get("LOCALAPPDATA", "~/.cache")
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or usual).expanduser() / "myllm"
+    folder = own_folder("XDG_CACHE_HOME", usual)
     reason = obstacle(folder / "a")
     if reason:
         raise InputError(f"the cache can't be written, neither {checkout} nor {folder}: {reason}; set XDG_CACHE_HOME")

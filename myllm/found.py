@@ -75,13 +75,21 @@ def find_trial(spec: str) -> FoundTrial:
         )
     try:
         data, config = search["data"], search["config"]
-        root = str(run_dir / "ray")
-        if "://" in (config["storage_path"] or ""):
-            root = f"{config['storage_path'].rstrip('/')}/{config['name']}"
-        files = tuple(f"{root}/{path}/state.pt" for _, path in sorted(stored[trial_id].items(), reverse=True))
+        uri = config["storage_path"] if "://" in (config["storage_path"] or "") else None
+        files = tuple(
+            uri_below(uri, config["name"], path, "state.pt") if uri else str(run_dir / "ray" / path / "state.pt")
+            for _, path in sorted(stored[trial_id].items(), reverse=True)
+        )
         return FoundTrial(run_dir, trial_id, config["preset"], {key: data.get(key) for key in DATA_KEYS}, files)
     except (KeyError, TypeError, AttributeError):
         raise InputError(f"{where}: {run_dir / 'search.json'} is damaged, or of another version") from None
+
+
+def uri_below(uri: str, *names: str) -> str:
+    """The URI of what lies below another, whose options (s3://bucket/runs?region=here) it keeps."""
+    folder, mark, options = uri.partition("?")
+    scheme, _, path = folder.partition("://")
+    return "/".join([f"{scheme}://{path.rstrip('/')}", *names]) + mark + options
 
 
 def _checkpoints(journal: Path, where: str) -> dict[str, dict[int, str]]:

@@ -52,10 +52,16 @@ def shadow(folders: list[str]) -> str | None:
 
 
 def check_imports() -> None:
-    """Ends the process with one line and exit code 2 where a file has the name of something that must be imported.
+    """Ends the process with one line and exit code 2 where a file has the name of something that must be imported, or
+    nothing can be: the working folder is gone.
 
-    It would have to be in PYTHONPATH, where Ray's processes look too, or in the working folder of a `python -m`.
+    Such a file would have to be in PYTHONPATH, where Ray's processes look too, or in the working folder of a `python -m`.
     """
+    try:
+        os.getcwd()
+    except FileNotFoundError:  # torch's own libraries can't be loaded there
+        print("error: the working folder is gone; change into one that is there", file=sys.stderr)
+        sys.exit(2)
     standard = os.path.dirname(os.path.realpath(os.__file__))
     first = [path for path in map(os.path.realpath, sys.path) if not path.endswith(".zip")]
     first = first[: first.index(standard)] if standard in first else []

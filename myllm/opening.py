@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -80,7 +81,7 @@ def opened(path: Path) -> Iterator[tuple[io.BufferedReader, Any]]:
         else:
             import pyarrow
 
-            raw = stack.enter_context(pyarrow.OSFile(str(path)))
+            raw = stack.enter_context(pyarrow.OSFile(os.fsencode(path)))
             reader = io.BufferedReader(pyarrow.CompressedInputStream(raw, compression), BLOCK_BYTES)
         start = reader.peek(2**16)[: 2**16]
         if compression and any(re.match(magic, start) for magic in COMPRESSED):

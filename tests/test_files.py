@@ -11,7 +11,7 @@ from conftest import ROOT, run_command_line
 
 from myllm import files
 from myllm.errors import InputError
-from myllm.files import cache_dir, check_writable, obstacle, whole_file
+from myllm.files import cache_dir, check_writable, obstacle, whole_file, write_text
 
 TRAINER = "myllm/training/trainer.py"
 
@@ -37,6 +37,14 @@ def test_what_can_not_be_written_is_known_beforehand(tmp_path):
     assert sorted(tmp_path.iterdir()) == before
 
 
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    calls, replace = [], os.replace
+    monkeypatch.setattr(os, "fsync", lambda file: calls.append(os.fstat(file).st_size))
+    monkeypatch.setattr(os, "replace", lambda *names: calls.append("named") or replace(*names))
+    write_text(tmp_path / "a", "text")
+    assert calls == [4, "named"] and (tmp_path / "a").read_text() == "text"
+
+
 def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     path = tmp_path / "a"
     path.write_text("old")
@@ -50,6 +58,54 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     with whole_file(path) as file:
         file.write(b"new")
     assert path.read_text() == "new" and {p.name for p in tmp_path.iterdir()} == {"a", ".a.124"}
+
+
+def test_links_are_followed_and_nobody_elses_files_are_touched(tmp_path):
+    (tmp_path / "disk").mkdir()
+    for link, target in (("model.pth", "disk/model.pth"), ("folder", "disk/new"), ("loop", "loop")):
+        os.symlink(target, tmp_path / link)
+    (tmp_path / "disk" / "model.pth").write_text("old")
+    for place in ("model.pth", "folder/er/model.pth"):  # to a file, and below a folder that is not there yet
+        assert obstacle(tmp_path / place) is None
+        write_text(tmp_path / place, "new, of caf\udce9")
+    assert (tmp_path / "model.pth").is_symlink() and (tmp_path / "disk" / "model.pth").read_bytes() == rb"new, of caf\udce9"
+    assert (tmp_path / "disk" / "new" / "er" / "model.pth").is_file()
+    assert "is not a folder" in obstacle(tmp_path / "loop" / "model.pth")
+    mine = {".env.local", ".env.1.bak", ".*.7", ".x.7"}
+    for name in mine:
+        (tmp_path / name).write_text("mine")
+        os.utime(tmp_path / name, (0, 0))
+    for name in ("env", "?", "[x]"):
+        write_text(tmp_path / name, "new")
+    assert mine <= {path.name for path in tmp_path.iterdir()}
+
+
+def test_a_file_that_can_not_be_replaced_is_known_beforehand(tmp_path):
+    """As one that is not to be changed, or that a container has mounted; both need root."""
+    kept, given = tmp_path / "kept.pth", tmp_path / "of a container.pth"
+    kept.touch()
+    given.touch()
+    if subprocess.run(["chattr", "+i", kept], capture_output=True).returncode == 0:
+        reason = obstacle(kept)
+        subprocess.run(["chattr", "-i", kept], check=True)
+        assert "not permitted" in reason
+    if subprocess.run(["mount", "--bind", kept, given], capture_output=True).returncode == 0:
+        reason = obstacle(given)
+        subprocess.run(["umount", "-l", given], check=True)
+        assert "it is mounted there" in reason
+    assert obstacle(kept) is None and obstacle(given) is None
+
+
+def test_a_user_without_a_home_is_told_what_to_set(monkeypatch, tmp_path):
+    def nobody(number):
+        raise KeyError(number)
+
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(files, "ROOT", tmp_path)
+    with pytest.raises(InputError, match="this user has no home; set XDG_CACHE_HOME"):
+        cache_dir()
 
 
 def test_a_read_only_checkout_uses_the_users_own_cache(tmp_path, monkeypatch):

@@ -98,10 +98,10 @@ def test_a_trial_goes_on_as_if_its_search_had_not_paused_it(run_dir, make_run, c
 def test_checkpoints_at_a_uri_are_read_there(run_dir, command, tmp_path, capsys):
     shutil.move(run_dir / "ray", tmp_path / "bucket" / "run")
     search = json.loads((run_dir / "search.json").read_text())
-    search["config"]["storage_path"] = f"file://{tmp_path}/bucket/"
+    search["config"]["storage_path"] = f"file://{tmp_path}/bucket/?region=here"  # options stay at the end
     (run_dir / "search.json").write_text(json.dumps(search))
     assert command("--from_trial", run_dir / "1", "--generate", "Once", "--length", "5") == 0
     assert capsys.readouterr().out.startswith("Once")
     shutil.rmtree(tmp_path / "bucket")
-    with pytest.raises(InputError, match=r"file://.*state\.pt: can't be read"):
+    with pytest.raises(InputError, match=r"file://.*state\.pt\?region=here: can't be read"):
         command("--from_trial", run_dir / "1", "--generate", "Once")

@@ -7,6 +7,7 @@ import shlex
 import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
 from pathlib import Path
 
@@ -14,9 +15,11 @@ import pytest
 from conftest import ROOT, begun, report, run_command_line
 from test_results import search_of
 
-from myllm import imports
+from myllm import imports, machine
 from myllm.errors import InputError, RunError
 from tune import cluster, commands, places, watchdog
+from tune.options import SearchConfig
+from tune.prepare import settle_resources
 from tune.watchdog import Watchdog, cause
 
 SEARCH = "tune/search.py"
@@ -302,7 +305,7 @@ def test_every_place_of_a_search_is_tried_before_anything_is_written(byte_files,
     ):
         done = run_command_line(SEARCH, *small, *flags, "--name", "x", env=os.environ | environment)
         one_error(done, 2, word, "can't be written")
-    one_error(run_command_line(SEARCH, *small, "--storage_path", "n" * 300, "--name", "x"), 1, "File name too long")
+    one_error(run_command_line(SEARCH, *small, "--storage_path", "n" * 300, "--name", "x"), 2, "File name too long")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
 
 
@@ -323,22 +326,108 @@ def test_a_read_only_checkout_runs_in_the_users_own_folder(tmp_path, monkeypatch
         places.runs_dir(usual)
 
 
+@pytest.mark.parametrize("path", ["file:/x", "file:x", "FILE:/x", "s3:bucket", "gs:/b", "file:///a#b", "a\0b"])
+def test_what_is_neither_a_folder_nor_a_uri_is_refused(path):
+    with pytest.raises(InputError, match="neither a folder nor a URI like file:///runs"):
+        SearchConfig(storage_path=path)
+
+
+def test_what_ray_can_not_write_to_is_known_beforehand(tmp_path, monkeypatch):
+    search, not_utf8 = search_of(), os.fsdecode(b"caf\xe9")
+    os.symlink("loop", tmp_path / "loop")
+    os.symlink("gone", tmp_path / "dangling")
+    for temporary, run_dir, words in (
+        (tmp_path / ("t" * 90), tmp_path, "too long a name for Ray's sockets; set RAY_TMPDIR"),
+        (tmp_path / not_utf8, tmp_path, "its name is not UTF-8"),
+        ("", tmp_path / not_utf8, "its name is not UTF-8"),
+        ("", tmp_path / "loop" / "x", "loop is not a folder"),
+        (tmp_path / "loop", tmp_path, "set RAY_TMPDIR"),
+    ):
+        monkeypatch.setenv("RAY_TMPDIR", str(temporary))
+        with pytest.raises(InputError, match=words):
+            places.check_places(run_dir, search)
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setenv("RAY_TMPDIR", "")
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "gone"))  # Ray would make it; Python takes another
+    places.check_places(tmp_path / "new", search)
+    assert watchdog.ray_folder().parent in map(Path, ("/tmp", "/var/tmp", "/usr/tmp")) and not list(tmp_path.glob("gone"))
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / "dangling"))
+    assert watchdog.ray_folder() == tmp_path / "gone" / "ray"  # what Ray itself could not make
+    monkeypatch.setenv("RAY_TMPDIR", "")
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: os.stat("/none"))
+    with pytest.raises(InputError, match="no folder for temporary files can be written"):
+        places.check_places(tmp_path, search)
+
+
+@pytest.mark.parametrize("script", ["tune/report.py", "myllm/training/trainer.py"])
+def test_a_working_folder_that_is_gone_is_one_line(script, tmp_path):
+    words = f"mkdir here; cd here; rmdir ../here; exec {shlex.join([sys.executable, str(ROOT / script), 'x'])}"
+    done = subprocess.run(["bash", "-c", words], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    one_error(done, 2, "the working folder is gone")
+
+
+# GPUs
+
+TOO_MANY = ",".join(map(str, range(9)))
+
+
+@pytest.fixture
+def four_gpus(monkeypatch):
+    """four_gpus(CUDA_VISIBLE_DEVICES): the names of those that count, on a machine of four."""
+    import torch
+
+    monkeypatch.setattr(machine, "has_gpu_driver", lambda: True)
+    monkeypatch.setattr(torch.cuda, "_is_compiled", lambda: True)
+    monkeypatch.setattr(torch.cuda, "_raw_device_count_nvml", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "_raw_device_uuid_nvml", lambda: [f"GPU-{name}" for name in ("aa", "ab", "b", "c")])
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"the {index}th that is shown")
+
+    def found(visible):
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        if visible is not None:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        return machine.gpu_names.__wrapped__()
+
+    return found
+
+
 @pytest.mark.parametrize(
-    ("visible", "count"), [(None, 4), ("", 0), ("-1", 0), ("2", 1), ("0,3", 2), ("1,-1,2", 1), ("7", 0)]
+    ("visible", "count"),
+    [
+        *[(None, 4), ("", 0), ("-1", 0), ("2", 1), ("0,3", 2), ("1,-1,2", 1), ("NoDevFiles", 0), (" 1, 2", 2), ("0,", 1)],
+        *[("3,2,1,0", 4), (TOO_MANY, 4), ("1,9,2", 1), ("0,,1", 1), ("0 1", 1), ("+1", 1), ("1abc", 1), ("GPU-b", 1)],
+        *[("GPU-b,GPU-c", 2), ("GPU-b,1", 1)],
+    ],
 )
-def test_only_visible_gpus_count(visible, count):
-    code = """
-        import torch
-        torch.cuda._is_compiled, torch.cuda._raw_device_count_nvml = lambda: True, lambda: 4
-        from tune.options import SearchConfig
-        from tune.prepare import settle_resources
-        resources = settle_resources(SearchConfig(), 8, torch.cuda.device_count())
-        print(torch.cuda.device_count(), resources.gpus_per_trial, resources.workers)
-    """
-    environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
-    environment |= {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
-    done = run_command_line("-c", textwrap.dedent(code), env=environment)
-    assert done.stdout.split() == [str(count), str(int(count > 0)), str(count or 8)], done.stderr
+def test_only_visible_gpus_count(four_gpus, capsys, visible, count):
+    assert len(four_gpus(visible)) == count and not capsys.readouterr().err
+    resources = settle_resources(SearchConfig(), 8, count)
+    assert (resources.gpus_per_trial, resources.workers) == (int(count > 0), count or 8)
+
+
+@pytest.mark.parametrize("visible", ["7", "0,0", "abc", "void", " ", "GPU-zz", "GPU-a", "GPU-b,GPU-b", ",1"])
+def test_where_a_list_shows_no_gpu_that_is_said(four_gpus, capsys, visible):
+    assert four_gpus(visible) == []
+    assert capsys.readouterr().err == (
+        f"warning: CUDA_VISIBLE_DEVICES is {visible!r}, which shows no GPU of this machine: the CPU trains\n"
+    )
+
+
+@pytest.mark.parametrize("visible", ["+", "-", "0,-", "²"])
+def test_gpus_that_can_not_be_used_are_one_line(four_gpus, visible, monkeypatch):
+    """A list that torch can't read; a driver that is older than what torch was built for."""
+    with pytest.raises(
+        RunError, match=r"torch can't use it: .*; mend that, or set CUDA_VISIBLE_DEVICES= to train on the CPU"
+    ):
+        four_gpus(visible)
+    import torch
+
+    def too_old(index):
+        raise RuntimeError("The NVIDIA driver on your system is too old\n(found version 11040)")
+
+    monkeypatch.setattr(torch.cuda, "get_device_name", too_old)
+    with pytest.raises(RunError, match=r"torch can't use it: The NVIDIA driver on your system is too old \(found"):
+        four_gpus("0")
 
 
 # Commands and terminals
@@ -358,9 +447,13 @@ ASCII = {"PYTHONIOENCODING": "ascii", "LANG": "C", "LC_ALL": "C", "COLUMNS": "40
 
 @pytest.mark.slow
 def test_a_running_search_in_ascii_then_into_head(small, tmp_path):
-    """From a folder full of files that are called like modules, which Ray's workers could import."""
+    """From a folder full of files that are called like modules, which Ray's workers could import; on a file whose name is
+    no UTF-8."""
     folder = tmp_path / "dätä"
     folder.mkdir()
+    for end in (".bin", ".json"):
+        os.symlink(Path(small[1]).with_suffix(end), folder / os.fsdecode(b"caf\xe9" + end.encode()))
+    small[1] = folder / os.fsdecode(b"caf\xe9.bin")
     for name in ("random", "statistics", *imports.PACKAGES, *imports.OURS):
         (folder / f"{name}.py").write_text("raise SystemExit('harm')")
     command = [sys.executable, ROOT / SEARCH, *small, "--storage_path", ".", "--name", "x"]

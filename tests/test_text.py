@@ -5,6 +5,7 @@ import gzip
 import json
 import os
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
@@ -44,6 +45,8 @@ def test_json_lines_are_documents(tmp_path):
     assert documents(path) == ["", "b"]  # found although the first document is empty
     path.write_bytes(b"\xef\xbb\xbf" + b'{"prose": "a"}\r\n{"prose": "b"}\r\n')
     assert documents(path) == ["a", "b"]
+    path.write_text('{"Text": "a", "url": "b"}')
+    assert documents(path) == ["a"]
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".bz2", ".zst"])
@@ -54,8 +57,9 @@ def test_compressed_text_is_read_by_its_content(tmp_path, suffix):
     assert documents(tmp_path / f"a.txt{suffix}") == [text]
     (tmp_path / f"a.jsonl{suffix}").write_bytes(pack(lines(ROWS).encode()))
     assert documents(tmp_path / f"a.jsonl{suffix}") == ["héllo\nthere", "", "", "good bye"]
-    (tmp_path / "named.txt").write_bytes(pack(text.encode()))
-    assert documents(tmp_path / "named.txt") == [text]
+    named = tmp_path / os.fsdecode(b"caf\xe9.txt")
+    named.write_bytes(pack(text.encode()))
+    assert documents(named) == [text]
     (tmp_path / f"cut.txt{suffix}").write_bytes(pack(text.encode())[:-20])
     with pytest.raises(InputError, match="can't be read"):
         documents(tmp_path / f"cut.txt{suffix}")
@@ -204,6 +208,7 @@ def test_what_is_no_text_is_refused_by_its_true_reason(tmp_path):
         ("l.txt", b"caf\xe9 " * 3, r"not UTF-8 text \(byte 3\)"),
         ("l.txt", b"ab " * 700_000 + b"\xe9", r"not UTF-8 text \(byte 2100000\)"),
         ("l.txt", "é".encode()[:1], r"not UTF-8 text \(byte 0\)"),
+        ("l.txt", b"a" + "é".encode() * 700_000 + b"\xff", r"\(byte 1400001\)"),  # the first piece ends within a character
         ("l.jsonl", b'{"text": "caf\xe9"}', "line 1 is not UTF-8"),
         ("z.txt", archive("zip"), "a zip archive: unpack"),
         ("t.txt", archive("w"), "tar archive"),
@@ -245,6 +250,12 @@ def test_documents_are_parted_by_the_end_of_text(tmp_path):
     assert prepare(str(path), "train", "byte", byte, tmp_path / "cache").ids.tolist() == expected
     (tmp_path / "b.txt").write_text("one")
     (tmp_path / "c.txt").write_text("two")
+    path.write_text('{"question": "a", "answer": "b"}\n')
+    for column, text in (("question", b"a"), ("answer", b"b")):  # which is a part of what a cache is known by
+        found = prepare(str(path), "train", "byte", byte, tmp_path / "cache", text_column=column)
+        assert found.ids.tolist() == [*text]
+    (tmp_path / "a.txt").write_bytes(path.read_bytes())  # the same bytes, read as another kind of file
+    assert prepare(str(tmp_path / "a.txt"), "train", "byte", byte, tmp_path / "cache").ids.tolist() == [*path.read_bytes()]
     both = prepare([str(tmp_path / "b.txt"), str(tmp_path / "c.txt")], "train", "byte", byte, tmp_path / "cache")
     assert both.ids.tolist() == [*b"one", END, *b"two"]
 
@@ -296,6 +307,13 @@ def test_cutting_and_threads_change_no_id(gpt2_tokenizer, pattern, job_chars, mo
             assert np.array_equal(np.concatenate([i for i, _ in encode_pieces(pieces, tokenizer, threads)]), expected)
 
 
+def test_there_are_as_many_threads_as_cores_that_may_be_used(monkeypatch):
+    asked = []
+    monkeypatch.setattr("myllm.encoding.available_cpus", lambda: 3)
+    monkeypatch.setattr("myllm.encoding.ThreadPoolExecutor", lambda count: asked.append(count) or ThreadPoolExecutor(count))
+    assert [ids.tolist() for ids, _ in encode_pieces([Piece("a", True, 1)], byte_tokenizer())] == [[97]] and asked == [3]
+
+
 def test_long_runs_and_lines_end_in_reasonable_time(gpt2_tokenizer):
     import time
 
@@ -325,6 +343,10 @@ def test_what_a_user_names_becomes_files(tmp_path, monkeypatch):
     assert names(str(tmp_path)) == ["[odd].bin", "s_9.bin", "s_10.bin"]
     assert names(["s_10.bin", "s_9.bin"]) == ["s_10.bin", "s_9.bin"]
     assert names("[odd].bin") == ["[odd].bin"]
+    os.symlink("s_9.bin", "link.bin")
+    with pytest.raises(InputError, match=r"link\.bin: named twice"):
+        find_files(["s_9.bin", "link.bin"])
+    os.unlink("link.bin")
     (tmp_path / "a.txt").write_text("a")
     for source, word in (
         ("empty", "a folder without"),

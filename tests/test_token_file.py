@@ -48,7 +48,9 @@ def test_wider_ids_are_not_read_as_uint16(tmp_path, dtype, ids, named):
     assert ids_of(path, token_dtype=named) == list(ids)
 
 
-@pytest.mark.parametrize("ids", [IDS, RNG.integers(0, 65, 2000), RNG.integers(0, 4, 2000), [0] * 2000, [7, 0] * 3])
+@pytest.mark.parametrize(
+    "ids", [IDS, RNG.integers(0, 65, 2000), RNG.integers(0, 4, 2000), [0] * 2000, [7, 0] * 3, [7, 0] * 9 + [7]]
+)
 def test_uint16_ids_are_taken_for_what_they_are(tmp_path, ids):
     assert ids_of(write(tmp_path / "a.bin", ids)) == list(ids)
 

@@ -21,7 +21,7 @@ from tune import nursery
 from tune.cluster import use_own_token
 from tune.commands import ROOT
 from tune.nursery import Nursery
-from tune.watchdog import why_not_started
+from tune.watchdog import ray_folder, why_not_started
 
 if TYPE_CHECKING:  # a search's first act is to start the nursery from here
     from tune.options import SearchConfig
@@ -53,6 +53,7 @@ class Engine:
         os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(resources.workers)
         options: dict[str, Any] = dict(address=config.address or "local", log_to_driver=False, configure_logging=False)
         if config.address is None:
+            os.environ["RAY_TMPDIR"] = str(ray_folder().parent)  # Ray takes TMPDIR as it is, empty or gone
             os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # read by Ray's other processes: see _listen_on_loopback
             options |= dict(
                 num_cpus=resources.workers * resources.cpus_per_trial,
@@ -84,6 +85,7 @@ class Engine:
 
         # Ray prints what its processes die of, pages for each, told to print nothing or not; the journal has the reason.
         ray._private.worker.print_to_stdstream = lambda *data, **how: None
+        ray._private.utils.get_entrypoint_name = lambda: "tune/search.py"  # of words that are no UTF-8 Ray can't make one
         local = options["address"] == "local"
         if local:
             use_own_token()

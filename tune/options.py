@@ -185,7 +185,11 @@ class SearchConfig:
 
 
 def check_storage(path: str) -> None:
-    """Raises InputError where no filesystem answers at `path`."""
+    """Raises InputError where no filesystem answers at `path`, or it is no name."""
+    if re.match(r"(file|gcs|gs|hdfs|s3):(?!//)", path, re.IGNORECASE) or ("://" in path and "#" in path) or "\0" in path:
+        raise InputError(
+            f"--storage_path {path!r} is neither a folder nor a URI like file:///runs or s3://b/x; # is %23 there"
+        )
     try:
         if "://" in path:
             Storage(path).filesystem.get_file_info(Storage(path).path)

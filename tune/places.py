@@ -1,14 +1,17 @@
 """Every place that a search will write, tried before anything heavy."""
 
 import os
-import tempfile
+import sys
 from pathlib import Path
 
 from myllm.errors import InputError, one_line
-from myllm.files import obstacle
+from myllm.files import obstacle, own_folder
 from tune.journal import FILE_NAME
 from tune.settings import Search
 from tune.storage import Storage
+from tune.watchdog import ray_folder
+
+LONGEST_SOCKET = 103 if sys.platform == "darwin" else 107  # bytes
 
 
 def runs_dir(usual: Path) -> Path:
@@ -18,7 +21,7 @@ def runs_dir(usual: Path) -> Path:
     """
     if (usual.parent.parent / "pyproject.toml").is_file() and obstacle(usual / "a") is None:
         return usual
-    folder = Path(os.environ.get("XDG_DATA_HOME") or "~/.local/share").expanduser().absolute() / "myllm" / "runs"
+    folder = own_folder("XDG_DATA_HOME", "~/.local/share") / "runs"
     reason = obstacle(folder / "a")
     if reason:
         raise InputError(f"runs can't be written, neither to {usual} nor to {folder}: {reason}; give --storage_path")
@@ -28,6 +31,7 @@ def runs_dir(usual: Path) -> Path:
 
 def check_places(run_dir: Path, search: Search) -> None:
     """Raises InputError that names the first place which can't be written; leaves nothing behind."""
+    check_name(run_dir)
     for place in (run_dir / FILE_NAME, run_dir / "ray" / "a"):
         if reason := obstacle(place):
             raise InputError(f"the run's folder {run_dir} can't be written: {reason}")
@@ -35,9 +39,25 @@ def check_places(run_dir: Path, search: Search) -> None:
     if "://" in root:
         check_remote(root)
     if search.config.address is None:
-        folder = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
-        if reason := obstacle(folder / "ray" / "a"):
-            raise InputError(f"{folder}, where Ray keeps its logs and sockets, can't be written: {reason}; set RAY_TMPDIR")
+        folder = ray_folder()
+        check_name(folder)
+        if reason := obstacle(folder / "a"):
+            raise InputError(
+                f"{folder.parent}, where Ray keeps its logs and sockets, can't be written: {reason}; set RAY_TMPDIR"
+            )
+        socket = folder / f"session_2026-01-01_00-00-00_000000_{os.getpid()}" / "sockets" / "plasma_store"
+        if len(os.fsencode(socket)) > LONGEST_SOCKET:
+            raise InputError(
+                f"{folder.parent}: too long a name for Ray's sockets; set RAY_TMPDIR to a shorter one, /tmp say"
+            )
+
+
+def check_name(place: Path) -> None:
+    """Raises InputError where Ray can't say where `place` is."""
+    try:
+        str(place).encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{place}: its name is not UTF-8, and Ray writes no others; choose another place") from None
 
 
 def check_remote(root: str) -> None:

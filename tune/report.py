@@ -130,7 +130,7 @@ def main() -> None:
     parser.add_argument("--open", action="store_true", help="show the page in the browser")
     parser.add_argument("--behind", action="store_true", help="print nothing, and let all others go first")
     args = parser.parse_args()
-    folders = [Path(run).resolve() for run in args.runs]
+    folders = [Path(os.path.realpath(run)) for run in args.runs]
     if len(set(folders)) < len(folders):
         raise InputError("the same run is named twice: name those to compare, each once")
     if len(folders) == 1:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,7 +82,7 @@ def load_run(run_dir: str | Path) -> RunTables:
     """The tables of a run folder, from its journal. Raises InputError where it is none, or nothing has begun yet."""
     import pandas as pd
 
-    search, trials, _ = load(Path(run_dir).resolve())
+    search, trials, _ = load(Path(os.path.realpath(run_dir)))
     table, history = tables(trials, search.config.seed)
     for name, values in (("kind", KINDS), ("status", STATUSES)):
         table[name] = pd.Categorical(table[name], categories=values)

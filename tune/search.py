@@ -158,8 +158,8 @@ def start(given: dict[str, Any]) -> tuple[Path, Search]:
     config = SearchConfig(**values)
     name = config.name or f"{config.preset}-{config.space}-{time.strftime('%Y%m%d-%H%M%S')}"
     local = config.storage_path and "://" not in config.storage_path
-    run_dir = (Path(config.storage_path).resolve() if local else runs_dir(RUNS_DIR)) / name
-    if run_dir.exists():
+    run_dir = (Path(os.path.realpath(config.storage_path)) if local else runs_dir(RUNS_DIR)) / name
+    if os.path.lexists(run_dir):
         again = command("tune/search.py", "--resume", run_dir)
         raise InputError(f"--name {name}: {run_dir} exists; go on with: {again}; or choose another name")
     from tune.prepare import prepare_search
@@ -173,7 +173,7 @@ def resume(given: dict[str, Any]) -> tuple[Path, Search]:
     """The run folder to go on with, and its settings with what may change."""
     from tune.prepare import check_comparable
 
-    run_dir = Path(given.pop("resume")).resolve()
+    run_dir = Path(os.path.realpath(given.pop("resume")))
     trust = given.pop("trust", False)
     search = Search.read(run_dir)
     owner = run_dir.stat().st_uid

@@ -9,6 +9,7 @@ from typing import Any
 from myllm.config import TrainConfig, from_dict, get_preset
 from myllm.errors import InputError
 from myllm.files import ROOT, write_text
+from myllm.found import uri_below
 from myllm.own_model import ModelConfig, read_model, settings_of, with_settings
 from myllm.sources import Source
 from tune.options import SearchConfig
@@ -114,7 +115,7 @@ class Search:
     def storage_root(self, run_dir: Path) -> str:
         """Folder or URI that holds the run's checkpoints and Ray's records."""
         path = self.config.storage_path
-        return f"{path.rstrip('/')}/{self.config.name}" if path and "://" in path else str(run_dir / "ray")
+        return uri_below(path, self.config.name) if path and "://" in path else str(run_dir / "ray")
 
     def write(self, run_dir: Path) -> None:
         """Replaces search.json, whole or not at all."""

@@ -3,6 +3,7 @@
 import os
 import re
 import resource
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from myllm.errors import RunError, one_line, warn
+from myllm.errors import InputError, RunError, one_line, warn
 
 LEAST_ADDRESS_SPACE = 4 * 2**30  # bytes; with 3 GiB Ray 2.60 aborts where it maps its object store, with 4 it works
 CHECK_SECONDS = 1.0  # between looks at Ray's own processes
@@ -29,6 +30,15 @@ SIGNS = [
     )
 ]
 """lines of a log that name a cause, those that say most first: a shell, the loader, Python, Ray's end, C++, Ray's errors"""
+
+
+def ray_folder() -> Path:
+    """Where Ray on this machine alone keeps its logs and sockets. Raises InputError where there is no such place."""
+    usual = "/tmp" if sys.platform == "darwin" else None  # the Mac's own folder has too long a name for sockets
+    try:
+        return Path(os.path.realpath(os.environ.get("RAY_TMPDIR") or usual or tempfile.gettempdir())) / "ray"
+    except FileNotFoundError:
+        raise InputError("no folder for temporary files can be written, which Ray needs; set TMPDIR") from None
 
 
 def check_address_space() -> None:
@@ -63,7 +73,7 @@ def because(logs: Path | None) -> str:
 
 def why_not_started(error: Exception, since: float) -> str:
     """Why Ray did not start: by the logs that it has begun after `since` (seconds, UNIX), or by its own error."""
-    for folder in Path(os.environ.get("RAY_TMPDIR", tempfile.gettempdir()), "ray").glob(f"session_*_{os.getpid()}"):
+    for folder in ray_folder().glob(f"session_*_{os.getpid()}"):
         if folder.stat().st_mtime >= since - 1 and (found := cause(folder / "logs")):
             return found
     lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
