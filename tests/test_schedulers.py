@@ -304,11 +304,15 @@ def test_the_reference_ends_and_the_best_run_again_on_a_fresh_seed(name):
     assert search.is_over(Clock(0))
 
 
-def test_a_timed_search_finishes_the_reference_where_there_is_room():
-    for trainings, finished in ((8, False), (24, True)):
-        search = new_search("half", num_samples=1000, confirm=0)
-        play(search, lambda trial, tokens: 9.0 if trial.of == "00000" else float(trial.of), end=trainings * BUDGET)
-        assert (search.trials.by_id["00000"].status == COMPLETED) == finished
+@pytest.mark.parametrize(
+    ("trainings", "confirm", "seeds"),
+    [(8, 1, 0), (24, 1, 1), (40, 1, 2), (40, 0, 1)],
+    ids=["short", "room", "for two", "not asked"],
+)
+def test_a_timed_search_finishes_the_reference_where_there_is_room(trainings, confirm, seeds):
+    search = new_search("half", num_samples=1000, confirm=confirm)
+    play(search, lambda trial, tokens: 9.0 if trial.of == "00000" else float(trial.of), end=trainings * BUDGET)
+    assert len(search.trials.by_id["00000"].seeds_at(BUDGET)) == seeds
 
 
 def test_a_trial_goes_on_only_after_it_has_left_its_worker():

@@ -15,6 +15,8 @@ DRAWS = 2000
 LEVEL = 0.9  # of every interval
 SEEN_ONCE = 2.0
 """noise of a configuration with one seed, in that of the repeated ones: these are among the best, and the best are calm"""
+REFERENCE = 2.5
+"""that of the reference, which nobody picked"""
 SKEWED = 1.15  # noise that a few seeds show, in what it is: now and then one goes much worse
 CONSIDERED = 50  # of the best; the others have no chance, and would only say how bad the bad are
 FREEDOMS = np.array([1.0, 2.0, 4.0, 8.0, 16.0])  # how alike the configurations' variances may be, in degrees of freedom
@@ -36,19 +38,24 @@ def expected_losses(losses: Sequence[Sequence[float]], reference: int | None = N
     rng = np.random.default_rng(0)
     means = np.array([np.mean(of_one) for of_one in losses])
     squares = np.array([np.sum((np.array(of_one) - mean) ** 2) for of_one, mean in zip(losses, means, strict=True)])
-    variances = _variances(squares, seeds - 1, rng) * np.where(seeds == 1, SEEN_ONCE, SKEWED) ** 2 / seeds  # of the means
+    picked = np.array([index != reference for index in range(len(seeds))])
+    scales = np.where(picked, np.where(seeds == 1, SEEN_ONCE, 1.0), REFERENCE)
+    variances = _variances(squares, seeds - 1, scales, rng) * np.where(seeds == 1, 1.0, SKEWED) ** 2 / seeds  # of the means
     noise = rng.standard_normal(variances.shape)
     drawn = means + np.sqrt(variances) * noise
-    picked = np.array([index != reference for index in range(len(seeds))])
     if picked.sum() > 2 and np.ptp(means[picked]) > 0:
         drawn[:, picked] = _pulled(means[picked], variances[:, picked], noise[:, picked], rng)
     return drawn
 
 
-def _variances(squares: np.ndarray, free: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """(DRAWS, n) variances between seeds, from the sums of squares (n,) and their degrees of freedom (n,)."""
+def _variances(squares: np.ndarray, free: np.ndarray, scales: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """(DRAWS, n) variances between seeds, from the sums of squares (n,) and their degrees of freedom (n,).
+
+    What is alike are the variances in `scales` (n,) squared: some are noisier than others.
+    """
     from scipy.special import betaln  # here: it takes as long to import as all of a search's own files
 
+    squares = squares / scales**2
     pooled = max(squares.sum() / free.sum(), 1e-18)
     squares = np.maximum(squares, 1e-4 * pooled * free)  # two equal losses do not prove that there is no noise
     freedom, common = (grid.reshape(-1, 1) for grid in np.meshgrid(FREEDOMS, pooled * SCALES, indexing="ij"))
@@ -56,7 +63,7 @@ def _variances(squares: np.ndarray, free: np.ndarray, rng: np.random.Generator) 
     ratio = squares[free > 0] / common / freedom  # a sample variance over the common one has an F distribution
     log_p = d1 / 2 * np.log(ratio) - (d1 + freedom) / 2 * np.log1p(ratio) - betaln(d1 / 2, freedom / 2)
     chosen = rng.choice(len(freedom), DRAWS, p=_shares(log_p.sum(axis=1)))
-    return (freedom[chosen] * common[chosen] + squares) / rng.chisquare(freedom[chosen] + free)
+    return (freedom[chosen] * common[chosen] + squares) / rng.chisquare(freedom[chosen] + free) * scales**2
 
 
 def _pulled(means: np.ndarray, variances: np.ndarray, noise: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -1,5 +1,7 @@
 """What every search owes its user, whatever its rule: a reference to compare with, and a best that was seen twice."""
 
+import math
+
 from tune.schedulers.base import Action, Clock, Resume, Scheduler, another_seed
 from tune.trials import COMPLETED, CONTINUE, DEFAULT_TRIAL, PAUSED, REPEAT, STOP, Trial, Trials, standings
 
@@ -8,7 +10,8 @@ REFERENCE_WORTH = 16  # full trainings that a search must have room for before o
 
 class WithReference(Scheduler):
     """A rule beside which the reference configuration trains to the end, so that the gain over it shows. When the rule has
-    nothing left to do, the best `confirm` configurations and the reference run on one more seed.
+    nothing left to do, the best `confirm` configurations and the reference run on one more seed; in a search that knows its
+    end, and leaves nothing to do, the reference runs on it before that, where there is room for two.
     """
 
     def __init__(self, rule: Scheduler, confirm: int):
@@ -28,9 +31,11 @@ class WithReference(Scheduler):
 
     def _reference(self, reference: Trial, trials: Trials, clock: Clock) -> Action | None:
         budget = trials.budget_tokens
-        room = trials.workers * (clock.used + clock.left) >= REFERENCE_WORTH * budget
-        if reference.status == PAUSED and room and clock.left >= budget - reference.tokens:
+        room = trials.workers * (clock.used + clock.left) / budget / REFERENCE_WORTH  # for so many trainings of it
+        if reference.status == PAUSED and room >= 1 and clock.left >= budget - reference.tokens:
             return Resume(DEFAULT_TRIAL, until=budget)
+        if reference.status == COMPLETED and room >= 2 and math.isfinite(clock.left) and self.confirm:
+            return another_seed(reference, trials, clock, most=2)
         return None
 
     def _confirmation(self, reference: Trial | None, trials: Trials, clock: Clock) -> Action | None:
