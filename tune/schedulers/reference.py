@@ -10,8 +10,8 @@ REFERENCE_WORTH = 16  # full trainings that a search must have room for before o
 
 class WithReference(Scheduler):
     """A rule beside which the reference configuration trains to the end, so that the gain over it shows. When the rule has
-    nothing left to do, the best `confirm` configurations and the reference run on one more seed. A search that knows its end
-    always has something to do: there the reference gets its second seed where there is room for two.
+    nothing left to do, the best `confirm` configurations and the reference run on one more seed. A search that knows its
+    end always has something to do: there the reference gets its second seed where there is room for two.
     """
 
     def __init__(self, rule: Scheduler, confirm: int):
