@@ -107,7 +107,7 @@ def test_the_recipe_for_several_machines_with_its_token(byte_files, tmp_path):
             assert "2 at once" in done.stdout and "2 of 2: 2 completed" in done.stdout
             for words, changes, place in (
                 (None, {}, "this one, or set RAY_AUTH_TOKEN"),
-                ("0" * 64, {"RAY_AUTH_MODE": "disabled"}, "set RAY_AUTH_TOKEN, and unset RAY_AUTH_MODE, which is 'disabled'"),
+                ("0" * 64, {"RAY_AUTH_MODE": "disabled"}, "RAY_AUTH_TOKEN, and unset RAY_AUTH_MODE, which is 'disabled'"),
                 ("caf\xe9", {"RAY_AUTH_MODE": "token"}, "this one"),
                 (None, {"RAY_AUTH_TOKEN": "0" * 64}, "RAY_AUTH_TOKEN, which is set to another"),
                 (None, {"RAY_AUTH_TOKEN_PATH": "/none"}, "/none, where RAY_AUTH_TOKEN_PATH points"),
