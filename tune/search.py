@@ -57,6 +57,7 @@ RESUME_FLAGS = (
     *("cpus_per_trial", "gpus_per_trial", "max_concurrent", "address", "dashboard", "patience", "wandb", "mlflow"),
 )
 """what may change on --resume: nothing that would make earlier trials and later ones incomparable"""
+WORTH_A_FORECAST = 300.0  # seconds of --time_budget; it takes ten to time a few steps, and these are not the search's
 
 
 def seconds(text: str) -> float:
@@ -266,7 +267,7 @@ def run(given: dict[str, Any]) -> int:
         f"{search.budget_tokens:,} tokens a full training, {resources.workers} at once, in {shown_path(run_dir)}",
         flush=True,
     )
-    if dry_run or (config.time_budget is not None and not resumed):
+    if dry_run or (not resumed and (config.time_budget or 0) >= WORTH_A_FORECAST):
         from tune.journal import read_journal
         from tune.rehearse import forecast
 
