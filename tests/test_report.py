@@ -238,7 +238,7 @@ def test_open_shows_the_page_in_the_users_browser_or_says_where_it_is(tmp_path):
     nowhere = {"PATH": str(tmp_path), "HOME": str(tmp_path)}
     done = run_command_line("tune/report.py", run, "--open", env=nowhere | {"BROWSER": str(browser)})
     assert done.returncode == 0 and shown.read_text() == (run / "report.html").as_uri(), done.stderr
-    done = run_command_line("tune/report.py", run, copied(tmp_path, "other"), "--open", env=nowhere)
+    done = run_command_line("tune/report.py", run, copied(tmp_path, "o" * 100), "--open", env=nowhere)
     assert done.returncode == 0 and done.stderr == ""
     assert done.stdout.splitlines()[-1] == f"no browser here; open {run / 'compare.html'}"
 

@@ -17,6 +17,7 @@ from tune.settings import Search
 from tune.summary import facts, settings
 from tune.trials import AUDIT, Trials
 
+LONGEST_LABEL = 40  # characters of a run's path in a picture, the last ones: a legend must leave room for the curves
 LINES = ("#2f81f7", "#d9730d", "#2da44e", "#a371b5", "#e5534b", "#8c959f", "#b35900", "#768390")
 
 
@@ -128,7 +129,8 @@ def progress(runs: dict[str, tuple[Search, Trials, list[dict]]], metric: str, un
     def draw(picture: Any) -> None:
         panels = picture.subplots(1, 2, sharey=True)
         for number, (name, part) in enumerate(table.groupby("run", sort=False)):
-            label = name.replace("$", r"\$")  # no formula; and what begins with _ would be left out
+            label = name if len(name) <= LONGEST_LABEL else f"...{name[3 - LONGEST_LABEL :]}"
+            label = label.replace("$", r"\$")  # no formula; and what begins with _ would be left out
             label = f"./{label}" if label.startswith("_") else label
             for panel, along in zip(panels, ("tokens", "seconds"), strict=True):
                 panel.step(part[along], part[metric], where="post", color=LINES[number % len(LINES)], label=label)
