@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from myllm.errors import InputError
+from myllm.machine import PROCESS, mounts
 
 ROOT = Path(__file__).resolve().parent.parent
-MOUNTS = Path("/proc/self/mountinfo")
 STALE_SECONDS = 3600  # a temporary file not written to for so long was left by a process that was killed
 
 
@@ -56,10 +56,7 @@ def obstacle(path: str | Path) -> str | None:
 
 def _is_mounted(path: Path) -> bool:
     """Whether the file `path` is a mount of its own, as containers are given single files; known on Linux alone."""
-    name = os.fsencode(path).replace(b"\\", rb"\134").replace(b" ", rb"\040")
-    with contextlib.suppress(OSError):
-        return any(line.split(b" ")[4:5] == [name] for line in MOUNTS.read_bytes().split(b"\n"))
-    return False
+    return any(fields[4:5] == [str(path)] for fields, _ in mounts(PROCESS))
 
 
 def check_writable(path: str | Path, flag: str) -> None:

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -103,13 +103,19 @@ def cpu_quota(process: Path, usual: Path) -> float | None:
 def _cgroup_mounts(process: Path) -> list[tuple[str, str, Path]]:
     """(version, the group that is its root, where) of each mount of cgroups that may limit CPU time."""
     found = []
+    for fields, rest in mounts(process):
+        kind, options = rest[0], rest[-1].split(",")
+        if len(fields) > 4 and (kind == "cgroup2" or (kind == "cgroup" and "cpu" in options)):
+            found.append(("2" if kind == "cgroup2" else "1", fields[3], Path(fields[4])))
+    return found
+
+
+def mounts(process: Path) -> Iterator[tuple[list[str], list[str]]]:
+    """The fields before and behind the dash of each line of `process`/mountinfo, names as they are; none but on Linux."""
     for line in _lines(process / "mountinfo"):
         before, _, after = line.partition(" - ")
-        fields, kind, options = before.split(" "), after.partition(" ")[0], after.rpartition(" ")[2].split(",")
-        if len(fields) > 4 and (kind == "cgroup2" or (kind == "cgroup" and "cpu" in options)):
-            begin, place = (re.sub(r"\\(\d{3})", lambda code: chr(int(code[1], 8)), field) for field in fields[3:5])
-            found.append(("2" if kind == "cgroup2" else "1", begin, Path(place)))
-    return found
+        fields = [re.sub(r"\\(\d{3})", lambda code: chr(int(code[1], 8)), field) for field in before.split(" ")]
+        yield fields, after.split(" ")
 
 
 def _lines(path: Path) -> list[str]:

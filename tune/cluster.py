@@ -25,8 +25,6 @@ SILENT = (
     "Failed to get cluster ID",
 )
 REFUSED = ("InvalidAuthToken", "AuthenticationError", "Unauthenticated", "call_op_set")  # the last: it is not ASCII
-
-
 AUTH_MODE = "RAY_AUTH_MODE"
 MODES = ("disabled", "token")
 
