@@ -285,7 +285,7 @@ PRESETS: dict[str, Preset] = {
     "nano": Preset(2, 2, 64, 128, learning_rate=3e-3, batch_size=16, budget_tokens=786_432, beta2=0.99),
     "micro": Preset(4, 4, 128, 128, learning_rate=2e-3, batch_size=16, budget_tokens=16_777_216, beta2=0.99),
     "mini": Preset(6, 6, 384, 256, learning_rate=1e-3, batch_size=64, budget_tokens=83_886_080, dropout=0.2, beta2=0.99),
-    "gpt2": Preset(12, 12, 768, 1024, 6e-4, 512, 2_483_027_968, micro_batch_size=16),
+    "gpt2": Preset(12, 12, 768, 1024, 6e-4, 512, 2_483_027_968, micro_batch_size=32),
     "gpt2-medium": Preset(24, 16, 1024, 1024, 3e-4, 512, 7_046_430_720, micro_batch_size=8),
     "gpt2-large": Preset(36, 20, 1280, 1024, 2.5e-4, 512, 15_502_147_584, micro_batch_size=4),
     "gpt2-xl": Preset(48, 25, 1600, 1024, 2e-4, 1024, 31_138_512_896, micro_batch_size=4),

@@ -27,6 +27,7 @@ from tune.settings import RUNS_DIR, Search
 from tune.trials import Event
 
 SECONDS = 1.0  # that each batch size is timed for
+WARM_STEPS = {"cpu": 1, "cuda": 3}  # that are not: memory is taken, code compiled, on a GPU the steps are recorded
 RAY_SECONDS, END_SECONDS = 1.0, 1.0  # beside a training process' own start, and from the last report to the summary
 MOST_IMPORT_SECONDS = 20.0  # a process that is older does not only start
 DRIVER_BYTES = 1.2e9  # of the command and Ray's own processes
@@ -170,9 +171,8 @@ def measure(search: Search, batches: list[int], device: str, threads: int, secon
         config = search.train_config(reference | {"batch_size": batch})
         micro = config.micro_batch_size or batch
         timed = min(batch, 2 * micro)  # of many micro-batches two tell how long the others take
-        changes = {"batch_size": timed, "budget_tokens": timed * config.max_len * 10**6, "eval_freq": 10**9}
-        run = open_run(search, reference | {"batch_size": batch}, device, **changes)
-        next(train(run, 1))  # kernels are chosen, memory is taken
+        run = open_run(search, reference | {"batch_size": batch}, device, batch_size=timed, eval_freq=10**9)
+        next(train(run, WARM_STEPS[device]))
         found.setdefault("ready", time.time() - float(os.environ["REHEARSAL_BEGAN"]))
         count, took = 1, 0.0
         while took < seconds:

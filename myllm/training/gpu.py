@@ -52,49 +52,55 @@ def without_garbage_collection() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Recording:
-    """A micro-batch's forward and backward pass, and the tensors that it reads and writes."""
+    """A call, and the tensors that it reads and writes."""
 
     graph: torch.cuda.CUDAGraph
-    inputs: torch.Tensor
-    targets: torch.Tensor
-    share: torch.Tensor
-    loss: torch.Tensor
+    inputs: list[torch.Tensor]
+    result: torch.Tensor
 
 
 class Recorder:
-    """Replays forward and backward passes as CUDA graphs, one a micro-batch size.
+    """Replays calls of `step` on a GPU as CUDA graphs, one for each set of shapes it is called with.
 
     A small model's step is some hundred kernels of a few microseconds; launched one by one they keep a GPU waiting
-    (pytorch.org/docs/stable/notes/cuda.html#cuda-graphs). Gradients add up in the parameters' own .grad, which must stay
-    where they are. `step` is the plain pass: inputs and targets (b, T), their share of the batch -> that share of the loss.
+    (pytorch.org/docs/stable/notes/cuda.html#cuda-graphs). `step` takes tensors on the GPU and returns one; what else it
+    reads and writes, parameters and their .grad say, must stay where it is.
     """
 
-    def __init__(self, step: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor], device: torch.device):
+    def __init__(self, step: Callable[..., torch.Tensor], device: torch.device):
         self.step, self.device = step, device
         self.records = True
-        """False: every pass is launched kernel by kernel"""
+        """False: every call is launched kernel by kernel"""
         self.forget()
 
     def forget(self) -> None:
         """Frees the recordings' memory; what follows is recorded anew."""
-        self.recordings: dict[int, Recording] = {}
-        self.warm: set[int] = set()
+        self.recordings: dict[tuple[torch.Size, ...], Recording] = {}
+        self.warm: set[tuple[torch.Size, ...]] = set()
 
-    def __call__(self, inputs: torch.Tensor, targets: torch.Tensor, share: float) -> torch.Tensor:
-        """One pass; the loss returned holds until the next."""
-        size = inputs.size(-2)
-        if self.records and size in self.warm and size not in self.recordings:
-            self._record(inputs, targets)
-        if size not in self.recordings:  # first in plain: this compiles, allocates gradients, or runs out of memory
-            self.warm.add(size)
-            share = torch.tensor(share, device=self.device)
-            return self._aside(lambda: self.step(send(inputs, self.device), send(targets, self.device), share))
-        recording = self.recordings[size]
-        for static, value in ((recording.inputs, inputs), (recording.targets, targets)):
-            static.copy_(value.pin_memory(), non_blocking=True)
-        recording.share.fill_(share)
+    def __call__(self, *values: torch.Tensor | float) -> torch.Tensor:
+        """One call with CPU tensors and numbers; the result holds until the next."""
+        shapes = tuple(value.shape if isinstance(value, torch.Tensor) else torch.Size() for value in values)
+        if self.records and shapes in self.warm and shapes not in self.recordings:
+            self._record(shapes, self._sent(values))
+        if shapes not in self.recordings:  # first in plain: this compiles, allocates gradients, or runs out of memory
+            self.warm.add(shapes)
+            return self._aside(lambda: self.step(*self._sent(values)))
+        recording = self.recordings[shapes]
+        for static, value in zip(recording.inputs, values, strict=True):
+            if isinstance(value, torch.Tensor):
+                static.copy_(value.pin_memory(), non_blocking=True)
+            else:
+                static.fill_(value)
         recording.graph.replay()
-        return recording.loss
+        return recording.result
+
+    def _sent(self, values: tuple[torch.Tensor | float, ...]) -> list[torch.Tensor]:
+        """The values as tensors on the GPU."""
+        return [
+            send(value, self.device) if isinstance(value, torch.Tensor) else torch.tensor(value, device=self.device)
+            for value in values
+        ]
 
     def _aside(self, call: Callable[[], torch.Tensor]) -> torch.Tensor:
         """call() on a stream of its own, as recording needs it."""
@@ -105,18 +111,17 @@ class Recorder:
         torch.cuda.current_stream(self.device).wait_stream(stream)
         return result
 
-    def _record(self, inputs: torch.Tensor, targets: torch.Tensor) -> None:
-        """Records a pass of this size; of a model that can't be recorded none ever."""
-        inputs, targets = inputs.to(self.device), targets.to(self.device)
-        share, graph = torch.ones((), device=self.device), torch.cuda.CUDAGraph()
+    def _record(self, shapes: tuple[torch.Size, ...], inputs: list[torch.Tensor]) -> None:
+        """Records a call with these shapes; of a step that can't be recorded none ever."""
+        graph = torch.cuda.CUDAGraph()
         gc.collect()  # an earlier run's recordings that were collected within would end this one
         try:
             with without_garbage_collection(), torch.cuda.graph(graph):
-                loss = self.step(inputs, targets, share)
+                result = self.step(*inputs)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
             self.records = False
             warn(f"training without CUDA graphs, which this model does not allow: {str(error).splitlines()[0]}")
             return
-        self.recordings[inputs.size(-2)] = Recording(graph, inputs, targets, share, loss)
+        self.recordings[shapes] = Recording(graph, inputs, result)

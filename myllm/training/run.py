@@ -56,6 +56,7 @@ class Run:
             lr=config.learning_rate,
             betas=(config.beta1, config.step_beta2),
             fused=True,
+            capturable=self.device.type == "cuda",
         )
         self.parameters = list(self.model.parameters())
         self.average = [p.detach().clone() for p in self.parameters] if config.ema_ratio else None
@@ -64,10 +65,10 @@ class Run:
         self.train_seconds = 0.0
         self.n_layer = getattr(model_config, "n_layer", 1)  # of the user's own model it is not known
         self.compute = self.model  # its compiled form, where that repays
-        self.recorder = None
+        self.recorder = self.update_recorder = None
         if self.device.type == "cuda":
             torch.set_float32_matmul_precision("highest" if config.float32_matmul == "float32" else "high")
-            self.recorder = Recorder(self._pass, self.device)
+            self.recorder, self.update_recorder = (Recorder(step, self.device) for step in (self._pass, self._update))
         mode = config.compile if config.compile != "auto" or self.recorder else "off"
         shape = str(model_config), config.max_len, self.dtype, self.device
         self.compilation = Compilation(mode, shape, self.n_layer, self._switch, self.device)
@@ -161,6 +162,8 @@ class Run:
                 f"the checkpoint's weights are not this model's: {' '.join(str(error).split())[:300]}"
             ) from None
         self.optimizer.load_state_dict(state["optimizer"])
+        for group in self.optimizer.param_groups:
+            group["capturable"] = self.device.type == "cuda"  # the state may come from another device
         if self.average is not None:
             torch._foreach_copy_(self.average, state["average"])
         self.micro_batch_size = state["micro_batch_size"]
@@ -275,6 +278,28 @@ class Run:
             if self.recorder:
                 self.recorder.forget()
                 torch.cuda.empty_cache()
+
+    def update(self, rate: float) -> torch.Tensor:
+        """One optimizer step at learning rate `rate`, after clipping in V2; the gradient's L2 norm before that, or NaN.
+
+        The norm, a scalar on the run's device, holds until the next step.
+        """
+        norm = (self.update_recorder or self._update)(rate)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate  # a number again: that is what checkpoints hold
+        self.step += 1
+        if self.average is not None:
+            self.update_average()
+        return norm
+
+    def _update(self, rate: float | torch.Tensor) -> torch.Tensor:
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        norm = torch.full((), math.nan, device=self.device)
+        if self.config.version == "v2":
+            norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm, foreach=True)
+        self.optimizer.step()
+        return norm
 
     @torch.no_grad()
     def update_average(self) -> None:

@@ -93,28 +93,21 @@ def train(run: Run, until_step: int | None = None) -> Iterator[Report]:
     The caller decides what to do with a report, and may save the run or walk away at any yield. A run whose loss or
     gradient turns non-finite ends with a report that says `diverged`.
     """
-    config, model = run.config, run.model
+    config = run.config
     until_step = run.total_steps if until_step is None else until_step
     train_indices = run.train_windows.spread(config.train_eval_windows or config.eval_windows)
     val_indices = run.val_windows.spread(config.eval_windows)
-    model.train()
+    run.model.train()
     health = torch.zeros((), device=run.device)  # finite as long as every loss and gradient norm was
-    grad_norm = torch.tensor(math.nan)
     clock = time.perf_counter()
     training_seconds, steps_since = 0.0, 0
     while run.step < until_step:
         step_start = time.perf_counter()
         rate = learning_rate_at(run.step, run.total_steps, config)
-        for group in run.optimizer.param_groups:
-            group["lr"] = rate
         health += run.backward(*run.stream.next())
+        grad_norm = run.update(rate)
         if config.version == "v2":
-            grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm, foreach=True)
             health += grad_norm
-        run.optimizer.step()
-        run.step += 1
-        if run.average is not None:
-            run.update_average()
         steps_since += 1
         due = run.step % config.eval_freq == 0 or run.step == until_step
         looks = run.device.type != "cuda" and run.step % FINITE_CHECK_STEPS == 0
