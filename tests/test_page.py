@@ -97,6 +97,9 @@ def test_the_answer_is_there_and_all_text_can_be_read(opened, size, scheme):
     assert len(texts) > 200 and [text for text in texts if text[0] < 4.5] == []
     assert page.locator("#plot-curves .scatterlayer .trace").count() >= 4
     assert page.locator("#plot-curves .shapelayer path").count() == 3  # the rungs
+    assert page.locator("#plot-landscape .points path").count() == 16  # those at a range's end, too
+    ink = page.evaluate("getComputedStyle(document.body).color")
+    assert page.locator("#plot-importance .xerror").first.evaluate("line => getComputedStyle(line).stroke") == ink
     for name in ("curves", "parameters", "importance", "budget"):  # no title under a legend or beyond the edge
         plot = page.locator(f"#plot-{name}")
         titles = [title.bounding_box() for title in plot.locator("[class^=x][class*=title]").all()]
@@ -110,6 +113,7 @@ def test_the_table_sorts_and_filters_with_the_keyboard_too(opened):
     page = opened()
     losses = [float(text) for text in column(page, "val_loss")]
     assert losses == sorted(losses) and len(losses) == 22
+    assert page.get_by_role("button", name="val_loss ▲").count() == 1
     page.get_by_role("button", name="batch_size").focus()
     page.keyboard.press("Enter")
     page.keyboard.press("Enter")

@@ -17,7 +17,7 @@ from scipy.stats import betabinom
 
 from tune.belief import LEVEL, interval
 from tune.results import Spent
-from tune.screen import share_text
+from tune.screen import amount, share_text
 from tune.settings import Search
 from tune.trials import COMPLETED, DIVERGED, PAUSED, STOPPED, Event, Trial, Trials, standings
 
@@ -235,7 +235,7 @@ def audit_lines(audit: dict[str, Any]) -> list[str]:
     """The same for people, a line each."""
     lines = [
         f"{audit['ended']} of the {audit['left_behind']} left behind, drawn by lot, went on to the end: "
-        f"{audit['seconds']:,.0f} s, {audit['tokens'] / 1e6:,.1f}M tokens; it decided nothing"
+        f"{audit['seconds']:,.0f} s, {amount(audit['tokens'])} tokens; it decided nothing"
     ]
     below, worst, cost = audit["below_best"], audit["below_worst"], audit["cost"]
     if below:
@@ -245,7 +245,11 @@ def audit_lines(audit: dict[str, Any]) -> list[str]:
             f"{worst['high']:.0%}"
         )
         high = f"{cost['low']:.4f} to {cost['high']:.4f}" if cost["high"] is not None else f"{cost['low']:.4f} or more"
-        lines.append(f"had all gone on, the lowest had ended {high} nats/token below the best ({LEVEL:.0%}; luck included)")
+        if cost["high"] == 0:
+            said = "by their losses where they were left, none had ended below the best"
+        else:
+            said = f"had all gone on, the lowest had ended {high} nats/token below the best"
+        lines.append(f"{said} ({LEVEL:.0%}; luck included)")
     elif audit["ended"]:
         lines.append("no two trials of the search itself came to the end: nothing to compare them with")
     for row in audit["better"][:1]:

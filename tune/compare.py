@@ -1,5 +1,6 @@
 """Several searches side by side: one table, one page. Losses of different data or tokenizers never share a column."""
 
+import math
 import os
 import shlex
 from pathlib import Path
@@ -14,7 +15,7 @@ from tune.page import document, escaped, figure_section, payload
 from tune.pictures import write_pictures
 from tune.results import load, search_seconds
 from tune.settings import Search
-from tune.summary import facts, settings
+from tune.summary import facts
 from tune.trials import AUDIT, Trials
 
 LONGEST_LABEL = 40  # characters of a run's path in a picture, the last ones: a legend must leave room for the curves
@@ -29,6 +30,7 @@ def compare(folders: list[Path]) -> tuple[str, Path]:
     found = {name: facts(folder, *run) for (name, run), folder in zip(runs.items(), folders, strict=True)}
     alike = len({comparable(search) for search, _, _ in runs.values()}) == 1
     metric, unit = ("val_loss", "nats per token") if alike else ("val_bpb", "bits per byte")
+    parameters = dict.fromkeys(name for one in found.values() if one["best"] for name in one["best"]["config"])
     rows = []
     for name, run in runs.items():
         best, gain, cost = (found[name][key] for key in ("best", "gain", "cost"))
@@ -37,7 +39,7 @@ def compare(folders: list[Path]) -> tuple[str, Path]:
             row |= {"low": best and best["low"], "high": best and best["high"], "gain": gain and gain["mean"]}
         row |= {"share_of_budget": best and best["share_of_budget"], "trials": found[name]["trials"]["begun"]}
         row |= {"tokens": cost["tokens"], "seconds": round(cost["seconds"], 1)}
-        row["best"] = settings(best["config"]) if best else ""
+        row |= {f"best {parameter}": best and best["config"].get(parameter) for parameter in parameters}
         row["rely_on_it"] = found[name]["trust"]
         rows.append(row | differing(run[0], [other for other, _, _ in runs.values()]))
     table = pd.DataFrame(rows)
@@ -52,8 +54,15 @@ def compare(folders: list[Path]) -> tuple[str, Path]:
     write_text(page, compared_page(table, note, figure))
     write_text(folders[0] / "compare.csv", table.to_csv(index=False))
     write_pictures(folders[0] / "compare", [figure])
-    shown = table.set_index("run").T.to_string(na_rep="", float_format=lambda value: f"{value:.5g}")
-    return f"\n{shown}\n\n{note}\npage: {shlex.quote(os.path.relpath(page))}", page
+    said = table.set_index("run").map(shown).T.to_string()
+    return f"\n{said}\n\n{note}\npage: {shlex.quote(os.path.relpath(page))}", page
+
+
+def shown(value: Any) -> str:
+    """A cell: floats with five significant digits, nothing where a run lacks it."""
+    if value is None or value != value:
+        return ""
+    return f"{value:.5g}" if isinstance(value, float) else str(value)
 
 
 def comparable(search: Search) -> str:
@@ -97,10 +106,17 @@ def progress(runs: dict[str, tuple[Search, Trials, list[dict]]], metric: str, un
                 continue
             tokens += max(0, event["tokens_seen"] - before.get(event["trial_id"], 0))
             before[event["trial_id"]] = event["tokens_seen"]
-            if event[metric] < best:
-                best = event[metric]
-                seconds = past + event["time"] - session[0]["time"]
-                rows.append({"run": name, "tokens": tokens, "seconds": round(seconds, 1), metric: best})
+            better, best = event[metric] < best, min(best, event[metric])
+            last = {
+                "run": name,
+                "tokens": tokens,
+                "seconds": round(past + event["time"] - session[0]["time"], 1),
+                metric: best,
+            }
+            if better:
+                rows.append(last)
+        if math.isfinite(best) and last != rows[-1]:
+            rows.append(last)  # a line ends where its search did
     table = pd.DataFrame(rows, columns=["run", "tokens", "seconds", metric])
     data = []
     for number, (name, part) in enumerate(table.groupby("run", sort=False)):
@@ -121,8 +137,11 @@ def progress(runs: dict[str, tuple[Search, Trials, list[dict]]], metric: str, un
             )
     lowest = table.groupby("run")[metric].min()
     top = {"range": [float(lowest.min()) * 0.98, float(lowest.max()) * 1.3]} if len(lowest) else {}
-    layout = {"grid": {"rows": 1, "columns": 2, "pattern": "independent"}, "xaxis": {"title": {"text": "tokens"}}}
-    layout |= {"xaxis2": {"title": {"text": "seconds"}}, "yaxis2": top}
+    layout = {
+        "grid": {"rows": 1, "columns": 2, "pattern": "independent"},
+        "xaxis": {"title": {"text": "tokens"}, "rangemode": "tozero"},
+    }
+    layout |= {"xaxis2": {"title": {"text": "seconds"}, "rangemode": "tozero"}, "yaxis2": top}
     layout["yaxis"] = {"title": {"text": f"{metric}, {unit}"}} | top
     says = f"The lowest {metric} reported so far, single seeds, against what the search had spent."
 
@@ -134,7 +153,7 @@ def progress(runs: dict[str, tuple[Search, Trials, list[dict]]], metric: str, un
             label = f"./{label}" if label.startswith("_") else label
             for panel, along in zip(panels, ("tokens", "seconds"), strict=True):
                 panel.step(part[along], part[metric], where="post", color=LINES[number % len(LINES)], label=label)
-                panel.set_xlabel(along)
+                panel.set(xlabel=along, xlim=(0, None))
         panels[0].set_ylabel(f"{metric}, {unit}")
         if len(lowest):
             panels[0].set_ylim(*top["range"])
@@ -147,7 +166,7 @@ def compared_page(table: pd.DataFrame, note: str, figure: Figure) -> str:
     """One page with a column a run."""
     cells = "".join(
         f"<tr><th scope=row>{escaped(name)}</th>"
-        + "".join(f"<td class=words>{escaped('' if v is None or v != v else v)}</td>" for v in table[name])
+        + "".join(f"<td class=words>{escaped(shown(v))}</td>" for v in table[name])
         + "</tr>"
         for name in table.columns
     )

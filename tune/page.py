@@ -10,6 +10,7 @@ import pandas as pd
 
 from myllm.own_model import described
 from tune.figures.base import Figure, to_json
+from tune.screen import amount
 from tune.settings import Search
 from tune.spaces import worded
 from tune.summary import TRUST, compiled_words, rivals
@@ -77,7 +78,7 @@ def answer(found: dict[str, Any]) -> str:
             facts.append(tile("compared at", f"{best['share_of_budget']:.3g} of the budget"))
     trainings = cost["tokens"] / found["budget_tokens"]
     took = f"{cost['seconds'] / 60:,.1f} min" if cost["seconds"] < 7200 else f"{cost['seconds'] / 3600:,.1f} h"
-    facts.append(tile("it took", took, f"{cost['tokens'] / 1e6:,.1f}M tokens, {trainings:.1f} full trainings' worth"))
+    facts.append(tile("it took", took, f"{amount(cost['tokens'])} tokens, {trainings:.1f} full trainings' worth"))
     if compiled := found["compiled"]:
         facts.append(tile("compiled, speed", f"{compiled['gain']:.2f} times", compiled_words(compiled)))
     return (
@@ -86,10 +87,15 @@ def answer(found: dict[str, Any]) -> str:
     )
 
 
+def unbroken(command: str) -> str:
+    """A command that wraps between its words, and not at their hyphens."""
+    return " ".join(f"<span>{escaped(word)}</span>" for word in command.split(" "))
+
+
 def next_steps(found: dict[str, Any]) -> str:
     """Commands to copy."""
     rows = "".join(
-        f"<div class=command><span>{escaped(row['what'])}</span><code tabindex=0>{escaped(row['command'])}</code>"
+        f"<div class=command><span>{escaped(row['what'])}</span><code tabindex=0>{unbroken(row['command'])}</code>"
         f'<button data-copy aria-label="copy the command: {escaped(row["what"])}">copy</button></div>'
         for row in found["next"]
     )

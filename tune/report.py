@@ -23,7 +23,7 @@ import webbrowser
 from pathlib import Path
 
 from myllm.errors import InputError, Parser, run_command
-from myllm.files import ROOT, obstacle, write_text
+from myllm.files import obstacle, write_text
 from tune.analysis import Surface
 from tune.audit import audit_lines
 from tune.journal import FILE_NAME as JOURNAL
@@ -90,9 +90,10 @@ def one_thread() -> contextlib.AbstractContextManager:
 def write_report_behind(run_dir: Path) -> None:
     """Has a process of lowest priority write the whole report, which outlives this one; its errors go to report.log."""
     with open(run_dir / LOG, "w") as log:
+        python = sys.orig_argv[0] or sys.executable  # as the user named it: so the commands begin that it writes
         subprocess.Popen(
-            [sys.executable, __file__, str(run_dir), "--behind"],
-            cwd=ROOT,
+            [python, __file__, str(run_dir), "--behind"],
+            executable=sys.executable,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=log,

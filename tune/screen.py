@@ -55,7 +55,9 @@ class View:
 
 
 def amount(tokens: float) -> str:
-    """`8.5M`, `2.4B` tokens."""
+    """`66k`, `8.5M`, `2.4B` tokens."""
+    if tokens < 1e5:
+        return f"{tokens / 1e3:.0f}k"
     return f"{tokens / 1e9:,.1f}B" if tokens >= 1e9 else f"{tokens / 1e6:,.1f}M"
 
 

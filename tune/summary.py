@@ -14,6 +14,7 @@ from tune.belief import LEVEL
 from tune.commands import command
 from tune.ranges import FLAGS, merge
 from tune.results import believed, leaders, search_seconds
+from tune.screen import amount
 from tune.settings import Search
 from tune.spaces import worded
 from tune.trials import COMPILING, DEFAULT_TRIAL, FAILED, RUNNING, UNLIMITED_TRIALS, Trials
@@ -216,8 +217,8 @@ def text(found: dict[str, Any], run_dir: Path) -> str:
         *([f"  fixed     {'; '.join(found['fixed'])}"] if found["fixed"] else []),
         *([f"  model     {model['source']} (sha256 {model['sha256'][:8]})"] if model else []),
         f"  trials    {trials['begun']}{planned}: {counted}",
-        f"  took      {cost['seconds']:,.0f} s, {cost['tokens'] / 1e6:,.1f}M tokens "
-        f"({found['budget_tokens'] / 1e6:,.1f}M a full training), {cost['checkpoint_bytes'] / 1e6:,.1f} MB of checkpoints",
+        f"  took      {cost['seconds']:,.0f} s, {amount(cost['tokens'])} tokens "
+        f"({amount(found['budget_tokens'])} a full training), {cost['checkpoint_bytes'] / 1e6:,.1f} MB of checkpoints",
     ]
     if found["compiled"]:
         lines.append(f"  compiled  {compiled_words(found['compiled'])}")

@@ -17,7 +17,7 @@ function themed(layout) {
     font: { color: style("--text"), family: "system-ui, sans-serif", size: narrow() ? 11 : 13 },
     height: layout.height || 420,
     margin: { l: 60, r: 20, t: 30, b: 50, ...layout.margin },
-    legend: { orientation: "h", yref: "container", y: 0, yanchor: "bottom" }, // never over the axis' own words
+    legend: { orientation: "h", traceorder: "normal", yref: "container", y: 0, yanchor: "bottom" }, // never over the axis' own words
     hoverlabel: { bgcolor: "#ffffff", font: { color: "#1f2328" } },
   };
 }
@@ -41,6 +41,10 @@ const brushes = {};
 function draw() {
   for (const [name, plot] of Object.entries(data.figures)) {
     const box = document.getElementById("plot-" + name);
+    plot.data.forEach(trace => trace.colorbar && Object.assign(trace.colorbar, narrow()
+      ? { orientation: "h", y: 1, yanchor: "bottom", thickness: 12, title: { ...trace.colorbar.title, side: "top" } }
+      : { orientation: "v", y: 0.5, yanchor: "middle", thickness: 30, title: { ...trace.colorbar.title, side: "top" } }));
+    plot.data.forEach(trace => [trace.error_x, trace.error_y].forEach(error => error && (error.color = style("--text"))));
     if (name === "parallel") {
       plot.data[0].labelfont = plot.data[0].tickfont = { color: style("--text") };
       plot.data[0].rangefont = { color: "rgba(0,0,0,0)" };
@@ -116,6 +120,7 @@ document.addEventListener("click", event => {
 const MORE = 200, table = document.getElementById("trials");
 let sorted = { column: data.columns.indexOf("val_loss"), up: true }, most = MORE;
 const body = table && table.tBodies[0], filter = document.getElementById("filter");
+const worded = data.columns.map((_, i) => data.rows.some(row => typeof row[i] === "string" && row[i])); // not numbers
 
 function matcher(text) {
   const tests = text.split(/\s+/).filter(Boolean).map(word => {
@@ -150,12 +155,15 @@ function show() {
     row.forEach((cell, i) => {
       const box = line.insertCell();
       box.textContent = typeof cell === "number" && !Number.isInteger(cell) ? Number(cell.toPrecision(5)) : cell ?? "";
-      if (data.columns[i] === "reason") box.className = "words";
+      box.className = data.columns[i] === "reason" ? "words" : worded[i] ? "left" : "";
     });
     return line;
   }));
-  document.querySelectorAll("#trials th").forEach((head, i) =>
-    head.setAttribute("aria-sort", i !== column ? "none" : up ? "ascending" : "descending"));
+  document.querySelectorAll("#trials th").forEach((head, i) => {
+    head.className = worded[i] ? "left" : "";
+    head.setAttribute("aria-sort", i !== column ? "none" : up ? "ascending" : "descending");
+    head.firstChild.dataset.way = i !== column ? "" : up ? " ▲" : " ▼";
+  });
   const brush = brushes.ids ? ", brushed above" : "";
   document.getElementById("count").textContent = `${rows.length} of ${data.rows.length} trials${brush}`;
   document.getElementById("more").hidden = rows.length <= most;
@@ -164,8 +172,6 @@ function show() {
 if (table) {
   document.querySelectorAll("#trials th button").forEach((button, i) => button.addEventListener("click", () => {
     sorted = { column: i, up: sorted.column === i ? !sorted.up : true };
-    button.parentNode.parentNode.querySelectorAll("button").forEach((other, j) =>
-      other.dataset.way = i === j ? (sorted.up ? " ▲" : " ▼") : "");
     show();
   }));
   filter.addEventListener("input", show);

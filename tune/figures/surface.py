@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from tune.analysis import Axis, Surface
-from tune.figures.base import COLOURS, MOST_POINTS, NATS, Figure, fate, log_axis
+from tune.figures.base import COLOURS, MOST_POINTS, NATS, Figure, fate, mark, plotly_axis
 from tune.settings import Search
 from tune.surrogate import projected
 from tune.trials import DEFAULT_TRIAL, Trials
@@ -77,7 +77,7 @@ def parameters(search: Search, trials: Trials, axes: list[Axis], surface: Surfac
                 | on
                 | {"showlegend": number == 1}
             )
-        layout["xaxis" + str(number)[: 5 * (number > 1)]] = {"title": {"text": axis.name}} | log_axis(axis)
+        layout["xaxis" + str(number)[: 5 * (number > 1)]] = {"title": {"text": axis.name}} | plotly_axis(axis, 3)
         margin = 0.05 * (high - low) or 0.05  # of one loss alone, too
         y_axis = {"range": [low - margin, high + margin]}
         layout["yaxis" + str(number)[: 5 * (number > 1)]] = y_axis | (
@@ -97,10 +97,11 @@ def parameters(search: Search, trials: Trials, axes: list[Axis], surface: Surfac
             panel.scatter(values, part["end_loss"], edgecolors=colours, s=18)
             faces = [c if m else "none" for c, m in zip(colours, part["measured"], strict=True)]
             panel.collections[-1].set_facecolors(faces)
-            panel.set(xlabel=axis.name, xscale="log" if axis.is_log else "linear", ylim=y_axis["range"])
-            if axis.numbers:
-                panel.set_xticks(axis.numbers, axis.values)
-                panel.minorticks_off()
+            panel.set(xlabel=axis.name, ylim=y_axis["range"])
+            mark(panel, "x", axis, 3)
+        for word in dict.fromkeys(part["fate"]):
+            panels[0].scatter([], [], color=COLOURS[word], s=18, label=word)
+        figure.legend(loc="outside lower center", ncols=len(COLOURS))
         panels[0].set_ylabel(f"loss at the end ({NATS})")
 
     says = (
@@ -120,6 +121,7 @@ def landscape(trials: Trials, surface: Surface, rate: Axis, batch: Axis, best: s
     loss = surface.predict(points)[0].reshape(len(y), len(x))
     rates, batches = [rate.value(p) for p in x], [batch.value(p) for p in y]
     tried = [t for t in trials.drawn if t.losses][:MOST_POINTS]
+    tried.sort(key=lambda t: t.trial_id == best)  # on top of the others
     dots = {
         "type": "scatter",
         "mode": "markers",
@@ -132,8 +134,10 @@ def landscape(trials: Trials, surface: Surface, rate: Axis, batch: Axis, best: s
             "color": [COLOURS[fate(t, best)] for t in tried],
             "size": [15 if t.trial_id in (best, DEFAULT_TRIAL) else 8 for t in tried],
             "symbol": ["star" if t.trial_id == best else "circle" for t in tried],
+            "opacity": 1,
             "line": {"color": "white", "width": 1.5},
         },
+        "cliponaxis": False,
     }
     heat = {
         "type": "contour",
@@ -146,8 +150,10 @@ def landscape(trials: Trials, surface: Surface, rate: Axis, batch: Axis, best: s
         "hovertemplate": "learning_rate %{x:.4g}, batch_size %{y:.3g}: %{z:.4f}<extra></extra>",
     }
     layout = {
-        "xaxis": {"title": {"text": "learning_rate"}} | log_axis(rate),
-        "yaxis": {"title": {"text": "batch_size, windows"}} | log_axis(batch),
+        "xaxis": {"title": {"text": "learning_rate"}, "ticks": "outside", "ticklen": 8}
+        | plotly_axis(rate, 5)
+        | within(rate, rates),
+        "yaxis": {"title": {"text": "batch_size, windows"}} | plotly_axis(batch, 7) | within(batch, batches),
     }
     grid = [(r, b) for b in batches for r in rates]
     table = pd.DataFrame(grid, columns=["learning_rate", "batch_size"]).assign(expected_loss=loss.ravel())
@@ -156,13 +162,27 @@ def landscape(trials: Trials, surface: Surface, rate: Axis, batch: Axis, best: s
         axis = figure.subplots()
         filled = axis.contourf(rates, batches, loss, levels=15, cmap="viridis_r")
         figure.colorbar(filled, label=f"expected loss ({NATS})")
-        axis.scatter(dots["x"], dots["y"], c=dots["marker"]["color"], edgecolors="white")
-        scales = ["log" if one.is_log else "linear" for one in (rate, batch)]
-        axis.set(xlabel="learning_rate", ylabel="batch_size (windows)", xscale=scales[0], yscale=scales[1])
+        for part, marker, size in ((slice(-1), "o", 40), (slice(-1, None), "*", 260)):
+            x, y, colours = dots["x"][part], dots["y"][part], dots["marker"]["color"][part]
+            axis.scatter(x, y, size, colours, marker=marker, edgecolors="white", clip_on=False, zorder=3)
+        axis.set(
+            xlabel="learning_rate",
+            ylabel="batch_size (windows)",
+            xlim=(rates[0], rates[-1]),
+            ylim=(batches[0], batches[-1]),
+        )
+        mark(axis, "x", rate, 5)
+        mark(axis, "y", batch, 7)
 
     says = "Expected loss over learning rate and batch size, the others as in the best (the star). Dots are trials."
     title = "Learning rate and batch size"
     return Figure("landscape", title, says, table, {"data": [heat, dots], "layout": layout}, draw)
+
+
+def within(axis: Axis, values: list[float]) -> dict[str, Any]:
+    """Plotly's range of an axis that ends where `values` do, and shows what lies right there."""
+    low, high = (math.log10(values[end]) if axis.is_log else values[end] for end in (0, -1))
+    return {"range": [low - 0.002 * (high - low), high + 0.002 * (high - low)]}
 
 
 def importance(surface: Surface) -> Figure:
@@ -174,7 +194,7 @@ def importance(surface: Surface) -> Figure:
         "orientation": "h",
         "x": rows["importance"].round(4).tolist(),
         "y": rows["hyper_parameter"].tolist(),
-        "marker": {"color": "#2f81f7"},
+        "marker": {"color": "#2f81f7", "line": {"width": 0}},
         "error_x": {
             "type": "data",
             "symmetric": False,

@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 
 from tune.analysis import Axis
-from tune.figures.base import COLOURS, MOST_POINTS, NATS, Figure, fate
+from tune.figures.base import COLOURS, MOST_POINTS, NATS, Figure, fate, ticks
+from tune.screen import share_text
 from tune.settings import Search
 from tune.trials import AUDIT, DRAWN, PROPOSED, REPEAT, Trials
 
@@ -28,22 +29,24 @@ def curves(search: Search, trials: Trials, history: pd.DataFrame, best: str) -> 
         lines = [by_trial[trial_id] for trial_id, its in fates.items() if its == word and trial_id in by_trial]
         if not lines:
             continue
-        x, y, names = [], [], []
+        x, y, names, dots = [], [], [], []
         for rows in lines:
             x += [*rows["tokens_seen"].tolist(), None]
             y += [*rows["val_loss"].map(lambda v: float(f"{v:.5g}") if math.isfinite(v) else None).tolist(), None]
             names += [rows["trial_id"].iloc[0]] * (len(rows) + 1)
+            dots += [0] * (len(rows) - 1) + [5, 0]  # where it was left: of one report there is no line
         bold = word in ("best", "default")
         traces.append(
             {
                 "type": "scatter",
-                "mode": "lines",
+                "mode": "lines+markers",
                 "name": f"{word} ({len(lines)})",
                 "x": x,
                 "y": [v if v == v else None for v in y],
                 "text": names,
                 "hovertemplate": f"trial %{{text}}, {word}<br>%{{x:,}} tokens: %{{y:.4f}}<extra></extra>",
                 "line": {"color": COLOURS[word], "width": 2.5 if bold else 1},
+                "marker": {"color": COLOURS[word], "size": dots, "opacity": 1, "line": {"width": 0}},
                 "opacity": 1 if bold else 0.7,
             }
         )
@@ -51,14 +54,14 @@ def curves(search: Search, trials: Trials, history: pd.DataFrame, best: str) -> 
     finite = table["val_loss"][np.isfinite(table["val_loss"].astype(float))]
     low, high = (float(finite.min()) * 0.98, float(finite.quantile(0.98)) * 1.02) if len(finite) else (0.0, 1.0)
     layout = {
-        "xaxis": {"title": {"text": "tokens seen"}, "rangemode": "tozero"},
+        "xaxis": {"title": {"text": "tokens seen"}, "range": [0, 1.005 * int(table["tokens_seen"].max())]},
         "yaxis": {"title": {"text": f"val_loss, {NATS}"}, "range": [low, high]},
         "shapes": [
             {"type": "line", "x0": at, "x1": at, "yref": "paper", "y0": 0, "y1": 1, "line": {"dash": "dot", "width": 1}}
             for at in rungs
         ],
         "annotations": [
-            {"x": at, "y": 1, "yref": "paper", "yanchor": "bottom", "text": f"1/{search.budget_tokens / at:.3g}"}
+            {"x": at, "y": 1, "yref": "paper", "yanchor": "bottom", "text": share_text(at, search.budget_tokens)}
             | {"showarrow": False}
             for at in rungs
         ],
@@ -70,9 +73,13 @@ def curves(search: Search, trials: Trials, history: pd.DataFrame, best: str) -> 
             y = [math.nan if v is None else v for v in trace["y"]]
             x = [math.nan if v is None else v for v in trace["x"]]
             axis.plot(x, y, color=trace["line"]["color"], linewidth=trace["line"]["width"] * 0.8, label=trace["name"])
+            ends = [i for i, size in enumerate(trace["marker"]["size"]) if size]
+            axis.plot([x[i] for i in ends], [y[i] for i in ends], ".", color=trace["line"]["color"])
         for at in rungs:
             axis.axvline(at, color="0.6", linestyle=":", linewidth=1)
-        axis.set(xlabel="tokens seen", ylabel=f"val_loss ({NATS})", ylim=(low, high))
+            axis.text(at, 1.01, share_text(at, search.budget_tokens), transform=axis.get_xaxis_transform(), ha="center")
+        axis.set(xlabel="tokens seen", ylabel=f"val_loss ({NATS})", ylim=(low, high), xlim=(0, None))
+        axis.xaxis.set_major_formatter("{x:,.0f}")
         axis.legend()
 
     some = f"; {len(fates)} of {len(trials.by_id)} are drawn" if len(fates) < len(trials.by_id) else ""
@@ -89,15 +96,17 @@ def parallel(trials: Trials, axes: list[Axis]) -> Figure:
     for axis in axes:
         places = [round(axis.place(t.config[axis.name]), 4) for t in part]
         if axis.values:
-            ticks, words = np.linspace(0, 1, len(axis.values)).tolist(), list(axis.values)
+            at, words = np.linspace(0, 1, len(axis.values)).tolist(), list(axis.values)
+        elif marks := ticks(axis, 6):
+            at, words = [round(axis.place(value), 4) for value in marks], list(marks.values())
         else:
-            ticks = [0.0, 0.25, 0.5, 0.75, 1.0]
-            words = [f"{axis.value(tick):.3g}" for tick in ticks]
-        dimensions.append({"label": axis.name, "values": places, "range": [0, 1], "tickvals": ticks, "ticktext": words})
+            at = [0.0, 0.25, 0.5, 0.75, 1.0]
+            words = [f"{axis.value(tick):.3g}" for tick in at]
+        dimensions.append({"label": axis.name, "values": places, "range": [0, 1], "tickvals": at, "ticktext": words})
     losses = [float(f"{t.losses[t.tokens]:.5g}") for t in part]
     dimensions.append({"label": "last val_loss", "values": losses})
     shown = np.clip(losses, None, np.quantile(losses, 0.75)).tolist() if losses else []
-    line = {"color": shown, "colorscale": "Viridis", "reversescale": True}
+    line = {"color": shown, "colorscale": [[0, COLOURS["best"]], [1, COLOURS["paused"]]]}
     trace = {"type": "parcoords", "dimensions": dimensions, "line": line}
     table = pd.DataFrame([{"trial_id": t.trial_id} | t.config | {"last_val_loss": t.losses[t.tokens]} for t in part])
 
@@ -107,11 +116,18 @@ def parallel(trials: Trials, axes: list[Axis]) -> Figure:
         span = float(np.ptp(colours)) or 1.0
         last = np.array(losses)
         last = (last - last.min()) / (float(np.ptp(last)) or 1.0) if len(last) else last
-        from matplotlib import colormaps
+        from matplotlib.colors import LinearSegmentedColormap
 
+        scale = LinearSegmentedColormap.from_list("", [COLOURS["best"], COLOURS["paused"]])
         for index in reversed(range(len(part))):
             values = [*(d["values"][index] for d in dimensions[:-1]), last[index]]
-            axis.plot(values, color=colormaps["viridis_r"]((colours[index] - colours.min()) / span), linewidth=1)
+            axis.plot(values, color=scale((colours[index] - colours.min()) / span), linewidth=1)
+        for at, dimension in enumerate(dimensions[:-1]):
+            axis.axvline(at, color="0.6", linewidth=1)
+            for place, word in zip(dimension["tickvals"], dimension["ticktext"], strict=True):
+                axis.text(at, place, f" {word}", fontsize=8, va="center")
+        for place in (0, 1) if losses else ():
+            axis.text(len(axes), place, f" {max(losses) if place else min(losses):.4g}", fontsize=8, va="center")
         axis.set_xticks(range(len(dimensions)), [d["label"] for d in dimensions])
         axis.set_ylabel("place in the range")
 
@@ -134,21 +150,30 @@ def budget(search: Search, trials: Trials) -> Figure:
             row["trials"] += trial.tokens > begin and trial.kind != AUDIT
         rows.append(row)
     table = pd.DataFrame(rows)
-    labels = [f"{row['from_share']:.3g} to {row['to_share']:.3g}" for row in rows]
+    names = ["0", *(share_text(mark, trials.budget_tokens) for mark in marks[1:])]
+    labels = [f"{begin} to {end}" for begin, end in itertools.pairwise(names)]
+    shown = {word: colour for word, colour in words.items() if table[word].any()}
     data = [
-        {"type": "bar", "name": word, "x": labels, "y": table[word].tolist(), "marker": {"color": colour}}
+        {
+            "type": "bar",
+            "name": word,
+            "x": labels,
+            "y": table[word].tolist(),
+            "marker": {"color": colour, "line": {"width": 0}},
+        }
         | {"hovertemplate": f"{word}: %{{y:,}} tokens<extra></extra>"}
-        for word, colour in words.items()
+        for word, colour in shown.items()
     ]
     layout = {"barmode": "stack", "xaxis": {"title": {"text": "share of the budget"}, "type": "category"}}
     layout["yaxis"] = {"title": {"text": "tokens"}}
 
     def draw(figure: Any) -> None:
         axis, below = figure.subplots(), np.zeros(len(table))
-        for word, colour in words.items():
+        for word, colour in shown.items():
             axis.bar(labels, table[word], bottom=below, color=colour, label=word)
             below += table[word].to_numpy()
         axis.set(xlabel="share of the budget", ylabel="tokens")
+        axis.yaxis.set_major_formatter("{x:,.0f}")
         axis.legend()
 
     total = max(1, int(table[list(words)].sum().sum()))
