@@ -138,6 +138,7 @@ def check_mlflow(database, name, folder):
     runs = client.search_runs([client.get_experiment_by_name(name).experiment_id])
     assert sorted(run.data.tags["trial_id"] for run in runs) == ["00000", "00001"]
     for run in runs:
+        assert run.info.status == ("SCHEDULED" if run.data.tags["status"] == "paused" else "FINISHED")
         steps = [metric.step for metric in client.get_metric_history(run.info.run_id, "val_loss")]
         assert steps == marks(folder, run.data.tags["trial_id"])
         assert float(run.data.params["learning_rate"]) > 0

@@ -165,6 +165,7 @@ def test_bad_input_is_one_line_and_exit_code_2_before_ray_starts(byte_files, tmp
         ([*data, "--gpus_per_trial", "99"], "--gpus_per_trial is 99"),
         ([*data, "--cpus_per_trial", "9999"], "--cpus_per_trial is 9999"),
         (["--num_samples", "0"], "--num_samples is 0"),
+        (["--mlflow", "mlruns"], "--mlflow 'mlruns' is a folder"),
         (["--time_budget", "soon"], "'soon' is no time"),
         (["--budget_tokens", "-5"], "--budget_tokens is -5"),
         (["--reduction_factor", "1"], "--reduction_factor is 1"),

@@ -161,7 +161,9 @@ class Mlflow:
     def end(self, trial_id: str, status: str) -> None:
         if trial_id in self.runs:
             self.client.set_tag(self.runs[trial_id], "status", status)
-            if status != "paused":
+            if status == "paused":
+                self.client.update_run(self.runs.pop(trial_id), status="SCHEDULED")
+            else:
                 self.client.set_terminated(self.runs[trial_id], "FAILED" if status == "failed" else "FINISHED")
 
     def _run(self, trial_id: str, config: dict[str, Any]) -> str:
@@ -169,6 +171,7 @@ class Mlflow:
             found = self.client.search_runs([self.experiment], f"tags.trial_id = '{trial_id}'", max_results=1)
             if found:
                 self.runs[trial_id] = found[0].info.run_id
+                self.client.update_run(self.runs[trial_id], status="RUNNING")
             else:
                 run = self.client.create_run(self.experiment, tags={"trial_id": trial_id}, run_name=trial_id)
                 self.runs[trial_id] = run.info.run_id

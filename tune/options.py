@@ -1,6 +1,7 @@
 """What the user may ask of a search: every option, its default, its help, and its checks."""
 
 import importlib.util
+import os
 import re
 from dataclasses import dataclass
 
@@ -19,6 +20,12 @@ CONFIRMED = 3  # trials by default
 AUTO = "auto"
 PICKED = ("cpus_per_trial", "gpus_per_trial")
 """options that may be AUTO: then pick.py finds the number"""
+
+
+def is_mlflow_folder(uri: str) -> bool:
+    """Whether a tracking URI is a folder, which MLflow 3 refuses once the search runs, if it is not told otherwise."""
+    allowed = os.environ.get("MLFLOW_ALLOW_FILE_STORE", "").lower() in ("true", "1")
+    return not allowed and not uri.startswith("databricks") and bool(re.match("file:|[^:]*$", uri))
 
 
 @dataclass(frozen=True)
@@ -102,7 +109,7 @@ class SearchConfig:
     wandb: str | None = None
     """Weights & Biases project that follows the search, a run for each trial; needs the package wandb"""
     mlflow: str | None = None
-    """MLflow tracking URI that follows the search, a run for each trial; needs the package mlflow-skinny"""
+    """MLflow tracking URI (sqlite:///FILE, http://...) that follows the search, a run a trial; needs mlflow-skinny"""
     dashboard: bool = False
     """show Ray's dashboard on this machine's port 8265; needs the package ray[default]"""
 
@@ -159,6 +166,8 @@ class SearchConfig:
                 raise InputError(f"--{field} is empty; name where the trials are to be shown")
             if getattr(self, field) and importlib.util.find_spec(package) is None:
                 raise InputError(f"--{field} needs the package {package}: pip install -e '.[{field}]'")
+        if self.mlflow and is_mlflow_folder(self.mlflow):
+            raise InputError(f"--mlflow {self.mlflow!r} is a folder: MLflow takes sqlite:///FILE or a server's http://...")
         if self.storage_path is not None:
             check_storage(self.storage_path)
         get_space(self.space)
