@@ -150,8 +150,10 @@ def test_an_answer_at_an_edge_or_unsure_is_relied_on_in_part():
     sure = {"best": best, "default": {}, "gain": {"low": 0.1}, "edges": []}
     edge, unsure = {"edges": [{"hyper_parameter": "clip_norm"}]}, {"best": best | {"probability_best": 0.5}}
     alike, none = {"best": unsure["best"] | {"regret": 0.001}}, {"gain": {"low": -0.1}}
-    found = [summary.trust(sure | change)[0] for change in ({}, edge, unsure, alike, none)]
-    assert found == ["yes", "partly", "partly", "yes", "no"]
+    kept = {"best": best | {"trial_id": "00000"}}
+    early = {"best": kept["best"] | {"share_of_budget": 0.05}}
+    found = [summary.trust(sure | change)[0] for change in ({}, edge, unsure, alike, none, kept, early)]
+    assert found == ["yes", "partly", "partly", "yes", "no", "partly", "no"]
 
 
 def test_edges_name_the_flag_that_looks_beyond():

@@ -128,13 +128,16 @@ def trust(found: dict[str, Any]) -> tuple[str, str]:
     best, default, gain = found["best"], found["default"], found["gain"]
     if best is None:
         return "no", "No answer yet: no trial has reported."
+    share = best["share_of_budget"]
+    guess = f"A first guess: no two trials came to the end, they are compared at {share:.3g} of the budget."
     if best["trial_id"] == DEFAULT_TRIAL:
+        if share < 1:
+            return "no", guess
         return "partly", "No trial was better than the default: keep it, or search longer."
     if best["low"] is None:
         return "no", "Nothing was seen on two seeds yet, so luck and merit can't be told apart."
-    if best["share_of_budget"] < 1:
-        share = f"{best['share_of_budget']:.3g}"
-        return "no", f"A first guess: no two trials came to the end, they are compared at {share} of the budget."
+    if share < 1:
+        return "no", guess
     names = " and ".join(edge["hyper_parameter"] for edge in found["edges"])
     where = f"lies at the edge of {names}'s range: better ones may lie beyond."
     edge = f" It {where}" if names else ""
