@@ -138,7 +138,11 @@ def test_names_and_errors_can_not_break_out_of_the_page(tmp_path):
 def test_a_run_without_repeats_claims_no_interval(tmp_path):
     run = copied(tmp_path)
     changed(run, lambda events: [event for event in events if "-seed" not in event.get("trial_id", "")])
+    search = json.loads((run / "search.json").read_text())
+    search["config"]["time_budget"] = 60.0
+    (run / "search.json").write_text(json.dumps(search))
     said = write_report(run)
+    assert "--num_samples 32 --time_budget 120" in said  # more trials alone would not begin
     found = json.loads((run / "summary.json").read_text())
     jsonschema.validate(found, SCHEMA)
     assert found["best"]["low"] is None and found["trust"] == "no" and "luck and merit" in said

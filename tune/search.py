@@ -220,6 +220,13 @@ def nothing_lost(again: str) -> Iterator[None]:
         raise RunError(f"{error}; nothing is lost: {again} goes on when that is mended") from None
 
 
+def reports(run_dir: Path) -> int:
+    """How many reports a run's journal holds."""
+    from tune.journal import read_journal
+
+    return sum(event["event"] == "report" for event in read_journal(run_dir))
+
+
 def main() -> int:
     try:
         return run(vars(parse_args()))
@@ -274,6 +281,7 @@ def run(given: dict[str, Any]) -> int:
         print(forecast(search, resources, read_journal(run_dir) if resumed else ()), flush=True)
     if dry_run:
         return 0
+    before = reports(run_dir) if resumed else 0
     run_dir.mkdir(parents=True, exist_ok=resumed)
     engine = None if resumed else Engine(config, resources, NURSERY)  # one that is resumed may have nothing left to do
     from tune.runner import run_search
@@ -288,6 +296,8 @@ def run(given: dict[str, Any]) -> int:
         if engine:
             engine.stop()
     print(said, flush=True)
+    if finished and resumed and config.time_budget and reports(run_dir) == before:
+        print(f"\nnote: nothing was left to do in --time_budget {config.time_budget:g}; a longer one goes on")
     with nothing_lost(again):
         if sys.stdout.isatty():  # somebody waits for the prompt
             print(f"\nreport: {(run_dir / 'report.html').as_uri()}")

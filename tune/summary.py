@@ -160,7 +160,9 @@ def commands(run_dir: Path, search: Search, trials: Trials, found: dict[str, Any
     """(what, command) of each way on, to be typed where the user stands; what the answer calls for first."""
     config = search.config
     planned = trials.num_samples < UNLIMITED_TRIALS
-    more = ("--num_samples", str(2 * trials.num_samples)) if planned else ("--time_budget", f"{2 * config.time_budget:g}")
+    more: tuple[str, ...] = ("--num_samples", str(2 * trials.num_samples)) if planned else ()
+    if config.time_budget:  # in what is left of it nothing may begin
+        more += ("--time_budget", f"{2 * config.time_budget:g}")
     always = [("go on", command("tune/search.py", "--resume", run_dir, *more))]
     always.append(("read again", command("tune/report.py", run_dir)))
     best, known = found["best"], []
