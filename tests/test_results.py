@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -243,7 +244,8 @@ def test_the_stopwatch_counts_tokens_at_the_pace_of_the_slower_reports():
     assert watch.read(10.0).left == math.inf  # nothing is measured yet
     for index in range(8):
         pace = 100.0 if index < 4 else 50.0
-        watch.see({"tokens_seen": 1000, "train_seconds": 5.0}, {"tokens_seen": 2000, "train_seconds": 5.0 + 1000 / pace})
+        before = SimpleNamespace(tokens_seen=1000, train_seconds=5.0)
+        watch.see(before, {"tokens_seen": 2000, "train_seconds": 5.0 + 1000 / pace})
     clock = watch.read(40.0)
     assert clock.used == pytest.approx(40 * 50) and clock.left == pytest.approx(60 * 50)
     assert watch.read(130.0).left == 0.0

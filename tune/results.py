@@ -98,8 +98,8 @@ def tables(trials: Trials, seed: int = 0) -> tuple["pd.DataFrame", "pd.DataFrame
     import pandas as pd
 
     rows = [trial_row(trial, seed) for trial in by_id(trials)]
-    reports = [list(report.values()) for trial in by_id(trials) for report in trial.own_reports]
-    history = pd.DataFrame(reports, columns=Report.KEYS)
+    reports = [report for trial in by_id(trials) for report in trial.own_reports]
+    history = pd.DataFrame(reports, columns=Report._fields)
     return pd.DataFrame(rows, columns=trial_columns(trials)), history[HISTORY_COLUMNS]
 
 
@@ -150,9 +150,8 @@ def leaders(trials: Trials, most: int | None = None) -> "pd.DataFrame":
     rows = []
     for trial in chosen:
         seeds = [t for t in (trial, *trial.repeats) if tokens in t.losses or t.status == DIVERGED]
-        losses, bits = (
-            [t.reports[tokens][n] if tokens in t.losses else math.inf for t in seeds] for n in ("val_loss", "val_bpb")
-        )
+        at_mark = [t.reports[tokens] if tokens in t.losses else None for t in seeds]
+        losses, bits = ([getattr(report, n, math.inf) for report in at_mark] for n in ("val_loss", "val_bpb"))
         spread = max(losses) - min(losses)
         rows.append((trial.trial_id, tokens, np.mean(losses), np.mean(bits), spread, len(losses), losses))
     columns = ["trial_id", "tokens_seen", "val_loss", "val_bpb", "spread", "seeds", "losses"]

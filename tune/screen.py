@@ -214,7 +214,7 @@ def _slots(view: View, most: int, width: int) -> RenderableType:
             continue
         budget = view.trials.budget_tokens
         bar = ProgressBar(budget, trial.tokens, width=bar_width, style=WEAK, complete_style=GOOD, finished_style=GOOD)
-        loss = trial.reports[trial.tokens]["val_loss"] if trial.reports else math.nan
+        loss = trial.reports[trial.tokens].val_loss if trial.reports else math.nan
         text = f"to {share_text(trial.until, budget)}" + (f", {loss:.4f}" if math.isfinite(loss) else "")
         name = f"{trial.of}+{trial.trial_id.split('-seed')[-1] or 1}" if trial.kind == REPEAT else trial.trial_id
         name = f"{trial.of}*" if trial.kind == AUDIT else name

@@ -27,7 +27,7 @@ from tune.searchers import searcher
 from tune.settings import Search
 from tune.storage import Storage, worth_keeping
 from tune.tables import GrowingTables
-from tune.trials import AUDIT, FAILED, Trial, Trials
+from tune.trials import AUDIT, FAILED, Report, Trial, Trials
 
 MAY_PASS = (
     *(ray.exceptions.RayActorError, ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError),
@@ -78,9 +78,9 @@ class Stopwatch:
         self.seconds = seconds
         self.paces: deque[float] = deque(maxlen=RECENT_REPORTS)  # tokens a second
 
-    def see(self, before: dict[str, Any] | None, report: dict[str, Any]) -> None:
+    def see(self, before: Report | None, report: dict[str, Any]) -> None:
         """Takes a trial's report in, and the one before it."""
-        tokens, seconds = (report[name] - (before or {}).get(name, 0) for name in ("tokens_seen", "train_seconds"))
+        tokens, seconds = (report[name] - getattr(before, name, 0) for name in ("tokens_seen", "train_seconds"))
         if seconds > 0:
             self.paces.append(tokens / seconds)
 

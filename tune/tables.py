@@ -27,8 +27,8 @@ def trial_columns(trials: Trials) -> list[str]:
 
 def trial_row(trial: Trial, seed: int) -> dict[str, Any]:
     """A trial's row, in a search with that seed."""
-    last = trial.reports.get(trial.tokens, {})
-    finite = [report["val_loss"] for report in trial.reports.values() if math.isfinite(report["val_loss"])]
+    last = trial.reports[trial.tokens]._asdict() if trial.reports else {}
+    finite = [report.val_loss for report in trial.reports.values() if math.isfinite(report.val_loss)]
     row = {"trial_id": trial.trial_id, "seed": seed} | trial.config
     row |= {
         "kind": trial.kind,
@@ -51,7 +51,7 @@ def write_tables(run_dir: Path, trials: Trials, seed: int) -> None:
     """Writes both tables: one row a trial, and one a report, each mark once."""
     rows = (trial_row(trial, seed) for trial in by_id(trials))
     write_text(run_dir / TRIALS, _text(trial_columns(trials), rows, header=True))
-    reports = (report for trial in by_id(trials) for report in trial.own_reports)
+    reports = (report._asdict() for trial in by_id(trials) for report in trial.own_reports)
     write_text(run_dir / HISTORY, _text(HISTORY_COLUMNS, reports, header=True))
 
 
@@ -81,7 +81,7 @@ class GrowingTables:
             changed = [trial for trial in seen if self._shown.get(trial.trial_id) != trial.status]
             self._add(TRIALS, trial_columns(self.trials), (trial_row(trial, self.seed) for trial in changed))
             reports = (self.trials.by_id[trial_id].reports[tokens] for trial_id, tokens in self._events if tokens)
-            self._add(HISTORY, HISTORY_COLUMNS, reports)
+            self._add(HISTORY, HISTORY_COLUMNS, (report._asdict() for report in reports))
             self._shown |= {trial.trial_id: trial.status for trial in changed}
         self._events = []
 
