@@ -3,7 +3,7 @@
 import heapq
 import math
 from collections import Counter, namedtuple
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -109,8 +109,6 @@ class Trials:
         else here knows of them but `by_id` and `tokens`, and so no rule, no standing and no proposal does"""
         self.workers = 1
         """trainings at once, in this session"""
-        self.statuses: Counter[str] = Counter()
-        """how many of those drawn are in each status"""
         self.tokens = 0
         """trained on by all trials"""
         self.bounds: Counter[tuple[str, int]] = Counter()
@@ -158,12 +156,6 @@ class Trials:
                 self._orders_at.setdefault(mark, []).append(self._orders[name])
         return self._orders[name]
 
-    def forget(self, key: Key, *marks: int) -> None:
-        """Keeps the order of that key and marks no longer."""
-        order = self._orders.pop((key, *marks))
-        for mark in marks:
-            self._orders_at[mark] = [other for other in self._orders_at[mark] if other is not order]
-
     def apply(self, event: Event) -> None:
         """Takes one more event in."""
         kind, trial = event["event"], self.by_id.get(event.get("trial_id", ""))
@@ -186,7 +178,6 @@ class Trials:
                 self._update(trial, self._orders.values())
             else:
                 self.drawn.append(trial)
-                self.statuses[RUNNING] += 1
         elif kind == "resume":
             self.bounds[trial.kind, trial.until] -= 1
             trial.until = event["until"]
@@ -236,13 +227,9 @@ class Trials:
         return total / count if count else 0.0
 
     def _set(self, trial: Trial, status: str) -> None:
-        if trial.kind == AUDIT:
-            trial.status = status
-            return
-        if trial.kind != REPEAT:
-            self.statuses[trial.status] -= 1
-            self.statuses[status] += 1
         trial.status = status
+        if trial.kind == AUDIT:
+            return
         if status == RUNNING:
             self.running[trial.trial_id] = trial
         else:
@@ -278,7 +265,7 @@ def by_expectation(trials: Trials, tokens: int) -> Iterator[Trial]:
     return (trial for *_, trial in heapq.merge(*(placed(*group, rows) for group, rows in order.groups(2))))
 
 
-def standings(trials: Trials) -> tuple[int, Sequence[Trial]]:
+def standings(trials: Trials) -> tuple[int, list[Trial]]:
     """(tokens, the configurations that came so far, best first): the furthest that two have come, or the only one.
 
     In the order of `by_expectation`, but those that have at least TRUSTED_SEEDS seeds there, or the most that any has, come
@@ -287,13 +274,7 @@ def standings(trials: Trials) -> tuple[int, Sequence[Trial]]:
     marks = {tokens for tokens, kind in trials.reached if kind != REPEAT}
     tokens = max((tokens for tokens in marks if trials.count_at(tokens) > 1), default=max(marks, default=0))
     trusted = most_seeds(trials, tokens)
-    if tokens == trials.budget_tokens:
-        return tokens, sorted(by_expectation(trials, tokens), key=lambda trial: len(trial.seeds_at(tokens)) < trusted)
-    before = trials.notes.get(standings)
-    if before not in (None, (tokens, trusted)):  # both only rise
-        trials.forget(by_standing, *before)
-    trials.notes[standings] = tokens, trusted
-    return tokens, trials.order(by_standing, tokens, trusted)
+    return tokens, sorted(by_expectation(trials, tokens), key=lambda trial: len(trial.seeds_at(tokens)) < trusted)
 
 
 # Keys of orders
@@ -312,13 +293,6 @@ def waits_by_loss(trial: Trial, tokens: int) -> tuple | None:
 def by_mean_over_seeds(trial: Trial, tokens: int) -> tuple | None:
     """By the mean loss over seeds at `tokens`."""
     return (trial.mean_at(tokens), trial.trial_id) if tokens in trial.losses else None
-
-
-def by_standing(trial: Trial, tokens: int, trusted: int) -> tuple | None:
-    """The same, those with so many seeds there first."""
-    if tokens not in trial.losses:
-        return None
-    return len(trial.seeds_at(tokens)) < trusted, trial.mean_at(tokens), trial.trial_id
 
 
 def by_seeds(trial: Trial, tokens: int) -> tuple | None:
