@@ -15,13 +15,13 @@ from tune.trials import (
     REPEAT,
     REPORTED,
     RUNNING,
-    SEED_STEP,
     STOP,
     Event,
     Trial,
     Trials,
 )
 
+SEED_STEP = 1_000_003  # from the search's seed to that of a configuration's next repeat
 Configure = Callable[[int, Trials, bool], dict[str, Any]]
 """(index of the trial, the search so far, whether it is to be proposed) -> its hyper-parameters"""
 

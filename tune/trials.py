@@ -19,7 +19,6 @@ DEFAULT_TRIAL = "00000"
 UNLIMITED_TRIALS = 100_000  # as many as the digits of a trial's id hold
 TRUSTED_SEEDS = 3  # a configuration that ended on so many is never behind one that ended on fewer
 COUNTED_FROM = 1 / 4  # of the budget on a seed counts with the loss that it is expected to end at
-SEED_STEP = 1_000_003  # from the search's seed to that of a configuration's next repeat
 REPORTED = (
     *("step", "tokens_seen", "train_loss", "val_loss", "val_loss_ema", "val_bpb", "learning_rate", "grad_norm"),
     *("train_seconds", "tok_per_sec", "diverged"),
@@ -82,11 +81,8 @@ class Trial:
 
     def early_seeds(self, budget: int) -> list["Trial"]:
         """The repeats that have not ended, but have come COUNTED_FROM of the way."""
-        return [
-            repeat
-            for repeat in self.repeats
-            if repeat.tokens in repeat.losses and COUNTED_FROM * budget <= repeat.tokens < budget
-        ]
+        first = COUNTED_FROM * budget
+        return [repeat for repeat in self.repeats if first <= repeat.tokens < budget and repeat.tokens in repeat.losses]
 
     def mean_at(self, tokens: int) -> float:
         """The mean of `seeds_at`."""
@@ -121,7 +117,6 @@ class Trials:
         """tokens_seen -> (change of the loss from there to the end, summed over those drawn that ended; how many)"""
         self._reports = 0
         self._orders: dict[tuple, Order] = {}
-        self._orders_at: dict[int, list[Order]] = {}
         for event in events:
             self.apply(event)
 
@@ -152,8 +147,6 @@ class Trials:
         name = (key, *marks)
         if name not in self._orders:
             self._orders[name] = Order(key, marks, self.drawn)
-            for mark in marks:
-                self._orders_at.setdefault(mark, []).append(self._orders[name])
         return self._orders[name]
 
     def apply(self, event: Event) -> None:
@@ -175,7 +168,7 @@ class Trials:
             self.bounds[trial.kind, trial.until] += 1
             if trial.kind == REPEAT:
                 self.by_id[trial.of].repeats.append(trial)
-                self._update(trial, self._orders.values())
+                self._update(trial)
             else:
                 self.drawn.append(trial)
         elif kind == "resume":
@@ -209,17 +202,14 @@ class Trials:
             self.reached[tokens, trial.kind] += 1
         if tokens >= self.budget_tokens:
             if trial.kind not in (REPEAT, AUDIT):
-                self._note_changes(trial)
+                for mark, before in trial.losses.items():
+                    total, count = self._changes.get(mark, (0.0, 0))
+                    self._changes[mark] = total + trial.losses[tokens] - before, count + 1
             self._set(trial, COMPLETED)
         elif event["decision"] != CONTINUE:
             self._set(trial, PAUSED if event["decision"] == PAUSE else STOPPED)
-        elif trial.kind != AUDIT:
-            self._update(trial, self._orders.values() if trial.kind == REPEAT else self._orders_at.get(tokens, ()))
-
-    def _note_changes(self, trial: Trial) -> None:
-        for mark, loss in trial.losses.items():
-            total, count = self._changes.get(mark, (0.0, 0))
-            self._changes[mark] = total + trial.losses[trial.tokens] - loss, count + 1
+        else:
+            self._update(trial, None if trial.kind == REPEAT else tokens)
 
     def change(self, mark: int) -> float:
         """By how much the loss of those that ended changed from `mark` to the end, on average."""
@@ -228,17 +218,17 @@ class Trials:
 
     def _set(self, trial: Trial, status: str) -> None:
         trial.status = status
-        if trial.kind == AUDIT:
-            return
         if status == RUNNING:
             self.running[trial.trial_id] = trial
         else:
             self.running.pop(trial.trial_id, None)
-        self._update(trial, self._orders.values())
+        self._update(trial)
 
-    def _update(self, trial: Trial, orders: Iterable[Order]) -> None:
-        for order in orders:
-            order.update(self.by_id[trial.of])
+    def _update(self, trial: Trial, mark: int | None = None) -> None:
+        """Gives a configuration its place in all orders, or in those alone that look at its losses at a mark."""
+        for (_, *marks), order in self._orders.items():
+            if trial.kind != AUDIT and (mark is None or mark in marks):
+                order.update(self.by_id[trial.of])
 
 
 def most_seeds(trials: Trials, tokens: int) -> int:
