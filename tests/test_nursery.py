@@ -17,8 +17,9 @@ pytestmark = pytest.mark.skipif(has_gpu_driver(), reason="workers are forked on 
 
 def test_workers_are_forked_and_start_without_the_nursery_too():
     before = {process.pid for process in psutil.Process().children(recursive=True)}
-    engine = Engine(SearchConfig(), Resources(1, 0, 1))
+    engine = Engine()
     try:
+        engine.start(SearchConfig(), Resources(1, 0, 1))
         engine.wait()
         import ray
 

@@ -23,7 +23,7 @@ from tune.commands import ROOT
 from tune.nursery import Nursery
 from tune.watchdog import ray_folder, why_not_started
 
-if TYPE_CHECKING:  # a search's first act is to start the nursery from here
+if TYPE_CHECKING:  # a search's first act is to make an Engine
     from tune.options import SearchConfig
     from tune.prepare import Resources
 
@@ -44,15 +44,26 @@ OBJECT_STORE_BYTES = 128 * 2**20  # results and settings are small; every proces
 
 
 class Engine:
-    """Ray, which starts in a thread; `wait` before it is used, `stop` whatever happened."""
+    """Ray, and the process that its workers are forked from, which begins at once. `start` Ray, in a thread; `wait` before
+    it is used; `stop` whatever happened.
+    """
 
-    def __init__(self, config: "SearchConfig", resources: "Resources", nursery: Nursery | None = None):
+    def __init__(self):
+        self._nursery = _start_nursery()
+        self._thread: threading.Thread | None = None
         self._error: RunError | None = None
-        set_environment()
-        self._nursery = nursery or start_nursery(config.address)
+        self._started, self._over = threading.Event(), threading.Event()
+
+    def start(self, config: "SearchConfig", resources: "Resources") -> None:
+        """Begins to start Ray, or to join a cluster. A second time does nothing."""
+        if self._thread:
+            return
+        for name, value in ENVIRONMENT.items():  # of all of Ray's processes; what the user has set stays
+            os.environ.setdefault(name, value)
         os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(resources.workers)
         options: dict[str, Any] = dict(address=config.address or "local", log_to_driver=False, configure_logging=False)
         if config.address is None:
+            use_own_token()
             os.environ["RAY_TMPDIR"] = str(ray_folder().parent)  # Ray takes TMPDIR as it is, empty or gone
             os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # read by Ray's other processes: see _listen_on_loopback
             options |= dict(
@@ -65,8 +76,10 @@ class Engine:
             os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(filter(None, path)))  # the same code in every process
             if shlex.quote(sys.executable) != sys.executable:  # Ray hands it to a shell as it is
                 options["runtime_env"] = {"py_executable": shlex.quote(sys.executable)}
-        self._started, self._over = threading.Event(), threading.Event()
-        threading.Thread(target=self._live, args=(options,), name="ray", daemon=True).start()
+        elif self._nursery:
+            self._nursery.close()  # workers are other machines'
+        self._thread = threading.Thread(target=self._live, args=(options,), name="ray", daemon=True)
+        self._thread.start()
 
     def _live(self, options: dict[str, Any]) -> None:
         """Starts Ray and stays: Linux ends its processes together with the thread that started them."""
@@ -86,12 +99,9 @@ class Engine:
         # Ray prints what its processes die of, pages for each, told to print nothing or not; the journal has the reason.
         ray._private.worker.print_to_stdstream = lambda *data, **how: None
         ray._private.utils.get_entrypoint_name = lambda: "tune/search.py"  # of words that are no UTF-8 Ray can't make one
-        local = options["address"] == "local"
-        if local:
-            use_own_token()
         rays = logging.getLogger("ray")
         with contextlib.ExitStack() as stack:
-            if local:
+            if options["address"] == "local":
                 _listen_on_loopback()
                 if self._nursery:
                     stack.enter_context(_forked_workers(self._nursery))
@@ -110,31 +120,24 @@ class Engine:
             raise self._error
 
     def stop(self) -> None:
-        """Ends Ray, also while it starts."""
-        import ray
+        """Ends both, also while they start. A second time does nothing."""
+        if self._thread:
+            import ray
 
-        self._started.wait()
-        ray.shutdown()
-        self._over.set()
+            self._started.wait()
+            ray.shutdown()
+            self._over.set()
         if self._nursery:
             self._nursery.close()
 
 
-def set_environment() -> None:
-    """What all of Ray's processes are to find in their environment; what the user has set stays."""
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-
-
-def start_nursery(address: str | None) -> Nursery | None:
-    """The process that workers are forked from, where Ray runs on this machine alone and processes can be forked.
+def _start_nursery() -> Nursery | None:
+    """The process that workers are forked from, where processes can be forked.
 
     Not where there are GPUs: a process that has as much as looked for them can't be forked into one that uses them.
     """
-    if address is not None or has_gpu_driver():
+    if has_gpu_driver():
         return None
-    set_environment()
-    use_own_token()  # read when Ray is imported
     try:
         return Nursery(ROOT)
     except OSError:  # a temporary folder whose name is too long for a socket, say

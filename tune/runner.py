@@ -102,8 +102,8 @@ class Housekeeping(tune.Callback):
 def run_search(run_dir: Path, search: Search, resources: Resources, engine: Engine | None = None) -> bool:
     """Runs, or goes on with, the search in `run_dir`; True where it ended by itself, False where it was interrupted.
 
-    `engine` is Ray where it is starting already; in the end it is stopped. Writes search.json first. Raises
-    InputError where another process is running it, and RunError where the disk is full.
+    `engine` is the command's; it is stopped in the end. Writes search.json first. Raises InputError where another process
+    is running it, and RunError where the disk is full.
     """
     session = Session(run_dir, search, resources.workers)
     with session.disk_errors():
@@ -117,7 +117,8 @@ def run_search(run_dir: Path, search: Search, resources: Resources, engine: Engi
                     session.tidy()
                     code = {name: value for name, value in origin(PACKAGES).items() if name in CODE}
                     session.coordinator.record("session", session=session.number, workers=resources.workers, **code)
-                engine = engine or Engine(search.config, resources)
+                engine = engine or Engine()
+                engine.start(search.config, resources)
                 with _ray_log(run_dir), _progress(session) as progress:
                     _run_trials(session, engine, resources, interrupts, progress)
         except KeyboardInterrupt:

@@ -14,13 +14,9 @@ import myllm.imports
 
 myllm.imports.check_imports()
 
-from tune.engine import start_nursery
+from tune.engine import Engine
 
-NOTHING_NEW = ("-h", "--help", "--list_spaces", "--dry_run", "--resume", "--address")
-"""flags of commands that don't start workers, not at once, or elsewhere"""
-NURSERY = None
-if __name__ == "__main__" and not {argument.split("=")[0] for argument in sys.argv} & set(NOTHING_NEW):
-    NURSERY = start_nursery(None)  # before all else: nothing of a search's start takes as long
+ENGINE = Engine() if __name__ == "__main__" else None  # before all else: nothing of a search's start takes as long
 
 import argparse
 import contextlib
@@ -42,7 +38,6 @@ from tune import ranges
 from tune.cluster import join_cluster
 from tune.commands import command, shown_path
 from tune.durations import duration, parse_duration
-from tune.engine import Engine
 from tune.options import AUTO, PICKED, SearchConfig
 from tune.places import check_places, runs_dir
 from tune.settings import RUNS_DIR, Search
@@ -228,19 +223,21 @@ def reports(run_dir: Path) -> int:
 
 
 def main() -> int:
+    engine = ENGINE or Engine()
     try:
-        return run(vars(parse_args()))
+        return run(vars(parse_args()), engine)
     finally:
-        if NURSERY:
-            NURSERY.close()
+        engine.stop()
 
 
-def run(given: dict[str, Any]) -> int:
+def run(given: dict[str, Any], engine: Engine) -> int:
     """Checks what was `given`, searches, and says what was found; returns the exit code."""
     if given.pop("list_spaces", False):
         print(list_spaces(given.get("preset", SearchConfig.preset)))
         return 0
     resumed, dry_run = "resume" in given, given.pop("dry_run", False)
+    if dry_run:
+        engine.stop()  # it is not needed, and steps are to be timed alone
     if not resumed and given.pop("trust", False):
         raise InputError("--trust belongs to --resume")
     run_dir, search = (resume if resumed else start)(given)
@@ -283,7 +280,8 @@ def run(given: dict[str, Any]) -> int:
         return 0
     before = reports(run_dir) if resumed else 0
     run_dir.mkdir(parents=True, exist_ok=resumed)
-    engine = None if resumed else Engine(config, resources, NURSERY)  # one that is resumed may have nothing left to do
+    if not resumed:  # one that is may have nothing left to do
+        engine.start(config, resources)
     from tune.runner import run_search
 
     try:
@@ -293,8 +291,7 @@ def run(given: dict[str, Any]) -> int:
 
             said = write_report(run_dir, whole=False)
     finally:
-        if engine:
-            engine.stop()
+        engine.stop()
     print(said, flush=True)
     if finished and resumed and config.time_budget and reports(run_dir) == before:
         print(f"\nnote: nothing was left to do in --time_budget {config.time_budget:g}; a longer one goes on")
