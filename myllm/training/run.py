@@ -144,8 +144,7 @@ class Run:
                 f"the checkpoint was trained with a tokenizer of other contents (sha256 {theirs[:8]}, not "
                 f"{self.tokenizer_sha256[:8]}): the same ids mean other text; name its own --tokenizer"
             )
-        different = difference(self.model_config, state["model_config"])
-        if different:
+        if different := difference(self.model_config, state["model_config"]):
             raise InputError(different)
         for field in ("batch_size", "max_len", "stride", "seed", "ema_ratio"):
             value = state["train_config"].get(field)
@@ -158,9 +157,8 @@ class Run:
         try:
             self.model.load_state_dict(state["model"])
         except RuntimeError as error:  # its own model's code is another
-            raise InputError(
-                f"the checkpoint's weights are not this model's: {' '.join(str(error).split())[:300]}"
-            ) from None
+            reason = " ".join(str(error).split())[:300]
+            raise InputError(f"the checkpoint's weights are not this model's: {reason}") from None
         self.optimizer.load_state_dict(state["optimizer"])
         for group in self.optimizer.param_groups:
             group["capturable"] = self.device.type == "cuda"  # the state may come from another device
@@ -192,10 +190,8 @@ class Run:
 
     def random_state(self) -> dict[str, torch.Tensor]:
         """The random generators that dropout draws from."""
-        state = {"cpu": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            state["cuda"] = torch.cuda.get_rng_state(self.device)
-        return state
+        cuda = {"cuda": torch.cuda.get_rng_state(self.device)} if self.device.type == "cuda" else {}
+        return {"cpu": torch.get_rng_state()} | cuda
 
     def set_random_state(self, state: dict[str, torch.Tensor]) -> None:
         """Puts `random_state()` back."""
@@ -230,13 +226,19 @@ class Run:
 
     def _settle(self, inputs: torch.Tensor, targets: torch.Tensor) -> None:
         """Decides by passes of one micro-batch whether they are compiled, and leaves the run's state as it was."""
-        self.settled = True
-        before, buffers = self.random_state(), [buffer.clone() for buffer in self.model.buffers()]
+        self.settled, before = True, []
+
+        def one_pass() -> None:
+            if not before:  # most runs try none
+                before[:] = self.random_state(), [buffer.clone() for buffer in self.model.buffers()]
+            self.backward(inputs, targets)
+
         passes = self.total_steps * math.ceil(self.config.batch_size / len(inputs))
-        self.compilation.settle(lambda: self.backward(inputs, targets), inputs.numel(), passes)
-        self.set_random_state(before)
-        for buffer, value in zip(self.model.buffers(), buffers, strict=True):
-            buffer.data.copy_(value)
+        self.compilation.settle(one_pass, inputs.numel(), passes)
+        if before:
+            self.set_random_state(before[0])
+            for buffer, value in zip(self.model.buffers(), before[1], strict=True):
+                buffer.data.copy_(value)
 
     def backward(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Sets the gradient of the batch's mean loss, micro-batch by micro-batch; returns that loss, nats per token.
