@@ -3,7 +3,9 @@
 import importlib.util
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from myllm.config import get_preset
 from myllm.errors import InputError
@@ -114,58 +116,51 @@ class SearchConfig:
     """show Ray's dashboard on this machine's port 8265; needs the package ray[default]"""
 
     def __post_init__(self):
-        def whole(field: str, least: int, most: int = 2**62, optional: bool = False) -> None:
+        def number(field: str, right: str, fits: Callable[[Any], bool]) -> None:
             value = getattr(self, field)
-            if (value is None and optional) or (value == AUTO and field in PICKED):
+            if (value is None and getattr(SearchConfig, field) is None) or (value == AUTO and field in PICKED):
                 return
-            if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-                right = f"{least} or more" if most == 2**62 else f"from {least} to {most}"
-                raise InputError(f"--{field} is {value!r}; it must be a whole number, {right}")
+            if not isinstance(value, (int, float)) or isinstance(value, bool) or not fits(value):
+                raise InputError(f"--{field} is {value!r}; it must be {right}")
+
+        def whole(field: str, least: int, most: int = 2**62) -> None:
+            right = f"{least} or more" if most == 2**62 else f"from {least} to {most}"
+            number(field, f"a whole number, {right}", lambda value: isinstance(value, int) and least <= value <= most)
 
         def one_of(field: str, *values: str) -> None:
             if getattr(self, field) not in values:
                 raise InputError(f"--{field} {getattr(self, field)!r} is unknown; known are {', '.join(values)}")
 
         whole("seed", 0, 2**31 - 1)
-        whole("max_failures", 0)
         for field in ("num_samples", "budget_tokens", "cpus_per_trial", "max_concurrent"):
-            whole(field, 1, optional=True)
-        whole("confirm", 0, optional=True)
-        whole("reduction_factor", 2, optional=True)
+            whole(field, 1)
+        for field in ("max_failures", "confirm"):
+            whole(field, 0)
+        whole("reduction_factor", 2)
         one_of("scheduler", *SCHEDULERS)
         one_of("rung_metric", "val_loss", "val_loss_ema")
         one_of("searcher", *SEARCHERS)
         one_of("keep_checkpoints", "best", "all")
-        grace = self.grace_period
-        if grace is not None and (not isinstance(grace, (int, float)) or not 0 < grace < 1):
-            raise InputError(f"--grace_period is {grace!r}; it must be a share between 0 and 1")
-        if self.rungs is not None and (grace is not None or self.reduction_factor is not None):
+        number("grace_period", "a share between 0 and 1", lambda share: 0 < share < 1)
+        number("audit", "a share of the trials left behind, above 0 and at most 1", lambda share: 0 < share <= 1)
+        for field in ("time_budget", "patience"):
+            number(field, "a positive number of seconds", lambda seconds: seconds > 0)
+        right = "a share below 1 or a whole number of GPUs"
+        number("gpus_per_trial", right, lambda gpus: 0 <= gpus < 1 or gpus == int(gpus) >= 1)
+        if self.rungs is not None and (self.grace_period, self.reduction_factor) != (None, None):
             raise InputError("--rungs says all; leave out --grace_period and --reduction_factor, the short way to rungs")
-        audit = self.audit
-        if audit is not None and (not isinstance(audit, (int, float)) or isinstance(audit, bool) or not 0 < audit <= 1):
-            raise InputError(f"--audit is {audit!r}; it must be a share of the trials left behind, above 0 and at most 1")
-        seconds = self.time_budget
-        if seconds is not None and (not isinstance(seconds, (int, float)) or isinstance(seconds, bool) or not seconds > 0):
-            raise InputError(f"--time_budget is {seconds!r}; it must be a positive number of seconds")
-        if not isinstance(self.patience, (int, float)) or isinstance(self.patience, bool) or not self.patience > 0:
-            raise InputError(f"--patience is {self.patience!r}; it must be a positive number of seconds")
         self.resolved_rungs  # noqa: B018 (raises for rungs that are none)
-        gpus = self.gpus_per_trial
-        if gpus not in (None, AUTO) and (
-            not isinstance(gpus, (int, float)) or not (0 <= gpus < 1 or gpus == int(gpus) >= 1)
-        ):
-            raise InputError(f"--gpus_per_trial is {gpus!r}; it must be a share below 1 or a whole number of GPUs")
         if self.token_dtype is not None:
             one_of("token_dtype", *DTYPES)
         if is_embedded(self.train_file) != is_embedded(self.val_file):
             raise InputError("--train_file and --val_file belong together: give both, or neither for the embedded corpus")
         if self.name is not None and not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}", self.name):
             raise InputError(f"--name {self.name!r} is no folder name; use letters, digits, dots, dashes, underscores")
-        for field, package in (("wandb", "wandb"), ("mlflow", "mlflow")):
+        for field in ("wandb", "mlflow"):
             if getattr(self, field) == "":
                 raise InputError(f"--{field} is empty; name where the trials are to be shown")
-            if getattr(self, field) and importlib.util.find_spec(package) is None:
-                raise InputError(f"--{field} needs the package {package}: pip install -e '.[{field}]'")
+            if getattr(self, field) and importlib.util.find_spec(field) is None:
+                raise InputError(f"--{field} needs the package {field}: pip install -e '.[{field}]'")
         if self.mlflow and is_mlflow_folder(self.mlflow):
             raise InputError(f"--mlflow {self.mlflow!r} is a folder: MLflow takes sqlite:///FILE or a server's http://...")
         if self.storage_path is not None:
