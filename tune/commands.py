@@ -5,7 +5,7 @@ import shlex
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from myllm.files import ROOT
 
 
 def command(script: str, *arguments: str | Path) -> str:

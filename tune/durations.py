@@ -4,7 +4,7 @@ import re
 
 from myllm.errors import InputError
 
-UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
+UNITS = {"d": 86400, "h": 3600, "min": 60, "s": 1}
 
 
 def parse_duration(text: str) -> float:
@@ -26,7 +26,7 @@ def duration(seconds: float) -> str:
     if whole >= 86400:
         whole = round(whole / 3600) * 3600
     found = []
-    for name, unit in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
+    for name, unit in UNITS.items():
         count, whole = divmod(whole, unit)
         if count:
             found.append(f"{count} {name}")

@@ -16,10 +16,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from myllm.errors import RunError
+from myllm.files import ROOT
 from myllm.machine import has_gpu_driver
 from tune import nursery
 from tune.cluster import use_own_token
-from tune.commands import ROOT
 from tune.nursery import Nursery
 from tune.watchdog import ray_folder, why_not_started
 

@@ -22,7 +22,7 @@ from myllm.own_model import ModelConfig, settings_of
 from tune.options import SearchConfig
 from tune.spaces import LINEAR, LOG, LOG_BELOW_ONE, OWN, Choice, Range, Ranges, Space, get_space
 
-FLAGS = {"range": "MIN:MAX", "choices": "VALUE,VALUE,...", "fix": "VALUE"}
+FLAGS = {"range": "MIN:MAX", "choices": "VALUE,VALUE", "fix": "VALUE"}
 V2_ONLY = ("warmup_ratio", "min_lr_ratio", "schedule", "cooldown_ratio", "clip_norm")
 TRAINED = ("learning_rate", "batch_size", *V2_ONLY, "weight_decay", "beta1", "beta2", "beta2_half_life")
 SHAPE = ("n_layer", "n_head", "n_embd", "dropout", "bias", "activation")
@@ -65,9 +65,7 @@ def _parse(texts: tuple[tuple[str, ...], ...], known: tuple[tuple[str, type], ..
             name, equals, value = text.partition("=")
             name, flag = name.strip(), f"--{kind} {text}"
             if not equals or not value.strip():
-                raise InputError(
-                    f"{flag}: write NAME={dict(zip(FLAGS, ('MIN:MAX', 'VALUE,VALUE', 'VALUE'), strict=True))[kind]}"
-                )
+                raise InputError(f"{flag}: write NAME={FLAGS[kind]}")
             if name not in types:
                 initials = [known for known in types if "".join(word[:1] for word in known.split("_")) == name]  # lr, wd
                 near = initials or difflib.get_close_matches(name, types, 3, 0.5)

@@ -13,7 +13,7 @@ from rich.text import Text
 from tune.durations import duration
 from tune.forecast import Outlook
 from tune.results import seed_noise
-from tune.spaces import worded
+from tune.spaces import settings
 from tune.trials import (
     AUDIT,
     COMPLETED,
@@ -59,12 +59,6 @@ def amount(tokens: float) -> str:
     if tokens < 1e5:
         return f"{tokens / 1e3:.0f}k"
     return f"{tokens / 1e9:,.1f}B" if tokens >= 1e9 else f"{tokens / 1e6:,.1f}M"
-
-
-def settings(trial: Trial) -> str:
-    """The hyper-parameters in one line."""
-    shown = (f"{name} {worded(value)}" for name, value in trial.config.items())
-    return "  ".join(text for text in shown if not text.startswith("seed "))
 
 
 def loss_text(trials: Trials, trial: Trial, tokens: int) -> str:
@@ -170,7 +164,7 @@ def _standings(trials: Trials) -> list[tuple[str, Text]]:
             rows.append((label, Text(f"has not come to {where} yet", WEAK)))
             continue
         text = Text(f"{trial.trial_id}  val_loss {loss_text(trials, trial, reached)}{at}", GOOD if label == "best" else "")
-        text.append(f"\n{settings(trial)}", WEAK if label == "default" else "default")
+        text.append(f"\n{settings(trial.config)}", WEAK if label == "default" else "default")
         rows.append((label, text))
     return rows
 
@@ -218,7 +212,7 @@ def _slots(view: View, most: int, width: int) -> RenderableType:
         text = f"to {share_text(trial.until, budget)}" + (f", {loss:.4f}" if math.isfinite(loss) else "")
         name = f"{trial.of}+{trial.trial_id.split('-seed')[-1] or 1}" if trial.kind == REPEAT else trial.trial_id
         name = f"{trial.of}*" if trial.kind == AUDIT else name
-        grid.add_row(*[name, bar, text, settings(trial)][: 4 if wide else 3])
+        grid.add_row(*[name, bar, text, settings(trial.config)][: 4 if wide else 3])
     if len(shown) < len(view.slots):
         grid.add_row(Text(f"+{len(view.slots) - len(shown)}", WEAK))
     return grid

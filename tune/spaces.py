@@ -26,8 +26,6 @@ class Range:
     high: float
     scale: str = LOG
     whole: bool = False
-    ordered = False
-    """whether these are numbers to choose from"""
 
     @property
     def _ends(self) -> tuple[float, float]:
@@ -119,6 +117,11 @@ Ranges = dict[str, Range | Choice]
 def worded(value: Any) -> str:
     """A hyper-parameter's value as people read it."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def settings(config: dict[str, Any]) -> str:
+    """A configuration on one line, without a repeat's seed."""
+    return "  ".join(f"{name} {worded(value)}" for name, value in config.items() if name != "seed")
 
 
 def preset_values(preset: Preset) -> dict[str, Any]:

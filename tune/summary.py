@@ -16,7 +16,7 @@ from tune.ranges import FLAGS, merge
 from tune.results import believed, leaders, search_seconds
 from tune.screen import amount
 from tune.settings import Search
-from tune.spaces import worded
+from tune.spaces import settings
 from tune.trials import COMPILING, DEFAULT_TRIAL, FAILED, RUNNING, UNLIMITED_TRIALS, Trials
 
 FORMAT = 1
@@ -186,11 +186,6 @@ def commands(run_dir: Path, search: Search, trials: Trials, found: dict[str, Any
         known.append(("look beyond", command("tune/search.py", *flags, "--warm_start", run_dir)))
     train = command("myllm/training/trainer.py", "--config", run_dir / "best_config.json", "--save_model", "final.pth")
     return [*known, ("train the best", train), *always]
-
-
-def settings(config: dict[str, Any]) -> str:
-    """A configuration on one line."""
-    return "  ".join(f"{name} {worded(value)}" for name, value in config.items())
 
 
 def _losses(standing: dict[str, Any]) -> str:

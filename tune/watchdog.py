@@ -1,12 +1,13 @@
 """No silent wait: a search in which nothing starts or reports ends, and says why by what Ray has written into its logs."""
 
+import contextlib
 import os
 import re
 import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -82,16 +83,12 @@ def why_not_started(error: Exception, since: float) -> str:
 
 def working_seconds() -> float:
     """CPU seconds that the processes which train on this machine have used by now."""
-    return sum(sum(process.cpu_times()[:2]) for process in _training_processes())
-
-
-def _training_processes() -> Iterator[psutil.Process]:
+    total = 0.0
     for process in psutil.Process().children(recursive=True):
-        try:
-            if process.cmdline()[:1] and process.cmdline()[0].startswith("ray::"):
-                yield process
-        except psutil.Error:
-            continue
+        with contextlib.suppress(psutil.Error):  # it has ended meanwhile
+            if "".join(process.cmdline()[:1]).startswith("ray::"):
+                total += sum(process.cpu_times()[:2])
+    return total
 
 
 class Watchdog:
