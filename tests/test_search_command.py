@@ -16,9 +16,10 @@ from myllm.config import PRESETS
 from myllm.errors import InputError
 from tune.options import SearchConfig
 from tune.prepare import Resources, prepare_search
+from tune.ranges import list_spaces
 from tune.report import summary
 from tune.runner import run_search
-from tune.search import list_spaces, read_experiment, resume
+from tune.search import read_experiment, resume
 from tune.spaces import SPACES
 
 RUNS = ROOT / "experiments" / "runs"

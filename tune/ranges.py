@@ -16,11 +16,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from myllm.config import GPTConfig, Preset, TrainConfig, parse_value, value_type
+from myllm.config import GPTConfig, Preset, TrainConfig, get_preset, parse_value, value_type
 from myllm.errors import InputError
 from myllm.own_model import ModelConfig, settings_of
 from tune.options import SearchConfig
-from tune.spaces import LINEAR, LOG, LOG_BELOW_ONE, OWN, Choice, Range, Ranges, Space, get_space
+from tune.spaces import LINEAR, LOG, LOG_BELOW_ONE, OWN, SPACES, Choice, Range, Ranges, Space, get_space, worded
 
 FLAGS = {"range": "MIN:MAX", "choices": "VALUE,VALUE", "fix": "VALUE"}
 V2_ONLY = ("warmup_ratio", "min_lr_ratio", "schedule", "cooldown_ratio", "clip_norm")
@@ -196,6 +196,19 @@ def _ends(name: str, values: Range | Choice) -> tuple:
     if isinstance(values, Choice):
         return values.values
     return tuple(range(values.low, values.high + 1)) if name in ("n_embd", "n_head") else (values.low, values.high)
+
+
+def list_spaces(preset_name: str) -> str:
+    """What each space searches, with its ranges for a preset, and what else may be searched."""
+    lines = [f"for preset {preset_name}; the reference is trial 0"]
+    preset = get_preset(preset_name)
+    for name, space in SPACES.items():
+        reference = space.values(preset)
+        lines.append(f"{name}: training loop {space.version}")
+        for parameter, values in space.ranges(preset).items():
+            lines.append(f"  {parameter:16} {values}; reference {worded(reference[parameter])}")
+    lines.append(f"yours, over any of these or --space {OWN}: --range, --choices and --fix of")
+    return "\n".join([*lines, f"  {', '.join(kinds(preset.model(1)))}"])
 
 
 # The same in a file

@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from myllm.config import field_help, get_preset, value_type
+from myllm.config import field_help, value_type
 from myllm.errors import InputError, Parser, RunError, run_command
 from myllm.files import cache_dir
 from myllm.machine import available_cpus, gpu_names
@@ -41,7 +41,6 @@ from tune.durations import duration, parse_duration
 from tune.options import AUTO, PICKED, SearchConfig
 from tune.places import check_places, runs_dir
 from tune.settings import RUNS_DIR, Search
-from tune.spaces import OWN, SPACES, sample, worded
 from tune.trials import UNLIMITED_TRIALS
 from tune.watchdog import check_address_space
 
@@ -191,21 +190,6 @@ def resume(given: dict[str, Any]) -> tuple[Path, Search]:
     return run_dir, check_comparable(dataclasses.replace(search, config=config), cache_dir())
 
 
-def list_spaces(preset_name: str) -> str:
-    """What each space searches, with its ranges for a preset."""
-    lines = [f"for preset {preset_name}; the reference is trial 0"]
-    preset = get_preset(preset_name)
-    for name, space in SPACES.items():
-        reference = sample(space, preset, 0, 0)
-        lines.append(f"{name}: training loop {space.version}")
-        for parameter, values in space.ranges(preset).items():
-            value = reference[parameter]
-            lines.append(f"  {parameter:16} {values}; reference {worded(value)}")
-    lines.append(f"yours, over any of these or --space {OWN}: --range, --choices and --fix of")
-    lines.append(f"  {', '.join(ranges.kinds(preset.model(1)))}")
-    return "\n".join(lines)
-
-
 @contextlib.contextmanager
 def nothing_lost(again: str) -> Iterator[None]:
     """Within it, what a disk or its owner refuses is told with the command that goes on."""
@@ -233,7 +217,7 @@ def main() -> int:
 def run(given: dict[str, Any], engine: Engine) -> int:
     """Checks what was `given`, searches, and says what was found; returns the exit code."""
     if given.pop("list_spaces", False):
-        print(list_spaces(given.get("preset", SearchConfig.preset)))
+        print(ranges.list_spaces(given.get("preset", SearchConfig.preset)))
         return 0
     resumed, dry_run = "resume" in given, given.pop("dry_run", False)
     if dry_run:

@@ -223,16 +223,11 @@ def _read_run(folder: Path, search: Search) -> tuple[list[dict], list[dict]]:
         )
     trials = Trials(earlier.budget_tokens, earlier.config.trials, events=read_journal(folder))
     milestones = (*earlier.scheduler().milestones, earlier.budget_tokens)
-    told = {trial.trial_id: (trial.config, _standing(trial, milestones)) for trial in trials.drawn}
-    rows = {
-        trial_id: _carried(config, earlier, search, ranges)
-        | {
-            "status": status,
-            "tokens_seen": tokens,
-            "val_loss": None if math.isnan(loss) else loss,
-        }
-        for trial_id, (config, (status, tokens, loss)) in told.items()
-    }
+    rows = {}
+    for trial in trials.drawn:
+        status, tokens, loss = _standing(trial, milestones)
+        known = {"status": status, "tokens_seen": tokens, "val_loss": None if math.isnan(loss) else loss}
+        rows[trial.trial_id] = _carried(trial.config, earlier, search, ranges) | known
     completed = [trial_id for trial_id in leaders(trials).index if rows[trial_id]["status"] == COMPLETED]
     if not completed:
         raise InputError(f"--warm_start {folder}: no trial of it has completed; let one end first, or leave that run out")
