@@ -123,32 +123,22 @@ def _suggest(ranges: Ranges, seed: int, index: int, known: list[tuple[Config, St
             RUNNING: ("RUNNING", {}),
         }[status]
         result |= {"state": optuna.trial.TrialState[state], "distributions": distributions}
-        params = {name: _to_optuna(values, config[name]) for name, values in ranges.items()}
+        params = {}
+        for name, r in ranges.items():  # a place is within the range: preset micro's half-life of beta2 lies below v3's
+            params[name] = r.place(config[name]) if isinstance(r, Range) else r.index(config[name])
         study.add_trial(optuna.trial.create_trial(params=params, **result))
     drawn = study.ask(distributions).params
-    return {name: _from_optuna(values, drawn[name]) for name, values in ranges.items()}
+    return {name: r.at(drawn[name]) if isinstance(r, Range) else r.values[drawn[name]] for name, r in ranges.items()}
 
 
 def _distribution(values: Range | Choice) -> Any:
+    """Of places in a range, of indices in a list, where neighbours among numbers share what was learnt."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     if isinstance(values, Range):
-        return FloatDistribution(0, 1)  # by places, whatever the scale
-    # numbers by their places in order: neighbours share what was learnt, categories are strangers to each other
-    return IntDistribution(0, len(values.values) - 1) if values.ordered else CategoricalDistribution(values.values)
-
-
-def _to_optuna(values: Range | Choice, value: Any) -> Any:
-    """Into the range, as optuna refuses others: preset micro's reference half-life of beta2 lies below v3's."""
-    if isinstance(values, Range):
-        return values.place(value)
-    return values.index(value) if values.ordered else value
-
-
-def _from_optuna(values: Range | Choice, drawn: Any) -> Any:
-    if isinstance(values, Range):
-        return values.at(drawn)
-    return values.values[drawn] if values.ordered else drawn
+        return FloatDistribution(0, 1)
+    indices = range(len(values.values))
+    return IntDistribution(0, indices[-1]) if values.ordered else CategoricalDistribution(indices)
 
 
 def _known(trials: Trials, warm: Sequence[dict[str, Any]], milestones: Sequence[int]) -> list[tuple[Config, Standing]]:
