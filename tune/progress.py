@@ -8,9 +8,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, ConsoleDimensions, RenderableType
 from rich.live import Live
@@ -18,8 +16,10 @@ from rich.live import Live
 from tune.forecast import Outlook, measured_pace, play_on
 from tune.journal import read_journal
 from tune.screen import View, line, render
-from tune.settings import Search
-from tune.trials import Trial, Trials
+from tune.trials import Trial
+
+if TYPE_CHECKING:
+    from tune.session import Session
 
 SCREEN_SECONDS, LOG_SECONDS = 0.5, 60.0  # between two looks, on a terminal and in a log
 FORECAST_SECONDS, FORECAST_SHARE = 5.0, 0.03  # between two forecasts at least, and of the time that they may take
@@ -44,21 +44,13 @@ class Terminal(Console):
 
 
 class Progress:
-    """Within it, `show()` shows how `trials` stand, where that is due; `active()` are those that a worker trains."""
+    """Within it, `show()` shows how the trials of a session stand, where that is due."""
 
-    def __init__(
-        self,
-        run_dir: Path,
-        search: Search,
-        trials: Trials,
-        workers: int,
-        active: Callable[[], Iterable[Trial]],
-        seconds_before: float = 0.0,
-    ):
-        self.run_dir, self.search, self.trials, self.active = run_dir, search, trials, active
-        self.slots: list[Trial | None] = [None] * workers
-        self.milestones = search.scheduler().milestones
-        self.seconds_before, self.began = seconds_before, time.monotonic()
+    def __init__(self, session: "Session"):
+        self.session, self.search, self.trials = session, session.search, session.trials
+        self.slots: list[Trial | None] = [None] * session.workers
+        self.milestones = session.search.scheduler().milestones
+        self.began = time.monotonic()
         self.trained_before, self.segments = self._trained(), 0
         self.first_segment: float | None = None
         self.first_report: tuple[float, float, int] | None = None
@@ -121,14 +113,14 @@ class Progress:
     @property
     def seconds(self) -> float:
         """Of the search so far, all sessions together."""
-        return self.seconds_before + time.monotonic() - self.began
+        return self.session.seconds_before + time.monotonic() - self.began
 
     def _screen(self) -> RenderableType:
         return render(self.view(), *self.console.size) if self.live else ""  # nothing is left behind
 
     def _assign_slots(self, now: float) -> None:
         """Each trial keeps the slot that it took; a new one takes the first that is free."""
-        active = {id(trial): trial for trial in self.active()}
+        active = {id(trial): trial for trial in self.session.active()}
         self.slots = [trial if id(trial) in active else None for trial in self.slots]
         held = {id(trial) for trial in self.slots if trial}
         for key, trial in active.items():
@@ -160,7 +152,7 @@ class Progress:
             return
         began, trained, segments = self.first_report  # what came before was slowed down by Ray's start
         idle = len(self.slots) * (time.monotonic() - began) - (self._trained() - trained)
-        events = read_journal(self.run_dir)
+        events = read_journal(self.session.run_dir)
         pace = measured_pace(events, per_segment=max(0.0, idle) / max(1, self.segments - segments))
         if pace:
             outlook = play_on(self.search, events, pace, len(self.slots), self.seconds)

@@ -72,14 +72,12 @@ class Housekeeping(tune.Callback):
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Segment, **info: Any) -> None:
         self.watchdog.started(trial.trial_id)
 
-    def on_trial_result(self, iteration: int, trials: list[Trial], trial: Segment, result: dict, **info: Any) -> None:
-        self.watchdog.started(trial.trial_id)
+    on_trial_result = on_trial_start
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Segment, **info: Any) -> None:
         self.watchdog.ended(trial.trial_id)
 
-    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Segment, **info: Any) -> None:
-        self.watchdog.ended(trial.trial_id)
+    on_trial_error = on_trial_complete
 
     def on_checkpoint(self, iteration: int, trials: list[Trial], trial: Segment, checkpoint: Any, **info: Any) -> None:
         self.session.on_checkpoint(trial, trial.last_result["tokens_seen"], checkpoint.path)
@@ -119,7 +117,7 @@ def run_search(run_dir: Path, search: Search, resources: Resources, engine: Engi
                     session.coordinator.record("session", session=session.number, workers=resources.workers, **code)
                 engine = engine or Engine()
                 engine.start(search.config, resources)
-                with _ray_log(run_dir), _progress(session) as progress:
+                with _ray_log(run_dir), Progress(session) as progress:
                     _run_trials(session, engine, resources, interrupts, progress)
         except KeyboardInterrupt:
             pass  # before Ray's loop began
@@ -141,15 +139,6 @@ def run_search(run_dir: Path, search: Search, resources: Resources, engine: Engi
             session.tidy()
             write_results(run_dir, session.trials, search)
     return session.is_over
-
-
-def _progress(session: Session) -> Progress:
-    """What shows this session."""
-
-    def active() -> list[Any]:
-        return [segment.ours for segment in session.segments.values()]
-
-    return Progress(session.run_dir, session.search, session.trials, session.workers, active, session.seconds_before)
 
 
 @contextlib.contextmanager

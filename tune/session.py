@@ -176,6 +176,10 @@ class Session(SearchAlgorithm):
             trial = self.coordinator.next_trial(self.clock)
         return self.segment(trial) if trial else None
 
+    def active(self) -> list[Trial]:
+        """Those that a worker trains."""
+        return [segment.ours for segment in self.segments.values()]
+
     def _take_back_lost(self) -> None:
         """Takes note of segments that Ray gave up without a word: it tells nobody where a process can't be reused."""
         for segment in list(self.segments.values()):
