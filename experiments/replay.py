@@ -30,7 +30,7 @@ from curves import Curves, read_curves
 from myllm.errors import InputError, Parser, run_command
 from tune.coordinator import Coordinator
 from tune.options import SearchConfig
-from tune.schedulers import SCHEDULERS, format_rungs
+from tune.schedulers import SCHEDULERS
 from tune.schedulers.reference import WithReference
 from tune.simulate import Watch, play
 from tune.surrogate import most_promising, projected, unjudged
@@ -225,8 +225,9 @@ def main() -> None:
             "warning: one seed a configuration: the regret is flattered, the pick is judged by what picked it",
             file=sys.stderr,
         )
+    shown = ",".join(f"{share:g}:{factor}" for share, factor in config.resolved_rungs)
     print(
-        f"{n} configurations, {config.scheduler}, rungs {format_rungs(config.resolved_rungs) or 'none'}, "
+        f"{n} configurations, {config.scheduler}, rungs {shown or 'none'}, "
         f"{config.rung_metric}, {args.slots} slots, {args.orders} orders"
     )
     print("trainings a slot   " + "".join(f"{t:>8}" for t in found["regret"]))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from myllm.errors import InputError
 from tune.orders import Order
-from tune.schedulers import SCHEDULERS, format_rungs, geometric_rungs, parse_rungs
+from tune.schedulers import SCHEDULERS, geometric_rungs, parse_rungs
 from tune.schedulers.asha import Asha
 from tune.schedulers.base import Clock, Repeat, Resume, Start
 from tune.simulate import play
@@ -37,9 +37,8 @@ def test_rungs_lie_on_marks():
     assert Asha(((0.01, 2), (0.02, 3)), BUDGET, MARK).factors == {100: 3}  # two at one mark: the harsher
 
 
-def test_rungs_are_read_and_written():
-    rungs = parse_rungs("0.03125:2,0.125:8")
-    assert rungs == ((1 / 32, 2), (1 / 8, 8)) and parse_rungs(format_rungs(rungs)) == rungs
+def test_rungs_are_read():
+    assert parse_rungs("0.03125:2,0.125:8") == ((1 / 32, 2), (1 / 8, 8))
     assert geometric_rungs(1 / 16, 4) == ((1 / 16, 4), (1 / 4, 4))
     for bad in ("", "0.5", "0.5:1", "0:2", "1:2", "0.5:2,0.25:2", "0.5:2,0.5:3", "a:2", "0.5:2.5", "nan:2"):
         with pytest.raises(InputError, match="--rungs"):

@@ -65,7 +65,7 @@ class Engine:
         if config.address is None:
             use_own_token()
             os.environ["RAY_TMPDIR"] = str(ray_folder().parent)  # Ray takes TMPDIR as it is, empty or gone
-            os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # read by Ray's other processes: see _listen_on_loopback
+            os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # read by Ray's other processes; for this one: _start
             options |= dict(
                 num_cpus=resources.workers * resources.cpus_per_trial,
                 num_gpus=math.ceil(resources.workers * resources.gpus_per_trial),
@@ -102,7 +102,9 @@ class Engine:
         rays = logging.getLogger("ray")
         with contextlib.ExitStack() as stack:
             if options["address"] == "local":
-                _listen_on_loopback()
+                # Ray listens on every network, also where it is given 127.0.0.1, unless it is told that clusters are not
+                # wanted; this process has read the variable already.
+                ray._private.ray_constants.ENABLE_RAY_CLUSTER = False
                 if self._nursery:
                     stack.enter_context(_forked_workers(self._nursery))
                 if not options["include_dashboard"]:
@@ -162,13 +164,6 @@ def _forked_workers(where: Nursery) -> Iterator[None]:
         yield
     finally:
         Node.start_raylet = start
-
-
-def _listen_on_loopback() -> None:
-    """Ray listens on every network, also where it is given 127.0.0.1, unless it is told that clusters are not wanted."""
-    from ray._private import ray_constants
-
-    ray_constants.ENABLE_RAY_CLUSTER = False  # this process has read the variable already
 
 
 @contextlib.contextmanager

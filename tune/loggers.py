@@ -16,18 +16,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tune.options import SearchConfig
-from tune.trials import CONTINUE, PAUSE, Event, Trial, Trials
+from tune.trials import CONTINUE, PAUSE, REPORTED, Event, Trial, Trials
 
-METRICS = (
-    "val_loss",
-    "val_loss_ema",
-    "val_bpb",
-    "train_loss",
-    "learning_rate",
-    "grad_norm",
-    "tok_per_sec",
-    "train_seconds",
-)
+METRICS = tuple(name for name in REPORTED if name not in ("step", "tokens_seen", "diverged"))
 CLOSE_SECONDS = 60.0  # that a slow server has to take the rest in
 
 

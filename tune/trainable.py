@@ -7,23 +7,15 @@ import tempfile
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ray import tune
 
 from tune.settings import Search
 from tune.storage import STATE_FILE
 
-if TYPE_CHECKING:
-    from myllm.training.train import Report
-
 CHECKPOINT_SHARE = 0.05  # of the time that checkpoints may take, rungs and the last one apart
 CHECKPOINT_MIN_SECONDS = 2.0
-
-
-def metrics_of(report: "Report", bytes_per_token: float) -> dict[str, Any]:
-    """A report as the flat dict that Ray, the journal and history.csv carry."""
-    return asdict(report) | {"val_bpb": report.val_loss / math.log(2) / bytes_per_token}
 
 
 @functools.cache
@@ -59,7 +51,7 @@ def run_trial(config: dict[str, Any], search: Search, milestones: tuple[int, ...
     try:
         last_saved, cost = time.monotonic(), 0.0
         for report in train(run):
-            metrics = metrics_of(report, search.data.bytes_per_token)
+            metrics = asdict(report) | {"val_bpb": report.val_loss / math.log(2) / search.data.bytes_per_token}
             if compiled := run.compilation.news():
                 metrics |= asdict(compiled)
             since = time.monotonic() - last_saved

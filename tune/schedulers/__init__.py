@@ -35,8 +35,3 @@ def geometric_rungs(grace_period: float, reduction_factor: int) -> Rungs:
     """Rungs at grace_period * reduction_factor**k shares of the budget, at each one in reduction_factor goes on."""
     shares = (grace_period * reduction_factor**k for k in range(64))
     return tuple((share, reduction_factor) for share in shares if share < 1)
-
-
-def format_rungs(rungs: Rungs) -> str:
-    """The text that parse_rungs reads."""
-    return ",".join(f"{share:g}:{factor}" for share, factor in rungs)
