@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from scipy.linalg import solve_triangular
 
-from myllm.config import get_preset
 from tune.belief import LEVEL, interval
 from tune.ranges import SCALES
 from tune.settings import Search
@@ -71,7 +70,7 @@ class Axis:
 
 def axes_of(search: Search) -> list[Axis]:
     """The axes along which a search looked."""
-    return [Axis(name, values) for name, values in search.space.ranges(get_preset(search.config.preset)).items()]
+    return [Axis(name, values) for name, values in search.drawn_from.items()]
 
 
 @dataclass(frozen=True)

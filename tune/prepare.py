@@ -212,15 +212,13 @@ def check_comparable(search: Search, cache_dir: Path) -> Search:
     Raises InputError that names what has changed: the preset's shape, the space's ranges, or the data.
     """
     config, data = search.config, search.data
-    preset, encoding = get_preset(config.preset), get_tokenizer(data.tokenizer)
-    model = search.model
+    encoding, model = get_tokenizer(data.tokenizer), search.model
     if not config.model:  # presets of before had the other activation
-        shape = dataclasses.replace(preset.model(encoding.n_vocab), activation=model.activation)
+        shape = dataclasses.replace(get_preset(config.preset).model(encoding.n_vocab), activation=model.activation)
         model = fix_model(config, shape)
-    ranges = search.space.ranges(preset)
     now = {
         f"the shape of preset {config.preset}": (model, search.model),
-        f"space {config.space}": ({name: str(values) for name, values in ranges.items()}, search.ranges),
+        f"space {config.space}": ({name: str(values) for name, values in search.drawn_from.items()}, search.ranges),
         f"tokenizer {data.tokenizer}": (identity(encoding), data.tokenizer_sha256),
     }
     how = {"token_dtype": data.token_dtype, "text_column": data.text_column}

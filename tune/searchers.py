@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from myllm.config import get_preset
 from myllm.errors import InputError
 from myllm.own_model import OwnModelConfig, settings_of
 from tune.coordinator import Configure
@@ -43,7 +42,7 @@ def searcher(search: Search) -> Configure:
     Raises InputError where the searcher's package is missing.
     """
     config, warm = search.config, search.warm_start
-    ranges, seed = search.space.ranges(get_preset(config.preset)), config.seed
+    ranges, seed = search.drawn_from, config.seed
     milestones = (*search.scheduler().milestones, search.budget_tokens)
     proposals = Proposals(ranges, seed, milestones[:-1])
     tries = [trial["config"] for trial in warm if trial["tried"]]
@@ -206,7 +205,7 @@ def _read_run(folder: Path, search: Search) -> tuple[list[dict], list[dict]]:
         if theirs != ours:
             how = f"is {theirs}, not {ours} as in" if what in ("preset", "model") else "is not that of"
             raise InputError(f"--warm_start {folder}: its {what} {how} this search; choose the same, or leave that run out")
-    ranges = search.space.ranges(get_preset(search.config.preset))
+    ranges = search.drawn_from
     if not ranges.keys() & earlier.ranges.keys():
         raise InputError(
             f"--warm_start {folder}: it searched {', '.join(earlier.ranges)}, and this search none of these; leave it out"

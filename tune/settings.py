@@ -18,7 +18,7 @@ from tune.schedulers import SCHEDULERS
 from tune.schedulers.audit import Audited
 from tune.schedulers.base import Scheduler
 from tune.schedulers.reference import WithReference
-from tune.spaces import Space, sample
+from tune.spaces import Ranges, Space, sample
 
 RUNS_DIR = ROOT / "experiments" / "runs"
 FILE_NAME = "search.json"
@@ -80,6 +80,11 @@ class Search:
         """What is searched: the space that the user named, with the user's own ranges."""
         return own_space(self.config, self.model)
 
+    @property
+    def drawn_from(self) -> Ranges:
+        """What each hyper-parameter is drawn from, by name."""
+        return self.space.ranges(get_preset(self.config.preset))
+
     def sample(self, index: int) -> dict[str, Any]:
         """The hyper-parameters of an even draw; of index 0 the reference."""
         return sample(self.space, get_preset(self.config.preset), self.config.seed, index)
@@ -87,7 +92,7 @@ class Search:
     @property
     def batch_sizes(self) -> tuple[int, ...]:
         """Those that trials may have, in windows."""
-        batch_size = self.space.ranges(get_preset(self.config.preset)).get("batch_size")
+        batch_size = self.drawn_from.get("batch_size")
         return batch_size.values if batch_size else (self.training.batch_size,)
 
     def model_config(self, hyper_parameters: dict[str, Any]) -> ModelConfig:
