@@ -13,12 +13,11 @@ from tune.results import Spent
 from tune.settings import Search
 from tune.simulate import Loss, play
 from tune.storage import worth_keeping
-from tune.trials import AUDIT, Event, Trial, Trials
+from tune.trials import AUDIT, REPEAT, Event, Trial, Trials
 
 WORLDS = 5  # that a forecast plays; the middle one is told
-MOST_TRIALS = (
-    300  # that are played: a longer search is played as a shorter one and multiplied, as a rule's work grows faster
-)
+MOST_TRIALS = 300
+"""that are played: a longer search is played as a shorter one and multiplied, as a rule's work grows faster"""
 RECENT_REPORTS = 256  # by which a running search's speed is judged
 EXPECTED = 0.2, 0.06, 0.045, 0.01, 0.05
 """what shapes the log of a loss in a played world: a decade of the learning rate from the reference, squared; a doubling of
@@ -142,19 +141,16 @@ def play_on(search: Search, events: Iterable[Event], pace: Pace, workers: int, u
     stops = (*scheduler.milestones, search.budget_tokens)
     for trial in trials.by_id.values():
         trial.checkpoints = {tokens: "" for tokens in stops if tokens in trial.losses and tokens > trial.begun_at}
-    everyone = trials.by_id.values()
-    came = {tokens: trials.count_at(tokens) for tokens in scheduler.milestones}
-    came[search.budget_tokens] = sum(search.budget_tokens in trial.losses for trial in everyone if trial.kind != AUDIT)
+    came = {tokens: trials.count_at(tokens) for tokens in stops}
+    came[search.budget_tokens] += trials.reached[search.budget_tokens, REPEAT]
+    kept = (worth_keeping(trials, trial, scheduler.may_audit(trials, trial)) for trial in trials.by_id.values())
     return Outlook(
         seconds=seconds * times,
         tokens=round(times * trials.tokens),
         trials=round(times * len(trials.drawn)),
         repeats=round(times * trials.repeats),
         came={tokens: round(times * count) for tokens, count in came.items()},
-        checkpoints=round(
-            times * sum(len(worth_keeping(trials, trial, scheduler.may_audit(trials, trial))) for trial in everyone)
-        )
-        + 2 * workers,
+        checkpoints=round(times * sum(map(len, kept))) + 2 * workers,
         audits=round(times * len(trials.audits)),
         audit_seconds=times * (seconds - before - min(begins)) if begins else 0.0,
     )

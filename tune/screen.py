@@ -178,8 +178,7 @@ def _rungs(view: View, width: int) -> RenderableType:
         on = sum(t.tokens > tokens or (t.status == RUNNING and t.until > tokens) for t in trials.at(tokens))
         expected = max(came, view.outlook.came.get(tokens, 0) if view.outlook else 0)
         at_end = tokens == trials.budget_tokens
-        if at_end:
-            came = sum(tokens in trial.losses for trial in trials.by_id.values() if trial.kind != AUDIT)
+        came += trials.reached[tokens, REPEAT] if at_end else 0
         text = f"{came} of ~{expected}" if expected > came else f"{came}"
         text += "" if at_end else f", {on} on"
         bar = ProgressBar(
