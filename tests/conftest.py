@@ -117,6 +117,14 @@ def run_command_line(*arguments: str | Path, timeout: float = 300, **kwargs) -> 
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout, **kwargs)
 
 
+def summary(run_dir: Path) -> str:
+    """What is said of a search."""
+    from tune.results import load
+    from tune.summary import facts, text
+
+    return text(facts(run_dir, *load(run_dir)), run_dir)
+
+
 # Searches without Ray: 32 reports of 100 tokens a training
 
 BUDGET, MARK = 3200, 100

@@ -9,7 +9,7 @@ import shutil
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT, run_command_line
+from conftest import ROOT, run_command_line, summary
 
 from myllm.config import PRESETS, TrainConfig
 from myllm.data import TokenFile, Windows
@@ -19,7 +19,6 @@ from myllm.own_model import OwnModelConfig, builder, difference, fix_settings, i
 from myllm.training.train import Run, train
 from tune.options import SearchConfig
 from tune.prepare import CODE, prepare_search
-from tune.report import summary
 from tune.settings import Search
 
 EXAMPLE = ROOT / "experiments" / "own_model"

@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from conftest import summary
 from test_searchers import BUDGET, draws_of, search_of, searched, write_run
 
 from myllm.config import PRESETS, GPTConfig, TrainConfig
@@ -13,7 +14,6 @@ from tune.journal import FILE_NAME
 from tune.options import SearchConfig
 from tune.prepare import prepare_search, settle_marks
 from tune.ranges import asked, from_table, kinds, merge
-from tune.report import summary
 from tune.results import write_results
 from tune.search import read_experiment
 from tune.searchers import warm_start_trials

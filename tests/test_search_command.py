@@ -10,14 +10,13 @@ import time
 
 import pandas as pd
 import pytest
-from conftest import ROOT, run_command_line
+from conftest import ROOT, run_command_line, summary
 
 from myllm.config import PRESETS
 from myllm.errors import InputError
 from tune.options import SearchConfig
 from tune.prepare import Resources, prepare_search
 from tune.ranges import list_spaces
-from tune.report import summary
 from tune.runner import run_search
 from tune.search import read_experiment, resume
 from tune.spaces import SPACES

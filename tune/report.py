@@ -16,7 +16,6 @@ import myllm.imports
 myllm.imports.check_imports()
 
 
-import contextlib
 import json
 import subprocess
 import webbrowser
@@ -38,11 +37,6 @@ LOG = "report.log"
 """file of the run that says why its report could not be written after the search; otherwise it is gone again"""
 
 
-def summary(run_dir: Path) -> str:
-    """The summary that is printed."""
-    return text(facts(run_dir, *load(run_dir)), run_dir)
-
-
 def write_report(run_dir: Path, whole: bool = True, still: bool = False) -> str:
     """Writes summary.txt, summary.json, report.html and figures/ into the run folder; returns the summary.
 
@@ -50,6 +44,8 @@ def write_report(run_dir: Path, whole: bool = True, still: bool = False) -> str:
     and the page says that more is coming and loads itself again. With `still` nothing is written where the search has gone
     on meanwhile: its end writes what holds then.
     """
+    from threadpoolctl import threadpool_limits
+
     from tune.figures import figures
     from tune.page import page
     from tune.pictures import write_pictures
@@ -65,7 +61,7 @@ def write_report(run_dir: Path, whole: bool = True, still: bool = False) -> str:
         surface = Surface(search, trials) if whole else None
     except ValueError as error:
         notes["importance"] = f"What matters: nothing can be said yet, {error}."
-    with one_thread():
+    with threadpool_limits(1):  # matrices are small: on busy cores two threads would wait for each other
         shown = figures(search, trials, history, surface, found["audit"])
     if found["audit"]:
         notes["audit"] = " ".join(f"{line[0].upper()}{line[1:].removesuffix('.')}." for line in audit_lines(found["audit"]))
@@ -78,13 +74,6 @@ def write_report(run_dir: Path, whole: bool = True, still: bool = False) -> str:
     write_text(run_dir / "summary.json", json.dumps(found, indent=2) + "\n")
     write_text(run_dir / "summary.txt", said.lstrip("\n") + "\n")
     return said
-
-
-def one_thread() -> contextlib.AbstractContextManager:
-    """Within it linear algebra has one thread: its matrices are small, and on busy cores two wait for each other."""
-    from threadpoolctl import threadpool_limits
-
-    return threadpool_limits(1)
 
 
 def write_report_behind(run_dir: Path) -> None:
