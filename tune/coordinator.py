@@ -100,31 +100,29 @@ class Coordinator:
         action = self.scheduler.suggest(self.trials, clock)
         if only is not None and not (isinstance(action, Resume) and action.trial_id == only.trial_id):
             return None
-        if isinstance(action, Resume):
-            trial = self.trials.by_id[action.trial_id]
-            if trial.status != PAUSED:
-                raise ValueError(f"trial {trial.trial_id} is {trial.status}: it can't go on")
-            if trial.trial_id in self.active and only is None:
-                return None  # still storing its state
-            self.record("resume", trial_id=trial.trial_id, until=action.until)
-            return trial
-        if isinstance(action, Repeat):
-            number = len(self.trials.by_id[action.of].repeats) + 1
-            trial_id = f"{action.of}-seed{number if number > 1 else ''}"
-            config = self.trials.by_id[action.of].config | {"seed": (self.seed + number * SEED_STEP) % 2**31}
-            self.record("trial", trial_id=trial_id, kind=REPEAT, of=action.of, until=action.until, config=config)
-        elif isinstance(action, Audit):
-            if action.of in self.active:
-                return None  # still storing its state
-            trial_id, config = f"{action.of}-audit", self.trials.by_id[action.of].config
-            self.record(
-                "trial", trial_id=trial_id, kind=AUDIT, of=action.of, until=self.trials.budget_tokens, config=config
-            )
-        elif isinstance(action, Start):
-            index = len(self.trials.drawn)
-            trial_id, kind = f"{index:05d}", PROPOSED if action.proposed else DRAWN
-            config = self.configure(index, self.trials, action.proposed)
-            self.record("trial", trial_id=trial_id, kind=kind, until=action.until, config=config)
-        else:
-            return None
-        return self.trials.by_id[trial_id]
+        by_id = self.trials.by_id
+        match action:
+            case Resume(trial_id, until):
+                if by_id[trial_id].status != PAUSED:
+                    raise ValueError(f"trial {trial_id} is {by_id[trial_id].status}: it can't go on")
+                if trial_id in self.active and only is None:
+                    return None  # still storing its state
+                self.record("resume", trial_id=trial_id, until=until)
+            case Repeat(of, until):
+                number = len(by_id[of].repeats) + 1
+                trial_id = f"{of}-seed{number if number > 1 else ''}"
+                config = by_id[of].config | {"seed": (self.seed + number * SEED_STEP) % 2**31}
+                self.record("trial", trial_id=trial_id, kind=REPEAT, of=of, until=until, config=config)
+            case Audit(of):
+                if of in self.active:
+                    return None  # still storing its state
+                trial_id, until, config = f"{of}-audit", self.trials.budget_tokens, by_id[of].config
+                self.record("trial", trial_id=trial_id, kind=AUDIT, of=of, until=until, config=config)
+            case Start(until, proposed):
+                index = len(self.trials.drawn)
+                trial_id, kind = f"{index:05d}", PROPOSED if proposed else DRAWN
+                config = self.configure(index, self.trials, proposed)
+                self.record("trial", trial_id=trial_id, kind=kind, until=until, config=config)
+            case _:
+                return None
+        return by_id[trial_id]
