@@ -1,6 +1,7 @@
 """What a scheduler is asked, and what it may answer. Nothing here, and no scheduler, remembers anything."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from tune.trials import CONTINUE, PAUSED, RUNNING, Trial, Trials
@@ -84,17 +85,21 @@ class Scheduler:
         return False
 
 
-def another_seed(trial: Trial, trials: Trials, clock: Clock, most: int, at_once: int = 1) -> Action | None:
-    """The step that gives a configuration one more seed at the full budget: a repeat that waits goes on, or one begins.
+def another_seed(of: Iterable[Trial], trials: Trials, clock: Clock, most: int, at_once: int = 1) -> Action | None:
+    """The step that gives the first of some configurations that may have it one more seed at the full budget: a repeat that
+    waits goes on, or one begins.
 
-    None where it has `most` seeds, or `at_once` and one is on its way, or there is no time.
+    None may have it that has `most` seeds, or `at_once` and one is on its way, or where there is no time.
     """
     budget = trials.budget_tokens
-    on_its_way = any(repeat.status == RUNNING and repeat.until == budget for repeat in trial.repeats)
-    begun = 1 + sum(repeat.status != PAUSED for repeat in trial.repeats)
-    if begun >= (at_once if on_its_way else most):
-        return None
-    for repeat in trial.repeats:
-        if repeat.status == PAUSED and clock.left >= budget - repeat.tokens:
-            return Resume(repeat.trial_id, until=budget)
-    return Repeat(trial.trial_id, until=budget) if clock.left >= budget else None
+    for trial in of:
+        on_its_way = any(repeat.status == RUNNING and repeat.until == budget for repeat in trial.repeats)
+        begun = 1 + sum(repeat.status != PAUSED for repeat in trial.repeats)
+        if begun >= (at_once if on_its_way else most):
+            continue
+        for repeat in trial.repeats:
+            if repeat.status == PAUSED and clock.left >= budget - repeat.tokens:
+                return Resume(repeat.trial_id, until=budget)
+        if clock.left >= budget:
+            return Repeat(trial.trial_id, until=budget)
+    return None

@@ -5,7 +5,6 @@ Evidence, and the worth of each constant: experiments/LOG.md.
 
 import itertools
 import math
-from collections.abc import Iterable
 
 from tune.schedulers.base import Action, Clock, Repeat, Resume, Scheduler, Start, another_seed
 from tune.trials import (
@@ -117,19 +116,15 @@ class Half(Scheduler):
         side = self._side_by_side(trials)
         done, waiting = trials.count_at(budget), trials.order(waits_by_mean, self._last)
 
-        def seeds(of: Iterable[Trial], most: int, at_once: int) -> Action | None:
-            """One more seed of the first that may have one."""
-            return next(filter(None, (another_seed(trial, trials, clock, most, at_once) for trial in of)), None)
-
         if done > 1 or (done and not waiting):
             # Who is ahead of one with more seeds gets those that it lacks side by side. What would end when less than two
             # trainings are left could not be trusted in time any more: the best of those that have ended get another seed.
             ahead = itertools.islice(by_expectation(trials, budget), None if clock.left < 2 * budget else 1)
-            if repeat := seeds(ahead, SEEDS_AT_END, max(side, most_seeds(trials, budget))):
+            if repeat := another_seed(ahead, trials, clock, SEEDS_AT_END, max(side, most_seeds(trials, budget))):
                 return repeat
         if clock.left < 2 * budget:
             finishing = (trial for trial in trials.running.values() if trial.kind != REPEAT and trial.until == budget)
-            if repeat := seeds(finishing, side, side):
+            if repeat := another_seed(finishing, trials, clock, side, side):
                 return repeat
         if clock.left < to_finish:
             return None  # no step from the last rung on fits
@@ -138,7 +133,9 @@ class Half(Scheduler):
                 return Repeat(trial.trial_id, until=self._last)
             if not any(repeat.status == RUNNING for repeat in trial.repeats):
                 return Resume(trial.trial_id, until=budget)
-        return None if math.isinf(clock.left) else seeds(by_expectation(trials, budget), SEEDS_AT_END, side)
+        if math.isinf(clock.left):
+            return None
+        return another_seed(by_expectation(trials, budget), trials, clock, SEEDS_AT_END, side)
 
 
 # Keys of orders: by the mean over seeds; of equals the lower first loss

@@ -35,7 +35,7 @@ class WithReference(Scheduler):
         if reference.status == PAUSED and room >= 1 and clock.left >= budget - reference.tokens:
             return Resume(DEFAULT_TRIAL, until=budget)
         if reference.status == COMPLETED and room >= 2 and math.isfinite(clock.left) and self.confirm:
-            return another_seed(reference, trials, clock, most=2)
+            return another_seed([reference], trials, clock, most=2)
         return None
 
     def _confirmation(self, reference: Trial | None, trials: Trials, clock: Clock) -> Action | None:
@@ -44,4 +44,4 @@ class WithReference(Scheduler):
         best = [trial for trial in standings(trials)[1] if trial.status == COMPLETED][: self.confirm]
         if best and reference and reference.status == COMPLETED and reference not in best:
             best.append(reference)
-        return next(filter(None, (another_seed(trial, trials, clock, most=2) for trial in best)), None)
+        return another_seed(best, trials, clock, most=2)
