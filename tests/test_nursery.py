@@ -15,9 +15,11 @@ from tune.prepare import Resources
 pytestmark = pytest.mark.skipif(has_gpu_driver(), reason="workers are forked on Linux without GPUs alone")
 
 
-def test_workers_are_forked_and_start_without_the_nursery_too():
+def test_workers_are_forked_and_start_without_the_nursery_too(monkeypatch):
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
     before = {process.pid for process in psutil.Process().children(recursive=True)}
     engine = Engine()
+    assert "RAY_AUTH_TOKEN" not in os.environ  # it may join a cluster, which wants the user's own
     try:
         engine.start(SearchConfig(), Resources(1, 0, 1))
         engine.wait()
