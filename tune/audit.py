@@ -267,4 +267,4 @@ def audit_lines(audit: dict[str, Any]) -> list[str]:
         lines.append(
             f"too few were audited to say how rungs ranked: {FEWEST} at least, search.py --resume with a larger --audit"
         )
-    return lines + [ranking(audit["rungs"])] * bool(ranking(audit["rungs"]))
+    return [*lines, *filter(None, [ranking(audit["rungs"])])]
