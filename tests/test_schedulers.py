@@ -156,7 +156,7 @@ def test_a_seed_on_its_way_counts_with_what_it_is_expected_to_end_at():
     lost = 1.95  # from there to the end, on average
     assert trials.change(800) == pytest.approx(-lost)
     assert by_seeds_and_mean(trials.by_id["00000"], BUDGET)[:3] == (2, (800,), pytest.approx((1.0 + 3.4) / 2))
-    assert [trial.trial_id for trial in by_expectation(trials, BUDGET)] == ["00001", "00000"]
+    assert [trial.trial_id for trial in by_expectation(trials)] == ["00001", "00000"]
     assert standings(trials)[1][0].trial_id == "00001"
     too_early = trials_of([[{400: 3.0, BUDGET: 1.0}, {400: 9.0}], [{400: 3.0, BUDGET: 1.1}]])
     assert standings(too_early)[1][0].trial_id == "00000"

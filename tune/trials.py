@@ -79,11 +79,6 @@ class Trial:
         losses = [trial.losses[tokens] for trial in (self, *self.repeats) if tokens in trial.losses]
         return losses + [math.inf for trial in self.repeats if trial.status == DIVERGED and tokens not in trial.losses]
 
-    def early_seeds(self, budget: int) -> list["Trial"]:
-        """The repeats that have not ended, but have come COUNTED_FROM of the way."""
-        first = COUNTED_FROM * budget
-        return [repeat for repeat in self.repeats if first <= repeat.tokens < budget and repeat.tokens in repeat.losses]
-
     def mean_at(self, tokens: int) -> float:
         """The mean of `seeds_at`."""
         losses = self.seeds_at(tokens)
@@ -231,40 +226,38 @@ class Trials:
                 order.update(self.by_id[trial.of])
 
 
-def most_seeds(trials: Trials, tokens: int) -> int:
-    """On how many seeds a configuration is trusted: TRUSTED_SEEDS, or the most that any has at `tokens`."""
-    order = trials.order(by_seeds, tokens)
-    return min(TRUSTED_SEEDS, len(order[0].seeds_at(tokens))) if order else 0
+def by_expectation(trials: Trials) -> Iterator[Trial]:
+    """Those that came to the full budget, the lowest mean over seeds of their losses first; of equals the earlier trial.
 
-
-def by_expectation(trials: Trials, tokens: int) -> Iterator[Trial]:
-    """Those that came to `tokens`, the lowest mean over seeds of their losses there first; of equals the earlier trial.
-
-    At the full budget a seed that has come COUNTED_FROM of the way counts, too: from where it stands its loss is expected
-    to change as those of the configurations did, on average, that ended. What is expected moves with each that ends, but
-    alike for all whose seeds stand at the same marks: each such group keeps its order, and the groups are merged.
+    A seed that has come COUNTED_FROM of the way counts, too: from where it stands its loss is expected to change as those
+    of the configurations did, on average, that ended. What is expected moves with each that ends, but alike for all whose
+    seeds stand at the same marks: each such group keeps its order, and the groups are merged.
     """
-    if tokens < trials.budget_tokens:
-        return iter(trials.order(by_mean_over_seeds, tokens))
 
     def placed(seeds: int, marks: tuple[int, ...], rows: Iterable[tuple]) -> Iterator[tuple[float, str, Trial]]:
         shift = sum(trials.change(mark) for mark in marks) / seeds
         return ((mean + shift, trial_id, trial) for *_, mean, trial_id, trial in rows)
 
-    order = trials.order(by_seeds_and_mean, tokens)
+    order = trials.order(by_seeds_and_mean, trials.budget_tokens)
     return (trial for *_, trial in heapq.merge(*(placed(*group, rows) for group, rows in order.groups(2))))
 
 
 def standings(trials: Trials) -> tuple[int, list[Trial]]:
     """(tokens, the configurations that came so far, best first): the furthest that two have come, or the only one.
 
-    In the order of `by_expectation`, but those that have at least TRUSTED_SEEDS seeds there, or the most that any has, come
-    before those that have fewer: the best of many is the luckiest.
+    By the mean loss over seeds there, at the end as `by_expectation` has them. But those that have at least TRUSTED_SEEDS
+    seeds there, or the most that any has, come before those that have fewer: the best of many is the luckiest.
     """
     marks = {tokens for tokens, kind in trials.reached if kind != REPEAT}
     tokens = max((tokens for tokens in marks if trials.count_at(tokens) > 1), default=max(marks, default=0))
-    trusted = most_seeds(trials, tokens)
-    return tokens, sorted(by_expectation(trials, tokens), key=lambda trial: len(trial.seeds_at(tokens)) < trusted)
+    if tokens == trials.budget_tokens:
+        ordered = list(by_expectation(trials))
+    else:  # sorted anew: the furthest mark moves on, and an order of each would have to be kept
+        came = (trial for trial in trials.drawn if tokens in trial.losses)
+        ordered = sorted(came, key=lambda trial: (trial.mean_at(tokens), trial.trial_id))
+    seeds = {trial.trial_id: len(trial.seeds_at(tokens)) for trial in ordered}
+    trusted = min(TRUSTED_SEEDS, max(seeds.values(), default=0))
+    return tokens, sorted(ordered, key=lambda trial: seeds[trial.trial_id] < trusted)
 
 
 # Keys of orders
@@ -280,20 +273,10 @@ def waits_by_loss(trial: Trial, tokens: int) -> tuple | None:
     return by_loss(trial, tokens) if trial.status == PAUSED and trial.tokens == tokens else None
 
 
-def by_mean_over_seeds(trial: Trial, tokens: int) -> tuple | None:
-    """By the mean loss over seeds at `tokens`."""
-    return (trial.mean_at(tokens), trial.trial_id) if tokens in trial.losses else None
-
-
-def by_seeds(trial: Trial, tokens: int) -> tuple | None:
-    """By the number of seeds at `tokens`, the most first."""
-    return (-len(trial.seeds_at(tokens)), trial.trial_id) if tokens in trial.losses else None
-
-
 def by_seeds_and_mean(trial: Trial, budget: int) -> tuple | None:
     """(seeds, the marks where those stand that count before they end, mean loss there and at the end, trial_id)."""
     if budget not in trial.losses:
         return None
-    losses, early = trial.seeds_at(budget), trial.early_seeds(budget)
-    losses += [repeat.losses[repeat.tokens] for repeat in early]
+    early = [r for r in trial.repeats if COUNTED_FROM * budget <= r.tokens < budget and r.tokens in r.losses]
+    losses = trial.seeds_at(budget) + [repeat.losses[repeat.tokens] for repeat in early]
     return len(losses), tuple(sorted(repeat.tokens for repeat in early)), sum(losses) / len(losses), trial.trial_id

@@ -18,7 +18,6 @@ from tune.trials import (
     Trials,
     by_expectation,
     by_loss,
-    most_seeds,
 )
 
 EXPLORED_FIRST = 4  # full trainings' worth, of all workers, before finishing begins to take its half
@@ -119,8 +118,9 @@ class Half(Scheduler):
         if done > 1 or (done and not waiting):
             # Who is ahead of one with more seeds gets those that it lacks side by side. What would end when less than two
             # trainings are left could not be trusted in time any more: the best of those that have ended get another seed.
-            ahead = itertools.islice(by_expectation(trials, budget), None if clock.left < 2 * budget else 1)
-            if repeat := another_seed(ahead, trials, clock, SEEDS_AT_END, max(side, most_seeds(trials, budget))):
+            ahead = itertools.islice(by_expectation(trials), None if clock.left < 2 * budget else 1)
+            most = min(TRUSTED_SEEDS, len(trials.order(by_seeds, budget)[0].seeds_at(budget)))
+            if repeat := another_seed(ahead, trials, clock, SEEDS_AT_END, max(side, most)):
                 return repeat
         if clock.left < 2 * budget:
             finishing = (trial for trial in trials.running.values() if trial.kind != REPEAT and trial.until == budget)
@@ -135,17 +135,22 @@ class Half(Scheduler):
                 return Resume(trial.trial_id, until=budget)
         if math.isinf(clock.left):
             return None
-        return another_seed(by_expectation(trials, budget), trials, clock, SEEDS_AT_END, side)
+        return another_seed(by_expectation(trials), trials, clock, SEEDS_AT_END, side)
 
 
-# Keys of orders: by the mean over seeds; of equals the lower first loss
+# Keys of orders
+
+
+def by_seeds(trial: Trial, tokens: int) -> tuple | None:
+    """By the number of seeds at `tokens`, the most first."""
+    return (-len(trial.seeds_at(tokens)), trial.trial_id) if tokens in trial.losses else None
 
 
 def by_mean(trial: Trial, tokens: int) -> tuple | None:
-    """Of those that came to `tokens`."""
+    """By the mean over seeds at `tokens`; of equals the lower first loss."""
     return (trial.mean_at(tokens), *by_loss(trial, tokens)) if tokens in trial.losses else None
 
 
 def waits_by_mean(trial: Trial, tokens: int) -> tuple | None:
-    """Of those that came to `tokens` and are paused."""
+    """The same, of those that are paused."""
     return by_mean(trial, tokens) if trial.status == PAUSED else None
