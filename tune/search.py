@@ -262,7 +262,7 @@ def run(given: dict[str, Any], engine: Engine) -> int:
         print(forecast(search, resources, read_journal(run_dir) if resumed else ()), flush=True)
     if dry_run:
         return 0
-    before = reports(run_dir) if resumed else 0
+    before = reports(run_dir) if resumed and config.time_budget else None
     run_dir.mkdir(parents=True, exist_ok=resumed)
     if not resumed:  # one that is may have nothing left to do
         engine.start(config, resources)
@@ -277,7 +277,7 @@ def run(given: dict[str, Any], engine: Engine) -> int:
     finally:
         engine.stop()
     print(said, flush=True)
-    if finished and resumed and config.time_budget and reports(run_dir) == before:
+    if finished and before is not None and reports(run_dir) == before:
         print(f"\nnote: nothing was left to do in --time_budget {config.time_budget:g}; a longer one goes on")
     with nothing_lost(again):
         if sys.stdout.isatty():  # somebody waits for the prompt
