@@ -4,7 +4,7 @@ A loss is the configuration's expected loss plus the noise of one seed. Few have
 picked for their low losses. So noise and losses are learnt from all at once: the variances between seeds are scaled inverse
 chi-squared around a common one (Smyth 2004, "Linear models and empirical Bayes methods"), and the expected losses normal
 around a common mean (Gelman et al., Bayesian Data Analysis, chapter 5), which pulls the best towards the others by as much
-as its lead may be luck. How often the intervals hold: experiments/LOG.md, "coverage".
+as its lead may be luck. How often the intervals hold: experiments/LOG.md, "the loss's interval".
 """
 
 from collections.abc import Sequence
