@@ -1,7 +1,7 @@
 """How often the intervals of a report hold the truth, and its probabilities come true: by simulation.
 
     python experiments/coverage.py
-    python experiments/coverage.py --worlds 4 --functions 10
+    python experiments/coverage.py --worlds 4 --functions 10 --seed 6
 
 Searches are played in worlds fitted to the recorded tables (curves.py), where the expected loss of each configuration is
 known: the interval of the best one's loss, that of its gain over the default (the configuration in the middle of the
@@ -15,6 +15,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from curves import Surrogate, read_curves
 from replay import Replay
 from scipy.optimize import minimize
@@ -50,6 +51,7 @@ def search_in(world, length: int, order: str) -> dict | None:
     mine = truth[table.index[0]]
     found = {
         "loss": best["low"] <= mine <= best["high"],
+        "below": mine < best["low"],
         "probability": best["probability_best"],
         "odds": float(logit(best["probability_best"])),
         "is_best": mine <= min(truth.values()),
@@ -108,6 +110,7 @@ class Random(Surface):
 def main() -> None:
     parser = Parser(prog="coverage.py", description=__doc__.splitlines()[0])
     parser.add_argument("--worlds", type=int, default=16, help="worlds of each table")
+    parser.add_argument("--seed", type=int, default=5, help="of the worlds: of another one nothing has been seen")
     parser.add_argument("--functions", type=int, default=40, help="random functions of each size")
     parser.add_argument("--searches", type=int, default=500, help="simulated searches with normal noise")
     args = parser.parse_args()
@@ -116,17 +119,21 @@ def main() -> None:
     print(f"normal noise, alike for all: loss {loss:.3f}, gain over a default seen once {gain:.3f}", flush=True)
     every = []
     for path in sorted((Path(__file__).parent / "data").glob("*.csv.gz")):
-        surrogate, rng, found = Surrogate(read_curves(path)), np.random.default_rng(5), []
-        for world in (surrogate.world(rng, seeds=12) for _ in range(args.worlds)):
-            found += [search_in(world, length, f"{length}") for length in LENGTHS]
-        found = [row for row in found if row]
+        surrogate, rng, found = Surrogate(read_curves(path)), np.random.default_rng(args.seed), []
+        for number in range(args.worlds):
+            world = surrogate.world(rng, seeds=12)
+            rows = [search_in(world, length, f"{length}") for length in LENGTHS]
+            found += [row | {"table": path.name, "world": (path.name, number)} for row in rows if row]
         gain = np.mean([row["gain"] for row in found if "gain" in row])
         loss = np.mean([row["loss"] for row in found])
         print(f"{path.name:28} {len(found)} searches: loss {loss:.3f}, gain {gain:.3f}", flush=True)
-        every += [row | {"table": path.name} for row in found]
+        every += found
     gain = np.mean([row["gain"] for row in every if "gain" in row])
-    print(f"all: loss {np.mean([row['loss'] for row in every]):.3f}, gain {gain:.3f}, ", end="")
-    print(f"median width {np.median([row['width'] for row in every]):.4f} nats")
+    table = pd.DataFrame(every)
+    doubt = float(((table["loss"] - table["loss"].mean()).groupby(table["world"]).sum() ** 2).sum() ** 0.5) / len(table)
+    print(f"all: loss {table['loss'].mean():.3f} +- {doubt:.3f} (searches of one world share their luck), gain {gain:.3f}")
+    print(f"the truth below the loss's interval {table['below'].mean():.3f}, ", end="")
+    print(f"its width: mean {table['width'].mean():.4f}, median {table['width'].median():.4f} nats")
     for low, high in itertools.pairwise(BINS):
         part = [row for row in every if low <= row["probability"] < high]
         if part:

@@ -71,12 +71,14 @@ def test_a_replay_of_known_curves(tmp_path):
 
 def test_what_a_report_says_is_held_against_the_truth():
     coverage, rng = load("coverage"), np.random.default_rng(0)
-    truth, marks = rng.normal(2, 0.2, 60), np.arange(100, 3300, 100)
-    losses = truth[:, None, None] + 150 / marks - 150 / 3200 + 0.01 * rng.standard_normal((60, 6, 1))
-    world = Curves(tuple({"learning_rate": float(rate)} for rate in rng.random(60) + 0.1), losses, tuple(marks), truth)
-    found = [coverage.search_in(world, 8, str(order)) for order in range(6)]
+    marks, found = np.arange(100, 3300, 100), []
+    for order in range(10):  # each in a world of its own: searches of one share their luck
+        truth = rng.normal(2, 0.2, 60)
+        losses = truth[:, None, None] + 150 / marks - 150 / 3200 + 0.01 * rng.standard_normal((60, 6, 1))
+        configs = tuple({"learning_rate": float(rate)} for rate in rng.random(60) + 0.1)
+        found.append(coverage.search_in(Curves(configs, losses, tuple(marks), truth), 8, str(order)))
     assert all(0 < row["width"] < 0.5 and 0 < row["probability"] < 1 for row in found)
-    assert sum(row["loss"] for row in found) >= 4 and sum(row["is_best"] for row in found) >= 4
+    assert sum(row["loss"] for row in found) >= 7 and sum(row["is_best"] for row in found) >= 7
     odds = rng.normal(0, 2, 4000)
     came_true = rng.random(4000) < 1 / (1 + np.exp(-0.8 - 0.6 * odds))
     added, times = coverage.fitted([{"odds": o, "is_best": t} for o, t in zip(odds, came_true, strict=True)])

@@ -187,6 +187,8 @@ def test_beliefs_where_the_answer_is_known():
     far = expected_losses([[1.0, 1.01], [2.0, 2.01], [3.0, 3.01], [4.0]])
     assert (far.argmin(axis=1) == 0).mean() == pytest.approx(1, abs=0.02)
     assert np.ptp(interval(far[:, 3])) > 1.5 * np.ptp(interval(far[:, 2]))  # seen once: less is known
+    low, high = interval(far[:, 2])  # it was let pass, so its seeds are the luckier ones
+    assert high - 3.005 > 1.5 * (3.005 - low)
     # A lead within the noise is pulled towards the others; that of a reference, whom nobody picked, is not.
     rng = np.random.default_rng(0)
     alike = [(rng.standard_normal(2) / 10).tolist() for _ in range(10)]
