@@ -101,7 +101,8 @@ def parameters(search: Search, trials: Trials, axes: list[Axis], surface: Surfac
             mark(panel, "x", axis, 3)
         for word in dict.fromkeys(part["fate"]):
             panels[0].scatter([], [], color=COLOURS[word], s=18, label=word)
-        figure.legend(loc="outside lower center", ncols=len(COLOURS))
+        if len(part):
+            figure.legend(loc="outside lower center", ncols=len(COLOURS))
         panels[0].set_ylabel(f"loss at the end ({NATS})")
 
     says = (
