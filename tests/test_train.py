@@ -6,6 +6,7 @@ from conftest import TINY
 
 from myllm.config import GPTConfig, TrainConfig
 from myllm.errors import InputError, RunError
+from myllm.training.averaging import in_place_of
 from myllm.training.train import learning_rate_at, mean_loss, train
 from myllm.training.train_utils import generate, load_state, plot_losses, save_state
 
@@ -131,21 +132,22 @@ def test_averaged_weights_follow_their_formula_and_leave_training_alone(make_run
     plain, run = make_run(), make_run(ema_ratio=0.25)
     losses = [r.val_loss for r in train(plain)]
     expected, averages = None, []
-    update = run.update_average
+    update = run.update
 
-    def check():
+    def check(rate):
         nonlocal expected
+        norm = update(rate)
         weight = run.parameters[0].detach().clone().double()
         share = min(1.0, 1 / (0.25 * run.step))
         expected = weight if expected is None else expected + share * (weight - expected)
-        update()
         averages.append((run.average[0].double() - expected).abs().max().item())
+        return norm
 
-    run.update_average = check
+    run.update = check
     reports = list(train(run))
     assert [r.val_loss for r in reports] == losses and max(averages) < 1e-6
     assert all(r.val_loss_ema != r.val_loss for r in reports[1:]) and reports[-1].val_loss_ema < reports[0].val_loss
-    with run.averaged():
+    with in_place_of(run.parameters, run.average):
         assert mean_loss(run, run.val_windows, run.val_windows.spread(8)) == reports[-1].val_loss_ema
     assert mean_loss(run, run.val_windows, run.val_windows.spread(8)) == losses[-1]
 

@@ -38,6 +38,19 @@ def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
+def random_state(device: torch.device) -> dict[str, torch.Tensor]:
+    """The random generators that a run on `device` draws from."""
+    cuda = {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {}
+    return {"cpu": torch.get_rng_state()} | cuda
+
+
+def set_random_state(state: dict[str, torch.Tensor], device: torch.device) -> None:
+    """Puts `random_state` back, that of another device as far as it goes."""
+    torch.set_rng_state(state["cpu"].cpu())
+    if "cuda" in state and device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"].cpu(), device)
+
+
 @contextlib.contextmanager
 def without_garbage_collection() -> Iterator[None]:
     """Within it Python does not look for garbage; what is counted out is freed all the same."""

@@ -3,7 +3,7 @@
 import contextlib
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
@@ -13,8 +13,9 @@ from myllm.data import BatchStream, Windows
 from myllm.errors import InputError, RunError
 from myllm.files import cache_dir
 from myllm.own_model import ModelConfig, builder, difference
+from myllm.training.averaging import move_average
 from myllm.training.compiling import Compilation
-from myllm.training.gpu import Recorder, arithmetic
+from myllm.training.gpu import Recorder, arithmetic, random_state, set_random_state
 
 T = TypeVar("T")
 
@@ -130,7 +131,7 @@ class Run:
             "total_steps": self.total_steps,
             "earlier": {"epochs": self.earlier_epochs, "steps": self.earlier_steps},
             "data": self.data_identity(),
-            "random": self.random_state(),
+            "random": random_state(self.device),
         }
 
     def load_state_dict(self, state: dict[str, Any], other_data: bool = False) -> None:
@@ -160,13 +161,15 @@ class Run:
             reason = " ".join(str(error).split())[:300]
             raise InputError(f"the checkpoint's weights are not this model's: {reason}") from None
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.update_recorder:
+            self.update_recorder.forget()
         for group in self.optimizer.param_groups:
             group["capturable"] = self.device.type == "cuda"  # the state may come from another device
         if self.average is not None:
             torch._foreach_copy_(self.average, state["average"])
         self.micro_batch_size = state["micro_batch_size"]
         self.step, self.train_seconds = state["step"], state["train_seconds"]
-        self.set_random_state(state["random"])
+        set_random_state(state["random"], self.device)
 
     def trained_on_other_data(self, state: dict[str, Any]) -> bool:
         """Whether `state` stands in other training data than the run's. Without a fingerprint: if it can't be in ours."""
@@ -187,17 +190,6 @@ class Run:
         finished = state["batch"] >= state.get("steps_per_epoch", 1)  # a pass ends when the next batch is asked for
         self.earlier_epochs, self.earlier_steps = state["epoch"] + finished, state["step"]
         self.stream.epoch, self.stream.batch = self.earlier_epochs, 0
-
-    def random_state(self) -> dict[str, torch.Tensor]:
-        """The random generators that dropout draws from."""
-        cuda = {"cuda": torch.cuda.get_rng_state(self.device)} if self.device.type == "cuda" else {}
-        return {"cpu": torch.get_rng_state()} | cuda
-
-    def set_random_state(self, state: dict[str, torch.Tensor]) -> None:
-        """Puts `random_state()` back."""
-        torch.set_rng_state(state["cpu"].cpu())
-        if "cuda" in state and self.device.type == "cuda":
-            torch.cuda.set_rng_state(state["cuda"].cpu(), self.device)
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """The arithmetic of the forward pass."""
@@ -230,13 +222,13 @@ class Run:
 
         def one_pass() -> None:
             if not before:  # most runs try none
-                before[:] = self.random_state(), [buffer.clone() for buffer in self.model.buffers()]
+                before[:] = random_state(self.device), [buffer.clone() for buffer in self.model.buffers()]
             self.backward(inputs, targets)
 
         passes = self.total_steps * math.ceil(self.config.batch_size / len(inputs))
         self.compilation.settle(one_pass, inputs.numel(), passes)
         if before:
-            self.set_random_state(before[0])
+            set_random_state(before[0], self.device)
             for buffer, value in zip(self.model.buffers(), before[1], strict=True):
                 buffer.data.copy_(value)
 
@@ -248,13 +240,13 @@ class Run:
         if not self.settled:
             self._settle(inputs[: self.micro_batch_size], targets[: self.micro_batch_size])
         draws = getattr(self.model_config, "dropout", True)  # what the user's own model does is not known
-        before = self.random_state() if draws else None
+        before = random_state(self.device) if draws else None
         one_pass = self.recorder or self._pass
 
         def attempt() -> torch.Tensor:
             self.optimizer.zero_grad(set_to_none=self.recorder is None)
             if before is not None:
-                self.set_random_state(before)
+                set_random_state(before, self.device)
             size = self.micro_batch_size
             loss = torch.zeros((), device=self.device)
             for micro_inputs, micro_targets in zip(inputs.split(size), targets.split(size), strict=True):
@@ -291,7 +283,7 @@ class Run:
             group["lr"] = rate  # a number again: that is what checkpoints hold
         self.step += 1
         if self.average is not None:
-            self.update_average()
+            move_average(self.average, self.parameters, self.config.ema_ratio, self.step)
         return norm
 
     def _update(self, rate: float | torch.Tensor) -> torch.Tensor:
@@ -302,25 +294,3 @@ class Run:
             norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm, foreach=True)
         self.optimizer.step()
         return norm
-
-    @torch.no_grad()
-    def update_average(self) -> None:
-        """Moves the averaged weights towards the weights after optimizer step `self.step`.
-
-        The average forgets at the rate 1 / (ema_ratio * step), so its horizon stays the share ema_ratio of the steps so
-        far: the power-function average of Karras et al., arXiv 2312.02696, section 3.1, with gamma + 1 = 1 / ema_ratio.
-        """
-        torch._foreach_lerp_(self.average, self.parameters, min(1.0, 1 / (self.config.ema_ratio * self.step)))
-
-    @contextlib.contextmanager
-    def averaged(self) -> Iterator[None]:
-        """Within it the model computes with the averaged weights."""
-        self._swap_average()
-        try:
-            yield
-        finally:
-            self._swap_average()
-
-    def _swap_average(self) -> None:
-        for parameter, average in zip(self.parameters, self.average, strict=True):
-            parameter.data, average.data = average.data, parameter.data

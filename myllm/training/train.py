@@ -10,6 +10,7 @@ import torch
 
 from myllm.config import TrainConfig
 from myllm.data import Windows
+from myllm.training.averaging import in_place_of
 from myllm.training.gpu import send
 from myllm.training.run import Run
 
@@ -119,7 +120,7 @@ def train(run: Run, until_step: int | None = None) -> Iterator[Report]:
         val_loss = mean_loss(run, run.val_windows, val_indices) if finite else math.nan
         val_loss_ema = math.nan
         if run.average is not None and finite:
-            with run.averaged():
+            with in_place_of(run.parameters, run.average):
                 val_loss_ema = mean_loss(run, run.val_windows, val_indices)
         now = time.perf_counter()
         run.train_seconds += now - clock
