@@ -52,7 +52,7 @@ class Half(Scheduler):
         waves = int(max(0.0, shared) / 2 / to_finish + 1e-9)
         alone = waves < 2 and self._side_by_side(trials) < 2
         reserve = waves * (to_finish if alone else trials.budget_tokens)  # with the seeds beside them, or the looks before
-        reserve -= self._finishing(trials) / trials.workers  # what an earlier, shorter search has finished need not be again
+        reserve -= self._finishing(trials) / trials.workers  # what a shorter search has finished stays so
         explored = self._explore(trials, clock.left - reserve) if clock.left > reserve else None
         slack = clock.left % to_finish if clock.left >= to_finish else 0.0
         finished = explored or self._finish(trials, clock, slack if waves > 1 else 0.0) or self._explore(trials, slack)
