@@ -171,7 +171,8 @@ def test_the_data_command_fails_in_one_line(tmp_path, command):
             command(*arguments)
         assert word in str(error.value) and "\n" not in str(error.value)
         assert not (tmp_path / "out").exists()
-    done = run_command_line("-m", "myllm.data", "--input", tmp_path / "a.txt", "--out_dir", tmp_path / "file" / "x")
+    place = ["--out_dir", tmp_path / "file" / "x", "--tokenizer", "byte"]  # that needs no file of its own
+    done = run_command_line("-m", "myllm.data", "--input", tmp_path / "a.txt", *place)
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "can't be written" in done.stderr
 
 
