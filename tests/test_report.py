@@ -142,7 +142,7 @@ def test_a_run_without_repeats_claims_no_interval(tmp_path):
     search["config"]["time_budget"] = 60.0
     (run / "search.json").write_text(json.dumps(search))
     said = write_report(run)
-    assert "--num_samples 32 --time_budget 120" in said  # more trials alone would not begin
+    assert "--num_samples 32 --time_budget 240" in said  # more trials alone would not begin
     found = json.loads((run / "summary.json").read_text())
     jsonschema.validate(found, SCHEMA)
     assert found["best"]["low"] is None and found["trust"] == "no" and "luck and merit" in said

@@ -198,16 +198,6 @@ def test_the_longer_half_searches_the_more_it_finishes(workers):
     assert finished == sorted(finished) and finished[0] == 0 < finished[-1] and finished[-1] >= 2.5 * workers
 
 
-@pytest.mark.parametrize("workers", [1, 2, 8])
-def test_half_with_twice_the_time_explores_as_if_it_had_had_it_from_the_beginning(workers):
-    losses = [random.Random(index).random() for index in range(10_000)]
-    grown, whole = (new_search("half", num_samples=10_000, workers=workers) for _ in range(2))
-    play(grown, constant(losses), end=8 * BUDGET)
-    last = play(grown, constant(losses), end=16 * BUDGET, begin=8 * BUDGET)
-    play(whole, constant(losses), end=16 * BUDGET)
-    assert last > 15.45 * BUDGET and len(grown.trials.drawn) > 0.8 * len(whole.trials.drawn)
-
-
 CURVES = st.integers(0, 10**6)
 
 

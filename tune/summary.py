@@ -161,8 +161,8 @@ def commands(run_dir: Path, search: Search, trials: Trials, found: dict[str, Any
     config = search.config
     planned = trials.num_samples < UNLIMITED_TRIALS
     more: tuple[str, ...] = ("--num_samples", str(2 * trials.num_samples)) if planned else ()
-    if config.time_budget:
-        more += ("--time_budget", f"{2 * config.time_budget:g}")
+    if config.time_budget:  # of four times as much, half of which explores, new trials have some
+        more += ("--time_budget", f"{(4 if planned else 2) * config.time_budget:g}")
     always = [("go on", command("tune/search.py", "--resume", run_dir, *more))]
     always.append(("read again", command("tune/report.py", run_dir)))
     best, known = found["best"], []

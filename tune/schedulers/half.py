@@ -8,7 +8,6 @@ import math
 
 from tune.schedulers.base import Action, Clock, Repeat, Resume, Scheduler, Start, another_seed
 from tune.trials import (
-    DEFAULT_TRIAL,
     DRAWN,
     PAUSED,
     PROPOSED,
@@ -52,7 +51,6 @@ class Half(Scheduler):
         waves = int(max(0.0, shared) / 2 / to_finish + 1e-9)
         alone = waves < 2 and self._side_by_side(trials) < 2
         reserve = waves * (to_finish if alone else trials.budget_tokens)  # with the seeds beside them, or the looks before
-        reserve -= self._finishing(trials) / trials.workers  # what a shorter search has finished stays so
         explored = self._explore(trials, clock.left - reserve) if clock.left > reserve else None
         slack = clock.left % to_finish if clock.left >= to_finish else 0.0
         finished = explored or self._finish(trials, clock, slack if waves > 1 else 0.0) or self._explore(trials, slack)
@@ -67,15 +65,6 @@ class Half(Scheduler):
             if waiting:
                 return Resume(waiting[0].trial_id, until=trials.budget_tokens)
         return None
-
-    def _finishing(self, trials: Trials) -> int:
-        """Tokens that were trained beyond the last rung; those of the reference, which everybody finishes, not counted."""
-        marks = sorted({self._last, *(mark for mark, _ in trials.reached if mark > self._last)})
-        steps = {mark: mark - before for before, mark in itertools.pairwise(marks)}
-        tokens = sum(count * steps.get(mark, 0) for (mark, _), count in trials.reached.items())
-        reference = trials.by_id.get(DEFAULT_TRIAL)
-        seeds = (reference, *reference.repeats) if reference else ()
-        return tokens - sum(max(0, trial.tokens - self._last) for trial in seeds)
 
     @staticmethod
     def _side_by_side(trials: Trials) -> int:
