@@ -81,6 +81,11 @@ class Engine:
         self._thread = threading.Thread(target=self._live, args=(options,), name="ray", daemon=True)
         self._thread.start()
 
+    @property
+    def was_started(self) -> bool:
+        """Whether Ray was wanted."""
+        return self._thread is not None
+
     def _live(self, options: dict[str, Any]) -> None:
         """Starts Ray and stays: Linux ends its processes together with the thread that started them."""
         start = time.time()

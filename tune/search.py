@@ -199,13 +199,6 @@ def nothing_lost(again: str) -> Iterator[None]:
         raise RunError(f"{error}; nothing is lost: {again} goes on when that is mended") from None
 
 
-def reports(run_dir: Path) -> int:
-    """How many reports a run's journal holds."""
-    from tune.journal import read_journal
-
-    return sum(event["event"] == "report" for event in read_journal(run_dir))
-
-
 def main() -> int:
     engine = ENGINE or Engine()
     try:
@@ -262,22 +255,18 @@ def run(given: dict[str, Any], engine: Engine) -> int:
         print(forecast(search, resources, read_journal(run_dir) if resumed else ()), flush=True)
     if dry_run:
         return 0
-    before = reports(run_dir) if resumed and config.time_budget else None
     run_dir.mkdir(parents=True, exist_ok=resumed)
     if not resumed:  # one that is may have nothing left to do
         engine.start(config, resources)
     from tune.runner import run_search
 
-    try:
-        with nothing_lost(again):
-            finished = run_search(run_dir, search, resources, engine)
-            from tune.report import nothing_reported, write_report, write_report_behind
+    with nothing_lost(again):
+        finished = run_search(run_dir, search, resources, engine)
+        from tune.report import nothing_reported, write_report, write_report_behind
 
-            said = write_report(run_dir, whole=False)
-    finally:
-        engine.stop()
+        said = write_report(run_dir, whole=False)
     print(said, flush=True)
-    if finished and before is not None and reports(run_dir) == before:
+    if finished and config.time_budget and not engine.was_started:
         print(f"\nnote: nothing was left to do in --time_budget {config.time_budget:g}; a longer one goes on")
     with nothing_lost(again):
         if sys.stdout.isatty():  # somebody waits for the prompt
