@@ -19,6 +19,7 @@ from tune.trials import (
     COMPLETED,
     DIVERGED,
     DRAWN,
+    LEAD,
     PAUSED,
     PROPOSED,
     REPEAT,
@@ -166,9 +167,21 @@ def test_a_seed_on_its_way_counts_with_what_it_is_expected_to_end_at():
 
 
 def test_a_lucky_pair_of_seeds_is_behind_what_three_seeds_say():
-    three, pair, worse = [{BUDGET: 2.0}] * 3, [{BUDGET: 1.0}] * 2, [{BUDGET: 1.5}] * 2
+    three, worse = [{BUDGET: 2.0}] * 3, [{BUDGET: 1.5}, {BUDGET: 2.5}]  # its mean is the same: no lead
+    pair = [{BUDGET: 1.0}, {BUDGET: 2.9}]
     assert [trial.trial_id for trial in standings(trials_of([worse, pair, three]))[1]] == ["00002", "00001", "00000"]
     assert standings(trials_of([worse, pair]))[1][0].trial_id == "00001"  # where none has three, two are trusted
+
+
+def test_a_pair_of_seeds_that_leads_by_more_than_noise_is_before_three():
+    three, single = [{BUDGET: 1.9}, {BUDGET: 2.0}, {BUDGET: 2.1}], [{BUDGET: 0.5}]
+    noise = math.sqrt((2 * 0.1**2 + 0.1**2 / 2) / 3)  # between seeds, of both
+    lead = LEAD * noise * math.sqrt(1 / 2 + 1 / 3)
+    for ahead, first in ((0.9 * lead, "00001"), (1.1 * lead, "00000")):
+        pair = [{BUDGET: 2.0 - ahead - 0.05}, {BUDGET: 2.0 - ahead + 0.05}]
+        assert standings(trials_of([pair, three, single]))[1][0].trial_id == first
+    diverged = [{BUDGET: 1.0}, {BUDGET: math.inf}]
+    assert standings(trials_of([diverged, three]))[1][0].trial_id == "00001"
 
 
 def test_half_ends_with_more_seeds_of_its_best_instead_of_what_could_not_be_believed_in_time():
@@ -227,6 +240,15 @@ def test_every_rule_ends_in_time_and_half_uses_its_time(name, seed, workers, qua
     assert sum(trial.tokens for trial in trials.by_id.values()) <= workers * end
     if name == "half" and not diverging and quarters >= 8:
         assert last > end - 0.55 * BUDGET
+
+
+@pytest.mark.parametrize("workers", [1, 2, 8])
+def test_a_start_that_takes_long_is_not_shared_out(workers):
+    late, early = [], []
+    for record, start in ((early, 0.0), (late, 3.0 * BUDGET)):
+        search = new_search("half", num_samples=10_000, workers=workers, record=record)
+        play(search, noisy(5, 0.1), start + 4 * BUDGET, begin=start, idle=start)
+    assert late == early and len(late) > 20
 
 
 class Cut(Exception):

@@ -81,6 +81,10 @@ def test_interrupted_and_resumed_equals_never_stopped(small, run_name):
         for expected, found in zip(tables(whole), tables(broken), strict=True):
             pd.testing.assert_frame_equal(expected, found, check_exact=True)
 
+        assert f"report: {(broken / 'report.html').as_uri()}" in done.stdout and "nothing was left" not in done.stdout
+        again = run_command_line("tune/search.py", "--resume", broken)
+        assert "note: nothing was left to do; a larger --num_samples goes on" in again.stdout, again.stdout
+
         report = run_command_line("tune/report.py", broken)
         assert "2 of 2" in report.stdout and report.returncode == 0
         marks = pd.read_csv(broken / "history.csv").groupby("trial_id")["tokens_seen"]

@@ -137,7 +137,9 @@ def play_on(search: Search, events: Iterable[Event], pace: Pace, workers: int, u
         if trial.kind == AUDIT:
             begins.append(begin)
 
-    seconds = play(coordinator, loss, end / times, known_end, watch, used - before, cost, slower) + before
+    begin = used - before
+    idle = begin - sum(trial.train_seconds for trial in trials.by_id.values() if trial.kind != AUDIT) / workers
+    seconds = play(coordinator, loss, end / times, known_end, watch, begin, cost, slower, idle) + before
     stops = (*scheduler.milestones, search.budget_tokens)
     for trial in trials.by_id.values():
         trial.checkpoints = {tokens: "" for tokens in stops if tokens in trial.losses and tokens > trial.begun_at}

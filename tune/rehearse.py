@@ -29,6 +29,7 @@ from tune.trials import Event
 SECONDS = 1.0  # that each batch size is timed for
 WARM_STEPS = {"cpu": 1, "cuda": 3}  # that are not: memory is taken, code compiled, on a GPU the steps are recorded
 RAY_SECONDS, END_SECONDS = 1.0, 1.0  # beside a training process' own start, and from the last report to the summary
+REPORT_SECONDS = 4.0  # until every file is written, which nobody waits for on a terminal
 MOST_IMPORT_SECONDS = 20.0  # a process that is older does not only start
 DRIVER_BYTES = 1.2e9  # of the command and Ray's own processes
 PATIENCE = 600.0  # seconds after which a rehearsal is given up
@@ -118,7 +119,8 @@ def forecast(search: Search, resources: Resources, events: Iterable[Event] = ())
     used = start + search_seconds(events)
     worlds = outlooks(search, events, found.pace, resources.workers, used)
     middle = worlds[len(worlds) // 2]
-    times = [duration(world.seconds - used + start + END_SECONDS) for world in (middle, worlds[0], worlds[-1])]
+    around = start + END_SECONDS + (0.0 if sys.stdout.isatty() else REPORT_SECONDS)
+    times = [duration(world.seconds - used + around) for world in (middle, worlds[0], worlds[-1])]
     budget, tokens = search.budget_tokens, middle.tokens
     disk, memory = middle.checkpoints * found.checkpoint + 2e6, found.memory * resources.workers + DRIVER_BYTES
     steps = ", ".join(f"{1000 * step:,.3g} ms with a batch of {batch}" for batch, step in found.steps.items())
@@ -161,7 +163,7 @@ def measure(search: Search, batches: list[int], device: str, threads: int, secon
     import torch  # in the processes that train alone
 
     from myllm.training.train import train
-    from myllm.training.train_utils import save_state
+    from myllm.training.train_utils import load_state, save_state
     from tune.workload import open_run
 
     torch.set_num_threads(threads)
@@ -171,7 +173,9 @@ def measure(search: Search, batches: list[int], device: str, threads: int, secon
         config = search.train_config(reference | {"batch_size": batch})
         micro = config.micro_batch_size or batch
         timed = min(batch, 2 * micro)  # of many micro-batches two tell how long the others take
-        run = open_run(search, reference | {"batch_size": batch}, device, batch_size=timed, eval_freq=10**9)
+        opened = search, reference | {"batch_size": batch}, device
+        changes = {"batch_size": timed, "eval_freq": 10**9}
+        run = open_run(*opened, **changes)
         next(train(run, WARM_STEPS[device]))
         found.setdefault("ready", time.time() - float(os.environ["REHEARSAL_BEGAN"]))
         count, took = 1, 0.0
@@ -181,18 +185,24 @@ def measure(search: Search, batches: list[int], device: str, threads: int, secon
             took = run.train_seconds - before
             step = run.config.tokens_per_step / report.tok_per_sec
             count *= 2
-        evaluations.append(took - count // 2 * step)
+        evaluation = max(0.0, took - count // 2 * step)
+        evaluations.append(evaluation)
         steps[batch] = step * batch / timed
         with tempfile.TemporaryDirectory() as folder:
             begin, path = time.monotonic(), Path(folder) / "state.pt"
             save_state(run.state_dict(), path)
-            found |= {"segment": 2 * (time.monotonic() - begin), "checkpoint": path.stat().st_size}
+            del run
+            run = open_run(*opened, **changes)  # and once more, as whoever takes up a trial does
+            run.load_state_dict(load_state(path))
+            next(train(run, run.step + 1))
+            took = time.monotonic() - begin - step - evaluation
+            found |= {"segment": max(0.0, took), "checkpoint": path.stat().st_size}
         del run
     device_memory = torch.cuda.max_memory_reserved() if device == "cuda" else 0
     device_total = torch.cuda.get_device_properties(0).total_memory if device == "cuda" else 0
     return found | {
         "steps": steps,
-        "evaluation": max(0.0, sum(evaluations) / len(evaluations)),
+        "evaluation": sum(evaluations) / len(evaluations),
         "memory": peak_memory(),
         "device_memory": device_memory,
         "device_total": device_total,

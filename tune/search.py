@@ -266,14 +266,15 @@ def run(given: dict[str, Any], engine: Engine) -> int:
 
         said = write_report(run_dir, whole=False)
     print(said, flush=True)
-    if finished and config.time_budget and not engine.was_started:
-        print(f"\nnote: nothing was left to do in --time_budget {config.time_budget:g}; a longer one goes on")
+    if finished and not engine.was_started:
+        more = "time_budget" if config.time_budget else "num_samples"
+        print(f"\nnote: nothing was left to do; a larger --{more} goes on")
     with nothing_lost(again):
         if sys.stdout.isatty():  # somebody waits for the prompt
-            print(f"\nreport: {(run_dir / 'report.html').as_uri()}")
             write_report_behind(run_dir)
         else:  # a script may want the files, and end all that it left behind
             write_report(run_dir)
+    print(f"\nreport: {(run_dir / 'report.html').as_uri()}")
     if not finished:
         print(f"interrupted; go on with: {again}")
         return 130

@@ -71,27 +71,30 @@ class Stopwatch:
     """The clock of a search that has so many seconds, all sessions together; without them it has no end.
 
     Seconds count as tokens at a worker's pace, evaluations included: that of the slower quarter of the recent reports, as
-    the best configurations often have small batches.
+    the best configurations often have small batches. Used are those in which `workers` trained. What starting takes is
+    over: a rule that shared it out would explore too little in a short search.
     """
 
-    def __init__(self, seconds: float | None):
-        self.seconds = seconds
+    def __init__(self, seconds: float | None, workers: int):
+        self.seconds, self.workers = seconds, workers
+        self.trained = 0.0  # seconds, of all workers
         self.paces: deque[float] = deque(maxlen=RECENT_REPORTS)  # tokens a second
 
     def see(self, before: Report | None, report: dict[str, Any]) -> None:
         """Takes a trial's report in, and the one before it."""
         tokens, seconds = (report[name] - getattr(before, name, 0) for name in ("tokens_seen", "train_seconds"))
+        self.trained += seconds
         if seconds > 0:
             self.paces.append(tokens / seconds)
 
-    def read(self, used: float) -> Clock:
-        """The clock after `used` seconds."""
-        if self.seconds is not None and used >= self.seconds:
+    def read(self, passed: float) -> Clock:
+        """The clock `passed` seconds after the search began."""
+        if self.seconds is not None and passed >= self.seconds:
             return Clock(0.0, 0.0)
         if self.seconds is None or len(self.paces) < MEASURED_REPORTS:
             return Clock(0.0)
         pace = statistics.quantiles(self.paces, n=4)[0]
-        return Clock(used * pace, max(0.0, self.seconds - used) * pace)
+        return Clock(self.trained / self.workers * pace, max(0.0, self.seconds - passed) * pace)
 
 
 class Session(SearchAlgorithm):
@@ -103,7 +106,7 @@ class Session(SearchAlgorithm):
         self.journal = Journal(run_dir)
         self.trials = Trials(search.budget_tokens, config.trials, config.rung_metric)
         self.tables = GrowingTables(run_dir, self.trials, config.seed)
-        self.stopwatch = Stopwatch(config.time_budget)
+        self.stopwatch = Stopwatch(config.time_budget, workers)
         self.number = 0
         self.spent = Spent()
         for event in events_of(run_dir):

@@ -34,8 +34,10 @@ def play(
     begin: float = 0.0,
     cost: Cost = in_tokens,
     pace: float = 1.0,
+    idle: float = 0.0,
 ) -> float:
-    """Plays the search from `begin` until nothing is left to do, or to `end`; returns when the last report came.
+    """Plays the search from `begin` until nothing is left to do, or to `end`; returns when the last report came. In `idle`
+    of the time up to `begin` no worker trained.
 
     Trials report at the scheduler's milestones and at the full budget; what would come after `end` does not, but for an
     audit, during which the clock stands still. The scheduler sees the end come only where it is `known_end`, at `pace`
@@ -50,7 +52,7 @@ def play(
 
     def clock() -> Clock:
         at = min(now, end, audit_began)
-        return Clock(at * pace, (end - at) * pace if known_end else math.inf)
+        return Clock((at - idle) * pace, (end - at) * pace if known_end else math.inf)
 
     def go_on(trial: Trial, worker: int, begins: bool) -> None:
         mark = marks[bisect.bisect_right(marks, trial.tokens)]

@@ -2,6 +2,7 @@
 
 import heapq
 import math
+import statistics
 from collections import Counter, namedtuple
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -17,7 +18,8 @@ DRAWN, PROPOSED, REPEAT, AUDIT = "drawn", "proposed", "repeat", "audit"
 DEFAULT_TRIAL = "00000"
 """the preset's reference configuration, always the first"""
 UNLIMITED_TRIALS = 100_000  # as many as the digits of a trial's id hold
-TRUSTED_SEEDS = 3  # a configuration that ended on so many is never behind one that ended on fewer
+TRUSTED_SEEDS = 3  # a configuration that ended on so many is behind one that ended on fewer only where that has a
+LEAD = 0.5  # of so many standard errors, and a second seed
 COUNTED_FROM = 1 / 4  # of the budget on a seed counts with the loss that it is expected to end at
 REPORTED = (
     *("step", "tokens_seen", "train_loss", "val_loss", "val_loss_ema", "val_bpb", "learning_rate", "grad_norm"),
@@ -246,7 +248,8 @@ def standings(trials: Trials) -> tuple[int, list[Trial]]:
     """(tokens, the configurations that came so far, best first): the furthest that two have come, or the only one.
 
     By the mean loss over seeds there, at the end as `by_expectation` has them. But those that have at least TRUSTED_SEEDS
-    seeds there, or the most that any has, come before those that have fewer: the best of many is the luckiest.
+    seeds there, or the most that any has, come before those that have fewer: the best of many is the luckiest. Before them
+    come only those with several seeds whose mean is ahead of the best of them by LEAD standard errors.
     """
     marks = {tokens for tokens, kind in trials.reached if kind != REPEAT}
     tokens = max((tokens for tokens in marks if trials.count_at(tokens) > 1), default=max(marks, default=0))
@@ -255,9 +258,30 @@ def standings(trials: Trials) -> tuple[int, list[Trial]]:
     else:  # sorted anew: the furthest mark moves on, and an order of each would have to be kept
         came = (trial for trial in trials.drawn if tokens in trial.losses)
         ordered = sorted(came, key=lambda trial: (trial.mean_at(tokens), trial.trial_id))
-    seeds = {trial.trial_id: len(trial.seeds_at(tokens)) for trial in ordered}
-    trusted = min(TRUSTED_SEEDS, max(seeds.values(), default=0))
-    return tokens, sorted(ordered, key=lambda trial: seeds[trial.trial_id] < trusted)
+    seeds = {trial.trial_id: trial.seeds_at(tokens) for trial in ordered}
+    trusted = min(TRUSTED_SEEDS, max(map(len, seeds.values()), default=0))
+    best = next((trial for trial in ordered if len(seeds[trial.trial_id]) >= trusted), None)
+    noise = seed_noise(seeds.values())
+
+    def place(trial: Trial) -> int:
+        own = len(seeds[trial.trial_id])
+        if own >= trusted:
+            return 1
+        error = noise * math.sqrt(1 / own + 1 / len(seeds[best.trial_id]))
+        return 0 if own > 1 and best.mean_at(tokens) - trial.mean_at(tokens) > LEAD * error else 2
+
+    return tokens, sorted(ordered, key=place)
+
+
+def seed_noise(losses: Iterable[list[float]]) -> float:
+    """The standard deviation between seeds, pooled over configurations (each its losses); 0 where none has two."""
+    squares, degrees = 0.0, 0
+    for found in losses:
+        finite = [loss for loss in found if math.isfinite(loss)]
+        if len(finite) > 1:
+            squares += statistics.variance(finite) * (len(finite) - 1)
+            degrees += len(finite) - 1
+    return math.sqrt(squares / degrees) if degrees else 0.0
 
 
 # Keys of orders

@@ -33,7 +33,7 @@ class Half(Scheduler):
     at the last one runs up to it on a second seed, so that none leads by luck. When enough have come there, every second
     token goes into configurations that the searcher proposes. Finishing, the best at the last rung go on to the end, and
     the incumbent, the lowest mean loss at the end, runs on more seeds before it is believed. In the time of the last two
-    trainings so do those next to it.
+    trainings, and where nothing else is left to do, so do those next to it.
 
     In a search that knows its end the last half of it finishes, in whole waves of trainings from the last rung to the end:
     the longer the search, the more finish. Many workers finish few configurations, on several seeds each, side by side: of
@@ -54,7 +54,8 @@ class Half(Scheduler):
         explored = self._explore(trials, clock.left - reserve) if clock.left > reserve else None
         slack = clock.left % to_finish if clock.left >= to_finish else 0.0
         finished = explored or self._finish(trials, clock, slack if waves > 1 else 0.0) or self._explore(trials, slack)
-        return finished or self._take_up_those_left(trials, clock.left)
+        finished = finished or self._take_up_those_left(trials, clock.left)
+        return finished or another_seed(by_expectation(trials), trials, clock, SEEDS_AT_END, self._side_by_side(trials))
 
     def _take_up_those_left(self, trials: Trials, left: float) -> Action | None:
         """Where nobody is left to draw and workers would idle, those left at rungs go on to the end, the furthest first,
@@ -135,7 +136,7 @@ class Half(Scheduler):
                 return Resume(trial.trial_id, until=budget)
         if math.isinf(clock.left):
             return None
-        return another_seed(by_expectation(trials), trials, clock, SEEDS_AT_END, side)
+        return another_seed(itertools.islice(by_expectation(trials), 1), trials, clock, SEEDS_AT_END, side)
 
 
 # Keys of orders
