@@ -21,7 +21,7 @@ from tune.trials import (
 )
 
 EXPLORED_FIRST = 4  # full trainings' worth, of all workers, before finishing begins to take its half
-ENOUGH = 8  # trials at the last rung before the best of them is looked at again, and proposals begin
+ENOUGH = 4  # trials at the last rung before the best of them is looked at again, and proposals begin
 SEEDS_AT_RUNG = 2  # that a configuration has at the last rung before it goes on to the end
 SEEDS_AT_END = 4  # that the incumbent gets at most
 
