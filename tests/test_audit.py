@@ -144,6 +144,9 @@ def test_an_audits_time_is_not_the_searchs():
     assert (Spent(events[:4]).search, Spent(events[:4]).audit) == (51, 0)
     assert (Spent(events[:7]).search, Spent(events[:7]).audit, Spent(events[:7]).auditing) == (51, 50, True)
     assert (Spent(events).search, Spent(events).audit, Spent(events).auditing) == (81, 60, False)
+    plain = [at(100, "session"), at(110, "trial"), at(150, "report")]
+    plain += [at(900, "session"), at(907, "report"), at(920, "report")]
+    assert (Spent(plain).search, Spent(plain).starting) == (70, 17)
 
 
 def test_a_forecast_counts_the_audit_after_the_time_of_the_search():

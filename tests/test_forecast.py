@@ -67,6 +67,7 @@ def test_a_search_is_played_on_from_where_it_stands():
         events.append(begun(trial_id, until=budget, config={"learning_rate": 1e-3, "batch_size": 16}))
         tokens = budget if index < 2 else budget // 2
         events.append(report(trial_id, tokens, 3.0, STOP if index < 2 else CONTINUE))
+    events = [event | {"time": 0.0} for event in events]
     later = play_on(search, events, pace, workers=1, used=100.0)  # half of one, and two more
     assert later.trials == 5 and later.seconds == pytest.approx(100 + 2.5 * budget * 1e-5)
 

@@ -242,17 +242,18 @@ def test_names_cannot_leave_the_runs_folder(name):
 
 
 def test_the_stopwatch_counts_tokens_at_the_pace_of_the_slower_reports():
-    watch = Stopwatch(100.0, workers=2)
-    assert watch.read(10.0).left == math.inf  # nothing is measured yet
+    watch = Stopwatch(100.0)
+    assert watch.read(10.0, 4.0).left == math.inf  # nothing is measured yet
     for index in range(8):
         pace = 100.0 if index < 4 else 50.0
         before = SimpleNamespace(tokens_seen=1000, train_seconds=5.0)
         watch.see(before, {"tokens_seen": 2000, "train_seconds": 5.0 + 1000 / pace})
-    clock = watch.read(40.0)
-    assert clock.left == pytest.approx(60 * 50)
-    assert clock.used == pytest.approx((4 * 10 + 4 * 20) / 2 * 50)  # of 40 seconds those in which both trained
-    assert watch.read(130.0).left == 0.0
-    assert Stopwatch(None, workers=2).read(1e9).left == math.inf
+    clock = watch.read(40.0, 4.0)
+    assert clock.used == pytest.approx(36 * 50) and clock.left == pytest.approx(60 * 50)
+    later = watch.read(70.0, 4.0)  # while workers wait: what is shared out stays what it is
+    assert later.used + later.left == pytest.approx(clock.used + clock.left)
+    assert watch.read(130.0, 4.0).left == 0.0
+    assert Stopwatch(None).read(1e9, 4.0).left == math.inf
 
 
 def test_search_configurations_are_frozen():

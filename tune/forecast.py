@@ -103,15 +103,25 @@ def plausible_losses(search: Search, seed: int) -> Loss:
     return loss
 
 
-def play_on(search: Search, events: Iterable[Event], pace: Pace, workers: int, used: float = 0.0, seed: int = 0) -> Outlook:
-    """The rest of a search that stands where `events` say after `used` seconds; of a new one there are none."""
+def play_on(
+    search: Search,
+    events: Iterable[Event],
+    pace: Pace,
+    workers: int,
+    used: float = 0.0,
+    seed: int = 0,
+    starting: float = 0.0,
+) -> Outlook:
+    """The rest of a search that stands where `events` say after `used` seconds; of a new one there are none. The last
+    `starting` of these seconds go by before a new session trains.
+    """
     config, scheduler = search.config, search.scheduler()
     speeds = [1 / pace.seconds(1, batch * search.training.max_len) for batch in search.batch_sizes]
     slower = statistics.quantiles(speeds, n=4)[0] if len(speeds) > 1 else speeds[0]  # as the live clock counts
     end = config.time_budget if config.time_budget is not None else math.inf
     times = max(1.0, min(config.trials, 2 * workers * end * slower / search.budget_tokens) / MOST_TRIALS)
     if times > 1:
-        events, used = [], 0.0
+        events, used, starting = [], 0.0, 0.0
     trials = Trials(search.budget_tokens, math.ceil(config.trials / times), config.rung_metric, events)
     trials.workers = workers
 
@@ -130,16 +140,16 @@ def play_on(search: Search, events: Iterable[Event], pace: Pace, workers: int, u
 
     coordinator = Coordinator(trials, scheduler, configure, append, config.seed)
     known_end, loss = config.time_budget is not None, plausible_losses(search, seed)
-    before = Spent(events).audit if trials.audits else 0.0  # seconds that do not count on the rule's clock
+    spent = Spent(events)
+    before = spent.audit  # seconds that do not count on the rule's clock
     begins: list[float] = []
 
     def watch(worker: int, begin: float, end: float, trial: Trial) -> None:
         if trial.kind == AUDIT:
             begins.append(begin)
 
-    begin = used - before
-    idle = begin - sum(trial.train_seconds for trial in trials.by_id.values() if trial.kind != AUDIT) / workers
-    seconds = play(coordinator, loss, end / times, known_end, watch, begin, cost, slower, idle) + before
+    idle = starting + spent.starting
+    seconds = play(coordinator, loss, end / times, known_end, watch, used - before, cost, slower, idle) + before
     stops = (*scheduler.milestones, search.budget_tokens)
     for trial in trials.by_id.values():
         trial.checkpoints = {tokens: "" for tokens in stops if tokens in trial.losses and tokens > trial.begun_at}
@@ -158,8 +168,10 @@ def play_on(search: Search, events: Iterable[Event], pace: Pace, workers: int, u
     )
 
 
-def outlooks(search: Search, events: Iterable[Event], pace: Pace, workers: int, used: float = 0.0) -> list[Outlook]:
+def outlooks(
+    search: Search, events: Iterable[Event], pace: Pace, workers: int, used: float = 0.0, starting: float = 0.0
+) -> list[Outlook]:
     """`WORLDS` of them, the shortest first."""
     events = list(events)
-    found = [play_on(search, events, pace, workers, used, seed) for seed in range(WORLDS)]
+    found = [play_on(search, events, pace, workers, used, seed, starting) for seed in range(WORLDS)]
     return sorted(found, key=lambda outlook: outlook.seconds)

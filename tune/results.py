@@ -110,9 +110,10 @@ class Spent:
     """
 
     def __init__(self, events: Iterable[dict[str, Any]] = ()):
-        self.search = self.audit = self.last = 0.0
-        """`last` is when the last event came, seconds since 1970"""
-        self.auditing = False
+        self.search = self.audit = self.starting = self.last = 0.0
+        """`starting` is that part of `search` which sessions took until their first trial; `last` is when the last event
+        came, seconds since 1970"""
+        self.auditing = self._starts = False
         for event in events:
             self.see(event)
 
@@ -124,6 +125,8 @@ class Spent:
             self.audit += passed
         else:
             self.search += passed
+            self.starting += passed * self._starts
+        self._starts = event["event"] == "session"
         if event["event"] in ("trial", "resume"):
             self.auditing = event.get("kind") == AUDIT
 

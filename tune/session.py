@@ -71,30 +71,29 @@ class Stopwatch:
     """The clock of a search that has so many seconds, all sessions together; without them it has no end.
 
     Seconds count as tokens at a worker's pace, evaluations included: that of the slower quarter of the recent reports, as
-    the best configurations often have small batches. Used are those in which `workers` trained. What starting takes is
-    over: a rule that shared it out would explore too little in a short search.
+    the best configurations often have small batches.
     """
 
-    def __init__(self, seconds: float | None, workers: int):
-        self.seconds, self.workers = seconds, workers
-        self.trained = 0.0  # seconds, of all workers
+    def __init__(self, seconds: float | None):
+        self.seconds = seconds
         self.paces: deque[float] = deque(maxlen=RECENT_REPORTS)  # tokens a second
 
     def see(self, before: Report | None, report: dict[str, Any]) -> None:
         """Takes a trial's report in, and the one before it."""
         tokens, seconds = (report[name] - getattr(before, name, 0) for name in ("tokens_seen", "train_seconds"))
-        self.trained += seconds
         if seconds > 0:
             self.paces.append(tokens / seconds)
 
-    def read(self, passed: float) -> Clock:
-        """The clock `passed` seconds after the search began."""
+    def read(self, passed: float, starting: float) -> Clock:
+        """The clock after `passed` seconds, of which `starting` went by before there was anything to train: a rule that
+        shared them out, too, would explore too little in a short search.
+        """
         if self.seconds is not None and passed >= self.seconds:
             return Clock(0.0, 0.0)
         if self.seconds is None or len(self.paces) < MEASURED_REPORTS:
             return Clock(0.0)
         pace = statistics.quantiles(self.paces, n=4)[0]
-        return Clock(self.trained / self.workers * pace, max(0.0, self.seconds - passed) * pace)
+        return Clock(max(0.0, passed - starting) * pace, max(0.0, self.seconds - passed) * pace)
 
 
 class Session(SearchAlgorithm):
@@ -106,7 +105,7 @@ class Session(SearchAlgorithm):
         self.journal = Journal(run_dir)
         self.trials = Trials(search.budget_tokens, config.trials, config.rung_metric)
         self.tables = GrowingTables(run_dir, self.trials, config.seed)
-        self.stopwatch = Stopwatch(config.time_budget, workers)
+        self.stopwatch = Stopwatch(config.time_budget)
         self.number = 0
         self.spent = Spent()
         for event in events_of(run_dir):
@@ -151,7 +150,8 @@ class Session(SearchAlgorithm):
     def clock(self) -> Clock:
         """Where the search stands now; it stands still during an audit."""
         passes = self.started and not self.spent.auditing
-        return self.stopwatch.read(STARTING_SECONDS + self.spent.search + (time.time() - self.spent.last if passes else 0))
+        passed = self.spent.search + (time.time() - self.spent.last if passes else 0)
+        return self.stopwatch.read(STARTING_SECONDS + passed, STARTING_SECONDS + self.spent.starting)
 
     @property
     def is_over(self) -> bool:
