@@ -177,11 +177,13 @@ def test_a_pair_of_seeds_that_leads_by_more_than_noise_is_before_three():
     three, single = [{BUDGET: 1.9}, {BUDGET: 2.0}, {BUDGET: 2.1}], [{BUDGET: 0.5}]
     noise = math.sqrt((2 * 0.1**2 + 0.1**2 / 2) / 3)  # between seeds, of both
     lead = LEAD * noise * math.sqrt(1 / 2 + 1 / 3)
-    for ahead, first in ((0.9 * lead, "00001"), (1.1 * lead, "00000")):
-        pair = [{BUDGET: 2.0 - ahead - 0.05}, {BUDGET: 2.0 - ahead + 0.05}]
-        assert standings(trials_of([pair, three, single]))[1][0].trial_id == first
-    diverged = [{BUDGET: 1.0}, {BUDGET: math.inf}]
-    assert standings(trials_of([diverged, three]))[1][0].trial_id == "00001"
+    for ahead, workers, first in ((0.9 * lead, 8, "00001"), (1.1 * lead, 8, "00000"), (9.9 * lead, 2, "00001")):
+        trials = trials_of([[{BUDGET: 2.0 - ahead - 0.05}, {BUDGET: 2.0 - ahead + 0.05}], three, single])
+        trials.workers = workers
+        assert standings(trials)[1][0].trial_id == first
+    trials = trials_of([[{BUDGET: 1.0}, {BUDGET: math.inf}], three])
+    trials.workers = 8
+    assert standings(trials)[1][0].trial_id == "00001"
 
 
 def test_half_ends_with_more_seeds_of_its_best_instead_of_what_could_not_be_believed_in_time():

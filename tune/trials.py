@@ -19,7 +19,8 @@ DEFAULT_TRIAL = "00000"
 """the preset's reference configuration, always the first"""
 UNLIMITED_TRIALS = 100_000  # as many as the digits of a trial's id hold
 TRUSTED_SEEDS = 3  # a configuration that ended on so many is behind one that ended on fewer only where that has a
-LEAD = 0.5  # of so many standard errors, and a second seed
+LEAD = 0.5  # of so many standard errors, and a second seed; with at most FEW workers not even there:
+FEW = 2  # a third seed then still comes in time, and lucky pairs cost more than sound ones gain
 COUNTED_FROM = 1 / 4  # of the budget on a seed counts with the loss that it is expected to end at
 REPORTED = (
     *("step", "tokens_seen", "train_loss", "val_loss", "val_loss_ema", "val_bpb", "learning_rate", "grad_norm"),
@@ -248,8 +249,9 @@ def standings(trials: Trials) -> tuple[int, list[Trial]]:
     """(tokens, the configurations that came so far, best first): the furthest that two have come, or the only one.
 
     By the mean loss over seeds there, at the end as `by_expectation` has them. But those that have at least TRUSTED_SEEDS
-    seeds there, or the most that any has, come before those that have fewer: the best of many is the luckiest. Before them
-    come only those with several seeds whose mean is ahead of the best of them by LEAD standard errors.
+    seeds there, or the most that any has, come before those that have fewer: the best of many is the luckiest. In a
+    search of more than FEW workers, those with several seeds whose mean is ahead of the best of them by LEAD standard errors
+    come first.
     """
     marks = {tokens for tokens, kind in trials.reached if kind != REPEAT}
     tokens = max((tokens for tokens in marks if trials.count_at(tokens) > 1), default=max(marks, default=0))
@@ -267,8 +269,10 @@ def standings(trials: Trials) -> tuple[int, list[Trial]]:
         own = len(seeds[trial.trial_id])
         if own >= trusted:
             return 1
+        if own == 1 or trials.workers <= FEW:
+            return 2
         error = noise * math.sqrt(1 / own + 1 / len(seeds[best.trial_id]))
-        return 0 if own > 1 and best.mean_at(tokens) - trial.mean_at(tokens) > LEAD * error else 2
+        return 0 if best.mean_at(tokens) - trial.mean_at(tokens) > LEAD * error else 2
 
     return tokens, sorted(ordered, key=place)
 
