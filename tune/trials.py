@@ -250,7 +250,7 @@ def standings(trials: Trials) -> tuple[int, list[Trial]]:
 
     By the mean loss over seeds there, at the end as `by_expectation` has them. But those that have at least TRUSTED_SEEDS
     seeds there, or the most that any has, come before those that have fewer: the best of many is the luckiest. In a
-    search of more than FEW workers, those with several seeds whose mean is ahead of the best of them by LEAD standard errors
+    search of more than FEW workers those with several seeds whose mean is ahead of the best of them by LEAD standard errors
     come first.
     """
     marks = {tokens for tokens, kind in trials.reached if kind != REPEAT}
