@@ -263,16 +263,14 @@ def standings(trials: Trials) -> tuple[int, list[Trial]]:
     seeds = {trial.trial_id: trial.seeds_at(tokens) for trial in ordered}
     trusted = min(TRUSTED_SEEDS, max(map(len, seeds.values()), default=0))
     best = next((trial for trial in ordered if len(seeds[trial.trial_id]) >= trusted), None)
-    noise = seed_noise(seeds.values())
+    noise = seed_noise(seeds.values()) if trials.workers > FEW else math.inf  # that nobody leads by
 
     def place(trial: Trial) -> int:
         own = len(seeds[trial.trial_id])
         if own >= trusted:
             return 1
-        if own == 1 or trials.workers <= FEW:
-            return 2
         error = noise * math.sqrt(1 / own + 1 / len(seeds[best.trial_id]))
-        return 0 if best.mean_at(tokens) - trial.mean_at(tokens) > LEAD * error else 2
+        return 0 if own > 1 and best.mean_at(tokens) - trial.mean_at(tokens) > LEAD * error else 2
 
     return tokens, sorted(ordered, key=place)
 

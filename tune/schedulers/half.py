@@ -53,9 +53,13 @@ class Half(Scheduler):
         reserve = waves * (to_finish if alone else trials.budget_tokens)  # with the seeds beside them, or the looks before
         explored = self._explore(trials, clock.left - reserve) if clock.left > reserve else None
         slack = clock.left % to_finish if clock.left >= to_finish else 0.0
-        finished = explored or self._finish(trials, clock, slack if waves > 1 else 0.0) or self._explore(trials, slack)
-        finished = finished or self._take_up_those_left(trials, clock.left)
-        return finished or another_seed(by_expectation(trials), trials, clock, SEEDS_AT_END, self._side_by_side(trials))
+        return (
+            explored
+            or self._finish(trials, clock, slack if waves > 1 else 0.0)
+            or self._explore(trials, slack)
+            or self._take_up_those_left(trials, clock.left)
+            or another_seed(by_expectation(trials), trials, clock, SEEDS_AT_END, self._side_by_side(trials))
+        )
 
     def _take_up_those_left(self, trials: Trials, left: float) -> Action | None:
         """Where nobody is left to draw and workers would idle, those left at rungs go on to the end, the furthest first,
