@@ -29,6 +29,8 @@ def test_workers_are_forked_and_start_without_the_nursery_too(monkeypatch):
         def who() -> tuple[int, int, bool, str | None]:
             return os.getpid(), os.getppid(), "torch" in sys.modules, os.environ.get("RAY_JOB_ID")
 
+        idle = [p for p in psutil.Process().children(recursive=True) if p.pid not in before and p.name() == "cat"]
+        assert len(idle) == 2  # in the place of Ray's agents, which a search would wait for
         nursery, folder = engine._nursery.process, Path(engine._nursery.folder)
         pid, parent, has_torch, job = ray.get(who.remote())
         assert parent == nursery.pid and has_torch and job == ray.get_runtime_context().get_job_id()

@@ -6,6 +6,7 @@ from conftest import TINY
 
 from myllm.config import GPTConfig, TrainConfig
 from myllm.errors import InputError, RunError
+from myllm.training.adamw import AdamW
 from myllm.training.averaging import in_place_of
 from myllm.training.train import learning_rate_at, mean_loss, train
 from myllm.training.train_utils import generate, load_state, plot_losses, save_state
@@ -35,6 +36,26 @@ def test_a_half_life_in_tokens_sets_beta2_for_every_batch():
     assert config(beta2_half_life=10.0, batch_size=5, max_len=2).step_beta2 == pytest.approx(0.5)
     assert config(beta2_half_life=10.0, batch_size=5).step_beta2 == pytest.approx(0.5**0.5)
     assert config(beta2=0.9).step_beta2 == 0.9
+
+
+def test_adamw_is_pytorchs():
+    def ended(optimizer):
+        torch.manual_seed(0)
+        weight, bias = torch.randn(5, 3, requires_grad=True), torch.zeros(3, requires_grad=True)
+        groups = [{"params": [weight], "weight_decay": 0.1}, {"params": [bias], "weight_decay": 0.0}]
+        first, state = optimizer(groups, lr=0.01, fused=True), None
+        for made in (first, optimizer(groups, lr=0.02, fused=True)):
+            if state:
+                made.load_state_dict(state)
+            for _ in range(3):
+                made.zero_grad()
+                (torch.randn(4, 5) @ weight + bias).square().mean().backward()
+                made.step()
+            state = made.state_dict()
+        return torch.cat([weight.flatten(), bias]), state
+
+    (weights, state), (expected, expected_state) = ended(AdamW), ended(torch.optim.AdamW)
+    assert torch.equal(weights, expected) and str(state) == str(expected_state)
 
 
 def test_training_learns_and_reports_on_the_marks(make_run):

@@ -31,6 +31,20 @@ def assert_same_weights(first, second):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+def test_a_training_leaves_the_compiler_alone(flags, tmp_path):
+    """To import torch._dynamo takes a second, also of each search."""
+    arguments = [TRAINER, *flags, "--budget_tokens", "4096", "--device", "cpu", "--save_model", str(tmp_path / "model.pth")]
+    code = f"""
+import sys
+from myllm.training.trainer import main
+sys.argv = {arguments}
+main()
+assert "torch._dynamo" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_killed_and_resumed_ends_in_the_same_weights(flags, tmp_path):
     flags = [*flags, "--epochs", "4", "--device", "cpu"]
     whole, broken = tmp_path / "whole.pth", tmp_path / "broken.pth"

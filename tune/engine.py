@@ -1,6 +1,6 @@
 """Ray itself: started while the driver still imports and reads, without what no search needs, and ended at once.
 
-Of the 15 s that a search took until its first report, Ray's start took 6: it waits for four helpers, each a Python process.
+Of the 15 s that a search took until its first report, Ray's start took 6: it waits for six helpers, each a Python process.
 """
 
 import contextlib
@@ -9,6 +9,7 @@ import logging
 import math
 import os
 import shlex
+import shutil
 import sys
 import threading
 import time
@@ -34,12 +35,17 @@ ENVIRONMENT = {
     "TUNE_FUNCTION_THREAD_TIMEOUT_S": "60",  # to leave a process; 2 are too few where cores are busy
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # Ray's snapshots are never read back
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "PL_DISABLE_FORK": "1",  # as Tune has it in its workers
     "RAY_prestart_worker_first_driver": "0",  # ray.init would wait for it, deaf to signals
+    "RAY_raylet_client_connect_timeout_milliseconds": "20",  # of 1000: every third node misses its own store's socket by a
+    "RAY_raylet_client_num_connect_attempts": "500",  # hair, and looks again after so long; 10 s in all, as before
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "86400",
 }
+AGENTS = ("--dashboard_agent_command=", "--runtime_env_agent_command=")
+AGENT_PORTS = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port", "runtime_env_agent_port")
 OBJECT_STORE_BYTES = 128 * 2**20  # results and settings are small; every process maps all of it
 
 
@@ -89,14 +95,17 @@ class Engine:
     def _live(self, options: dict[str, Any]) -> None:
         """Starts Ray and stays: Linux ends its processes together with the thread that started them."""
         start = time.time()
-        try:
-            self._start(options)
-        except Exception as error:  # of many kinds, Exception itself among them; raised where it is waited for
-            self._error = RunError(f"Ray can't start: {why_not_started(error, start)}")
-        self._started.set()
-        self._over.wait()
+        with contextlib.ExitStack() as stack:
+            try:
+                if not self._start(options):
+                    stack.enter_context(_no_runtime_env())
+            except Exception as error:  # of many kinds, Exception itself among them; raised where it is waited for
+                self._error = RunError(f"Ray can't start: {why_not_started(error, start)}")
+            self._started.set()
+            self._over.wait()
 
-    def _start(self, options: dict[str, Any]) -> None:
+    def _start(self, options: dict[str, Any]) -> bool:
+        """Starts Ray; whether with its agents."""
         import ray
         from ray.air._internal import usage as air_usage
         from ray.job_config import JobConfig
@@ -105,8 +114,10 @@ class Engine:
         ray._private.worker.print_to_stdstream = lambda *data, **how: None
         ray._private.utils.get_entrypoint_name = lambda: "tune/search.py"  # of words that are no UTF-8 Ray can't make one
         rays = logging.getLogger("ray")
+        own = options["address"] == "local"
+        agents = not own or options["include_dashboard"] or "runtime_env" in options or not shutil.which("cat")
         with contextlib.ExitStack() as stack:
-            if options["address"] == "local":
+            if own:
                 # Ray listens on every network, also where it is given 127.0.0.1, unless it is told that clusters are not
                 # wanted; this process has read the variable already.
                 ray._private.ray_constants.ENABLE_RAY_CLUSTER = False
@@ -114,11 +125,14 @@ class Engine:
                     stack.enter_context(_forked_workers(self._nursery))
                 if not options["include_dashboard"]:
                     stack.enter_context(_few_processes())
+                if not agents:
+                    stack.enter_context(_no_agents())
             rays.setLevel(logging.CRITICAL)  # of its start nothing need be known
             # Ray would have its workers import from the folder where the user stands; they need this checkout alone.
             ray.init(job_config=JobConfig(_client_job=True, _py_driver_sys_path=[str(ROOT)]), **options)
             air_usage.tag_callbacks = lambda callbacks: False  # it would import every tracker that is installed
             rays.setLevel(logging.WARNING)  # these go to the run's ray.log
+        return agents
 
     def wait(self) -> None:
         """Returns when Ray has started; raises what kept it from starting."""
@@ -188,6 +202,47 @@ def _few_processes() -> Iterator[None]:
     finally:
         for name, method in before.items():
             setattr(Node, name, method)
+
+
+@contextlib.contextmanager
+def _no_agents() -> Iterator[None]:
+    """Within it Ray's node starts without its agents: one serves the dashboard, the other runtime environments.
+
+    The node waits more than a second for the ports that they leave in its session's folder, and ends when they do. So
+    ports that say that nothing is served lie there, and in the agents' place stands what lives as long as the node.
+    """
+    from ray._private import services
+    from ray._raylet import persist_port
+
+    start = services.start_ray_process
+
+    def start_ray_process(command: list[str], process_type: str, *arguments: Any, **options: Any) -> Any:
+        if process_type == "raylet":
+            said = dict(word.split("=", 1) for word in command if "=" in word)
+            for name in AGENT_PORTS:
+                persist_port(said["--session_dir"], said["--node_id"], name, -1)
+            idle = shutil.which("cat")  # it waits for what the node never says to it
+            command = [next((agent + idle for agent in AGENTS if word.startswith(agent)), word) for word in command]
+        return start(command, process_type, *arguments, **options)
+
+    services.start_ray_process = start_ray_process
+    try:
+        yield
+    finally:
+        services.start_ray_process = start
+
+
+@contextlib.contextmanager
+def _no_runtime_env() -> Iterator[None]:
+    """Within it Tune's workers have the environment of all of Ray's processes, and ask no agent for another one."""
+    from ray.tune.execution import class_cache
+
+    before = class_cache.DEFAULT_ENV_VARS, class_cache.ENV_VARS_TO_PROPAGATE
+    class_cache.DEFAULT_ENV_VARS, class_cache.ENV_VARS_TO_PROPAGATE = {}, ()
+    try:
+        yield
+    finally:
+        class_cache.DEFAULT_ENV_VARS, class_cache.ENV_VARS_TO_PROPAGATE = before
 
 
 def import_ahead(*modules: str) -> None:

@@ -27,8 +27,7 @@ FIRST_JOB = "01000000"
 """what Ray calls the first driver of a cluster"""
 FIXED = ("RAY_JOB_ID", "RAY_RAYLET_PID")
 """variables that Ray reads once, when it is imported"""
-BEFORE_RAY = ("pandas", "pyarrow.fs", "torch._dynamo", "myllm.training.train_utils", "myllm.training.train")
-"""what a worker imports until its first step: torch._dynamo is the optimizer's wish"""
+BEFORE_RAY = ("pandas", "pyarrow.fs", "myllm.training.train_utils", "myllm.training.train")
 MODULES = ("ray.tune", "tune.trainable", "tune.workload")
 LONGEST = 2**20  # bytes that are received at once
 

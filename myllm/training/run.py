@@ -13,6 +13,7 @@ from myllm.data import BatchStream, Windows
 from myllm.errors import InputError, RunError
 from myllm.files import cache_dir
 from myllm.own_model import ModelConfig, builder, difference
+from myllm.training.adamw import AdamW
 from myllm.training.averaging import move_average
 from myllm.training.compiling import Compilation
 from myllm.training.gpu import Recorder, arithmetic, random_state, set_random_state
@@ -52,7 +53,7 @@ class Run:
         self.model = build().to(self.device)
         matrices = [p for p in self.model.parameters() if p.dim() >= 2]
         others = [p for p in self.model.parameters() if p.dim() < 2]
-        self.optimizer = torch.optim.AdamW(
+        self.optimizer = AdamW(
             [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}],
             lr=config.learning_rate,
             betas=(config.beta1, config.step_beta2),
