@@ -91,6 +91,14 @@ def test_a_process_that_can_not_be_reused_loses_no_trial(small, tmp_path):
     assert sorted(ends) == ["00000", "00001"]
 
 
+def test_below_uv_run_workers_are_started_as_ever(small, tmp_path):
+    """Ray looks for a process `uv run` above it, packs the folder for its workers, and starts each by uv."""
+    flags = [*small, "--budget_tokens", "32768", "--patience", "20", "--storage_path", tmp_path / "runs", "--name", "x"]
+    (tmp_path / "run").write_text(f"{shlex.join(map(str, [sys.executable, ROOT / SEARCH, *flags]))}\nexit $?\n")
+    done = subprocess.run(["uv", "run"], executable="/bin/sh", cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 @pytest.mark.slow
 def test_a_python_below_a_folder_with_a_space_and_a_small_address_space_train(small, tmp_path):
     """In one search, to save its seconds: Ray hands Python's path to a shell, and maps its object store whole."""

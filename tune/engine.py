@@ -45,6 +45,8 @@ ENVIRONMENT = {
     "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "86400",
 }
 AGENTS = ("--dashboard_agent_command=", "--runtime_env_agent_command=")
+RUNTIME_ENVS = ("RAY_RUNTIME_ENV_HOOK", "RAY_JOB_CONFIG_JSON_ENV_VAR")
+"""variables by which others have Ray prepare what its workers run in"""
 AGENT_PORTS = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port", "runtime_env_agent_port")
 OBJECT_STORE_BYTES = 128 * 2**20  # results and settings are small; every process maps all of it
 
@@ -115,12 +117,15 @@ class Engine:
         ray._private.utils.get_entrypoint_name = lambda: "tune/search.py"  # of words that are no UTF-8 Ray can't make one
         rays = logging.getLogger("ray")
         own = options["address"] == "local"
-        agents = not own or options["include_dashboard"] or "runtime_env" in options or not shutil.which("cat")
+        agents = not own or options["include_dashboard"] or not shutil.which("cat")
+        agents = agents or "runtime_env" in options or any(name in os.environ for name in RUNTIME_ENVS)
         with contextlib.ExitStack() as stack:
             if own:
                 # Ray listens on every network, also where it is given 127.0.0.1, unless it is told that clusters are not
                 # wanted; this process has read the variable already.
                 ray._private.ray_constants.ENABLE_RAY_CLUSTER = False
+                # Below `uv run` it would pack the folder where the user stands, and have uv start every worker.
+                ray._private.ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = False
                 if self._nursery:
                     stack.enter_context(_forked_workers(self._nursery))
                 if not options["include_dashboard"]:
