@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from myllm.config import PRESETS, GPTConfig, Preset
+from myllm.config import PRESETS, Preset
 from myllm.errors import InputError, warn
 from myllm.own_model import (
     ModelConfig,
@@ -25,6 +25,7 @@ from myllm.own_model import (
     with_settings,
 )
 
+CHOSEN = ("dropout", "bias", "activation")  # of a model, beside its size
 DRAWS = 64  # pairs of targets by which the unit of a loss is found
 PREFIX = 8  # tokens at which a loss is compared with logits
 ODD = 1.25  # times one nat per token, or less than its inverse, is another unit: a bit is 1.44
@@ -32,7 +33,7 @@ ODD = 1.25  # times one nat per token, or less than its inverse, is another unit
 
 def choose_model(given: dict[str, Any], config: dict[str, Any], where: str, preset: Preset, vocab_size: int) -> ModelConfig:
     """The model that trainer.py's flags, the config of the file `where`, and the preset describe (the earlier wins), tried
-    where it is an own one. Another preset than the config's leaves of its model the dropout, where that was chosen.
+    where it is an own one. Another preset than the config's leaves of its model what was chosen beside its size.
 
     Raises InputError.
     """
@@ -41,8 +42,15 @@ def choose_model(given: dict[str, Any], config: dict[str, Any], where: str, pres
         found, named = read_model(config["model"], f"{where}: model"), config.get("preset")
         if given.get("preset", named) == named:
             model = found
-        elif isinstance(found, GPTConfig) and named in PRESETS and found.dropout != PRESETS[named].dropout:
-            model = with_settings(model, {"dropout": found.dropout})
+        elif isinstance(found, OwnModelConfig):
+            raise InputError(
+                f"--preset {given['preset']}: {where} is for your own model {found.source}, which has no presets; leave "
+                "--preset out, and change the model's size with --fix NAME=VALUE"
+            )
+        elif named in PRESETS:
+            usual = PRESETS[named].model(vocab_size)
+            chosen = {name: getattr(found, name) for name in CHOSEN if getattr(found, name) != getattr(usual, name)}
+            model = with_settings(model, chosen)
     if "model" in given:
         before, model = model, own_model(given["model"], vocab_size, model.block_size)
         if isinstance(before, OwnModelConfig):

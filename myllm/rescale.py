@@ -83,6 +83,9 @@ def carried(
             changes.append(
                 Change("batch_size", found.batch_size, values["batch_size"], "as many tokens a step, as near as may be")
             )
+    elif found.stride == found.max_len != values["max_len"] and "stride" not in flags:
+        values["stride"] = values["max_len"]
+        changes.append(Change("stride", found.stride, values["stride"], "that of --max_len, as before"))
     if preset.micro_batch_size and PRESETS.get(config.get("preset")) is not preset and "micro_batch_size" not in flags:
         values["micro_batch_size"] = min(preset.micro_batch_size, values["batch_size"])
     step = values["batch_size"] * values["max_len"]
@@ -115,6 +118,8 @@ def search_command(
     names = ("batch_size", "warmup_ratio", "min_lr_ratio", "schedule", "cooldown_ratio", "clip_norm", "weight_decay")
     names += ("beta1", "beta2", "beta2_half_life", "micro_batch_size")
     fixed = {n: getattr(training, n) for n in names if getattr(training, n) not in (None, getattr(reference, n))}
+    if training.beta2_half_life is not None:  # it decides beta2
+        fixed.pop("beta2", None)
     own = isinstance(model, OwnModelConfig)
     usual = {} if own else settings_of(preset.model(model.vocab_size))
     fixed |= {n: value for n, value in settings_of(model).items() if usual.get(n) != value}

@@ -19,7 +19,7 @@ def test_times_are_read_as_people_write_them(text, seconds):
     assert parse_duration(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "soon", "2x", "1m2h", "-5", "1..5h"])
+@pytest.mark.parametrize("text", ["", "soon", "2x", "1m2h", "-5", "1..5h", "1h30", "nan"])
 def test_what_is_no_time_is_an_error(text):
     with pytest.raises(InputError, match="is no time"):
         parse_duration(text)

@@ -1,8 +1,10 @@
 """What a search found goes on in the trainer: a trial's weights, found through the records of its run."""
 
 import json
+import os
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from myllm.errors import InputError
 from myllm.found import find_trial
 from myllm.training.train import train
 from myllm.training.train_utils import load_state, save_state
+from tune.storage import Storage
 
 
 @pytest.fixture
@@ -88,6 +91,16 @@ def test_a_trial_goes_on_as_if_its_search_had_not_paused_it(run_dir, make_run, c
     assert command("--from_trial", moved / "1", "--save_model", final) == 0  # a damaged one is skipped for the one before
     said = capsys.readouterr()
     assert "going back further" in said.err and "at step 10 of 40" in said.out
+    older = next(path for path in find_trial(f"{moved}/1").checkpoints if "000010" in path)
+    sound = Path(older).read_bytes()
+    storage = Storage(str(moved))
+    for at, bit in ((sound.rindex(b"/version"), 0x80), (sound.rindex(b"PK\x01\x02") + 8, 0x01)):  # a name, "encrypted"
+        damaged = bytearray(sound)
+        damaged[at] ^= bit
+        Path(older).write_bytes(damaged)
+        assert "can't be read" in storage.damage(os.path.relpath(Path(older).parent, moved))
+        with pytest.raises(InputError, match="damaged"):
+            load_state(older)
     with pytest.raises(InputError, match="leave out --config"):
         command("--from_trial", moved / "1", "--config", moved / "search.json")
     shutil.rmtree(moved / "ray")

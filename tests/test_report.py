@@ -149,6 +149,18 @@ def test_a_run_without_repeats_claims_no_interval(tmp_path):
     assert any("--confirm" in row["command"] for row in found["next"])
 
 
+def test_where_every_trial_diverged_there_is_a_report_that_says_so(tmp_path):
+    run = copied(tmp_path)
+    changed(
+        run,
+        lambda events: [
+            event | ({"diverged": True, "val_loss": math.nan, "decision": "stop"} if event["event"] == "report" else {})
+            for event in events
+        ],
+    )
+    assert "diverged" in write_report(run) and (run / "figures" / "parallel.png").exists()
+
+
 def test_an_answer_at_an_edge_or_unsure_is_relied_on_in_part():
     best = {"trial_id": "00001", "low": 1.9, "share_of_budget": 1, "probability_best": 0.95, "regret": 0.1, "val_loss": 2.0}
     sure = {"best": best, "default": {}, "gain": {"low": 0.1}, "edges": []}
@@ -170,11 +182,14 @@ def test_edges_name_the_flag_that_looks_beyond():
     }
     assert edges([Axis("schedule", Choice(("cosine", "wsd")))], {"schedule": "cosine"}) == []
     assert edges([Axis("dropout", Range(0.0, 0.3, LINEAR))], {"dropout": 0.0}) == []  # nothing lies below
+    assert edges([Axis("beta2", Choice((0.9, 0.95, 0.99)))], {"beta2": 0.99}) == []  # nor above
+    assert edges([Axis("n_head", Choice((2, 4, 6)))], {"n_head": 6}) == []  # they divide the width
     for axis, value, flag in (
         (Axis("beta2", Range(0.9, 0.999, LOG_BELOW_ONE)), 0.999, "--range beta2=0.99:0.9999"),
         (Axis("learning_rate", Range(0.001, 0.003, LINEAR)), 0.003, "--range learning_rate=0.002:0.004:linear"),
         (Axis("n_layer", Range(2, 6, LINEAR, whole=True)), 6, "--range n_layer=4:8"),
         (Axis("n_layer", Choice((1, 2, 4))), 4, "--choices n_layer=1,2,4,8,16"),
+        (Axis("dropout", Choice((0.1, 0.2, 0.4))), 0.4, "--choices dropout=0.1,0.2,0.4,0.8"),
     ):
         assert [edge.flag for edge in edges([axis], {axis.name: value})] == [flag]
     for drawn_from, values in (

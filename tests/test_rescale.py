@@ -6,8 +6,9 @@ import shlex
 import pytest
 
 from myllm.config import PRESETS
+from myllm.errors import InputError
 from myllm.own_model import fix_settings, own_model
-from myllm.rescale import times_as_wide
+from myllm.rescale import search_command, times_as_wide
 from myllm.training.train_utils import load_state
 from tune import search
 
@@ -74,6 +75,32 @@ def test_what_was_found_stays_until_the_model_is_wider(found, command, tmp_path,
     assert state["train_config"]["learning_rate"] == 0.01 and "rescaled" not in said
     state, said = trained("--fix", "n_embd=32")
     assert state["train_config"]["learning_rate"] == 0.004 and "learning_rate stays 0.004: not raised to 0.008" in said
+
+
+def test_what_was_chosen_beside_a_models_size_goes_with_it_to_another(found, command, tmp_path):
+    config = json.loads(found.read_text())
+    config["model"] |= {"activation": "gelu_tanh", "bias": not config["model"]["bias"]}
+    found.write_text(json.dumps(config))
+    small = ("--fix", "n_layer=1", "--budget_tokens", "2048", "--save_model", tmp_path / "a.pth")
+    assert command("--config", found, "--preset", "micro", *small) == 0
+    model = load_state(tmp_path / "a.pth")["model_config"]
+    assert (model["activation"], model["bias"]) == ("gelu_tanh", config["model"]["bias"]) and model["n_embd"] == 128
+    (tmp_path / "m.py").write_text("import torch\nclass M(torch.nn.Module):\n    settings = {'wide': 8}\n")
+    found.write_text(json.dumps(config | {"model": vars(own_model(f"{tmp_path}/m.py:M", 257, 128))}))
+    with pytest.raises(InputError, match=r"--preset micro: .* is for your own model .*M, which has no presets"):
+        command("--config", found, "--preset", "micro")
+
+
+def test_windows_that_lay_side_by_side_do_so_at_another_length(found, command, tmp_path, capsys):
+    assert command("--config", found, "--max_len", "64", "--save_model", tmp_path / "a.pth") == 0
+    now = load_state(tmp_path / "a.pth")["train_config"]
+    assert (now["max_len"], now["stride"]) == (64, 64) and "rescaled: stride 128 -> 64" in capsys.readouterr().out
+
+
+def test_a_half_life_decides_beta2_in_the_command_to_search_again():
+    training = PRESETS["nano"].training(beta2=0.7, beta2_half_life=1e6)
+    said = search_command(training, PRESETS["nano"].model(257), "nano", 1000, 0.01, {})
+    assert "beta2_half_life=1000000.0" in said and "beta2=" not in said
 
 
 def test_another_preset_brings_its_context_and_keeps_the_tokens_of_a_step(found, command, tmp_path, capsys, monkeypatch):

@@ -16,7 +16,7 @@ from tune.belief import chances, expected_losses, interval
 from tune.journal import FILE_NAME, Journal, read_journal
 from tune.options import SearchConfig
 from tune.prepare import settle_resources
-from tune.results import believed, leaders, search_seconds, tables
+from tune.results import Spent, believed, leaders, search_seconds, tables
 from tune.session import Stopwatch
 from tune.settings import Data, Search
 from tune.spaces import SPACES, get_space, sample
@@ -215,6 +215,13 @@ def test_seconds_count_every_session_and_no_pause():
     kinds = [("session", 100), ("report", 110), ("session", 200), ("report", 203), ("session_end", 204)]
     assert search_seconds([{"event": event, "time": time} for event, time in kinds]) == 14
     assert search_seconds([]) == 0
+    back = [
+        {"event": "session", "time": 100, "before": 2.5},
+        {"event": "report", "time": 90},
+        {"event": "report", "time": 95},
+    ]
+    spent = Spent(back)  # the clock was set back by ten seconds
+    assert (spent.search, spent.starting) == (7.5, 2.5)
 
 
 def test_resources_share_what_there_is():

@@ -186,6 +186,16 @@ def test_a_pair_of_seeds_that_leads_by_more_than_noise_is_before_three():
     assert standings(trials)[1][0].trial_id == "00001"
 
 
+def test_a_seed_that_diverged_is_trusted_for_nothing():
+    once, twice = [{BUDGET: 1.0}, {BUDGET: math.inf}], [{BUDGET: 1.0}, {BUDGET: 1.1}, {BUDGET: math.inf}]
+    single, pair = [{BUDGET: 2.0}], [{BUDGET: 2.0}, {BUDGET: 2.1}]
+    for diverged, sound in ((once, single), (twice, pair), (twice, single)):
+        for workers in (1, 2, 8):
+            trials = trials_of([diverged, sound, [{BUDGET: 9.0}]])
+            trials.workers = workers
+            assert [trial.trial_id for trial in standings(trials)[1]] == ["00001", "00002", "00000"]
+
+
 def test_half_ends_with_more_seeds_of_its_best_instead_of_what_could_not_be_believed_in_time():
     search = new_search("half", num_samples=1000, workers=2)
     play(search, constant([(37 * i % 101) + 1.0 for i in range(1000)]), end=6 * BUDGET)

@@ -131,6 +131,20 @@ def test_trials_that_end_badly_are_kept_with_the_reason(part, field, value, stat
         assert "in run_trial" in (tmp_path / "error-00000.txt").read_text()
 
 
+def test_time_that_is_long_over_ends_what_runs(small, run_name):
+    """Without rungs nothing pauses, and how long a training takes is not known when the first begins."""
+    flags = [*small, "--scheduler", "fifo", "--budget_tokens", "4194304", "--time_budget", "10"]
+    began = time.time()
+    done = run_command_line(*flags)
+    assert done.returncode == 0 and time.time() - began < 40, done.stdout + done.stderr
+    trials = pd.read_csv(RUNS / run_name / "trials.csv")
+    assert (
+        trials["status"].tolist() == ["running"]
+        and "1 interrupted" in done.stdout
+        and 0 < trials["tokens_seen"][0] < 4194304
+    )
+
+
 def test_bad_input_is_one_line_and_exit_code_2_before_ray_starts(byte_files, tmp_path):
     train, val = map(str, byte_files)
     data = ["--train_file", train, "--val_file", val]
@@ -171,6 +185,10 @@ def test_bad_input_is_one_line_and_exit_code_2_before_ray_starts(byte_files, tmp
         (["--num_samples", "0"], "--num_samples is 0"),
         (["--mlflow", "mlruns"], "--mlflow 'mlruns' is a folder"),
         (["--time_budget", "soon"], "'soon' is no time"),
+        (["--time_budget", "3"], "--time_budget is 3 s; it must be 10 or more"),
+        (["--num_samples", "100000"], "from 1 to 99999"),
+        (["--gpus_per_trial", "nan"], "--gpus_per_trial is nan"),
+        (["--gpus_per_trial", "inf"], "--gpus_per_trial is inf"),
         (["--budget_tokens", "-5"], "--budget_tokens is -5"),
         (["--reduction_factor", "1"], "--reduction_factor is 1"),
         (["--rungs", "0.5:1"], "--rungs is '0.5:1'"),

@@ -101,6 +101,7 @@ def test_bad_input_is_one_line_and_exit_code_2(flags, tmp_path, command):
         (["--tokenizer", "klingon"], "klingon"),
         (["--batch_size", "100000"], "larger than the data"),
         (["--load_model", "x.pth", "--version", "v1"], "belongs to v2"),
+        (["--load_model", str(other), "--save_model", str(bad)], "exists; go on from it"),
         (["--load_model", str(tmp_path / "missing.pth")], "no such checkpoint"),
         (["--load_model", str(other)], "the checkpoint's model has n_layer 9"),
         (["--config", str(bad)], "learning_rat"),

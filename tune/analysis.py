@@ -20,6 +20,7 @@ MOST = 150  # trials the surface is fitted to: half of them the best
 BASE = 256  # points from which Sobol's indices are estimated, a power of two
 KERNELS, THINNED, BURNED = 16, 4, 32  # steps of the sampler; each kernel is one of a fitted process
 DRAWS = 6  # surfaces of each process
+BELOW_ONE = ("dropout", "beta1", "beta2", "warmup_ratio", "min_lr_ratio", "cooldown_ratio")
 EDGE = 0.05  # of a range
 
 
@@ -96,14 +97,14 @@ def edges(axes: list[Axis], config: dict) -> list[Edge]:
 
 def _choice_edge(axis: Axis, value: Any) -> Edge | None:
     numbers, place = axis.numbers or [], axis.place(value)
-    if len(numbers) < 3 or 0 < place < 1:
+    if len(numbers) < 3 or 0 < place < 1 or axis.name == "n_head":  # what divides the width
         return None
     step = numbers[1] / numbers[0] if axis.is_log else numbers[1] - numbers[0]
     low_end, whole = place == 0, all(isinstance(number, int) for number in numbers)
     beyond, at = [], numbers[0] if low_end else numbers[-1]
     for _ in range(2):
         at = (at / step if low_end else at * step) if axis.is_log else (at - step if low_end else at + step)
-        if at > 0 and (at == int(at) or not whole):
+        if 0 < at < (1 if axis.name in BELOW_ONE else math.inf) and (at == int(at) or not whole):
             beyond.append(at)
     if not beyond:
         return None

@@ -9,7 +9,9 @@ UNITS = {"d": 86400, "h": 3600, "min": 60, "s": 1}
 
 def parse_duration(text: str) -> float:
     """Seconds of `7200`, `2h`, `90m` or `1h30m`. Raises InputError for another text."""
-    parts = re.fullmatch(r"(?:([\d.]+)d)?(?:([\d.]+)h)?(?:([\d.]+)m(?:in)?)?(?:([\d.]+)s?)?", text.replace(" ", ""))
+    said = text.replace(" ", "")
+    said += "s" if re.fullmatch(r"[\d.]+", said) else ""  # behind hours a bare number could be minutes as well
+    parts = re.fullmatch(r"(?:([\d.]+)d)?(?:([\d.]+)h)?(?:([\d.]+)m(?:in)?)?(?:([\d.]+)s)?", said)
     try:
         if parts is None or not any(parts.groups()):
             raise ValueError

@@ -57,10 +57,19 @@ class Engine:
     """
 
     def __init__(self):
+        self.begun = time.time()
+        """when the search began, seconds since 1970"""
         self._nursery = _start_nursery()
         self._thread: threading.Thread | None = None
         self._error: RunError | None = None
         self._started, self._over = threading.Event(), threading.Event()
+
+    @contextlib.contextmanager
+    def before_the_search(self) -> Iterator[None]:
+        """What goes on within it is not the search's time."""
+        start = time.time()
+        yield
+        self.begun += time.time() - start
 
     def start(self, config: "SearchConfig", resources: "Resources") -> None:
         """Begins to start Ray, or to join a cluster. A second time does nothing."""
@@ -144,6 +153,11 @@ class Engine:
         self._started.wait()
         if self._error:
             raise self._error
+
+    def leave(self) -> None:
+        """What is left to tidy where all processes are killed and this one ends at once."""
+        if self._nursery:
+            self._nursery.forget()
 
     def stop(self) -> None:
         """Ends both, also while they start. A second time does nothing."""

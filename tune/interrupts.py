@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import psutil
@@ -16,6 +17,8 @@ class Interrupts:
         self.resume_command, self.count = resume_command, 0
         self.ending = False
         """set when the search ends anyway"""
+        self.tidy: Callable[[], None] = lambda: None
+        """called before the process leaves at once"""
 
     def __enter__(self) -> "Interrupts":
         self.before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -35,9 +38,10 @@ class Interrupts:
         self.count += 1
         if self.count > 1:
             print(f"\nleft at once; go on with: {self.resume_command}", file=sys.__stderr__, flush=True)  # below the screen
-            for process in psutil.Process().children(recursive=True):  # Ray's agents would linger for a minute
+            for process in psutil.Process().children(recursive=True):  # Ray's would linger
                 with contextlib.suppress(psutil.Error):
                     process.kill()
+            self.tidy()
             os._exit(130)
         print("\nstopping; once more leaves at once", file=sys.stderr, flush=True)
         if self.ending:

@@ -1,8 +1,9 @@
 """The memory of a search: one JSON object a line, appended and synced before anything acts on it.
 
-Events: `session`, `session_end` (one run of the command), `trial` (a configuration begins), `resume` (a paused trial goes
-on), `report` (an evaluation, its decision), `checkpoint` (its state is stored), `pruned` (checkpoints will be deleted),
-`lost` (a process died, the trial starts again), `failed` (an error ended it). myllm/found.py reads some of them, too.
+Events: `session`, `session_end` (one run of the command, `before` seconds after it began), `trial` (a configuration
+begins), `resume` (a paused trial goes on), `report` (an evaluation, its decision), `checkpoint` (its state is stored),
+`pruned` (checkpoints will be deleted), `lost` (a process died, the trial starts again), `failed` (an error ended it).
+myllm/found.py reads some of them, too.
 """
 
 import errno
@@ -81,6 +82,10 @@ class Journal:
             raise InputError(f"{run_dir}: another search is running in this folder; wait for it, or stop it") from None
         self._size = _whole_lines(path)
         self._file.truncate(self._size)
+
+    def close(self) -> None:
+        """Lets another search have the folder."""
+        self._file.close()
 
     def append(self, event: str, **values: Any) -> dict[str, Any]:
         """Writes one event and returns it, its `time` (seconds, UNIX) added; once this returns it survives a crash.

@@ -39,7 +39,11 @@ class Nursery:
         self.folder = tempfile.mkdtemp(prefix="nursery-")  # of this user alone
         os.environ[ADDRESS] = f"{self.folder}/socket"
         with socket.socket(socket.AF_UNIX) as listener:
-            listener.bind(os.environ[ADDRESS])
+            try:
+                listener.bind(os.environ[ADDRESS])
+            except OSError:  # too long a name
+                self.forget()
+                raise
             listener.listen(1024)
             path = os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))
             self.process = subprocess.Popen(
@@ -61,11 +65,15 @@ class Nursery:
 
     def close(self) -> None:
         """Ends it; what was forked lives on. A second time does nothing."""
-        os.environ.pop(ADDRESS, None)
+        self.forget()
         self.process.kill()
         self.process.wait()
         with contextlib.suppress(OSError):  # of what it did not read any more
             self.process.stdin.close()
+
+    def forget(self) -> None:
+        """Takes its address away."""
+        os.environ.pop(ADDRESS, None)
         shutil.rmtree(self.folder, ignore_errors=True)
 
 

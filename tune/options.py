@@ -1,6 +1,7 @@
 """What the user may ask of a search: every option, its default, its help, and its checks."""
 
 import importlib.util
+import math
 import os
 import re
 from collections.abc import Callable
@@ -120,7 +121,8 @@ class SearchConfig:
             value = getattr(self, field)
             if (value is None and getattr(SearchConfig, field) is None) or (value == AUTO and field in PICKED):
                 return
-            if not isinstance(value, (int, float)) or isinstance(value, bool) or not fits(value):
+            sound = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+            if not sound or not fits(value):
                 raise InputError(f"--{field} is {value!r}; it must be {right}")
 
         def whole(field: str, least: int, most: int = 2**62) -> None:
@@ -132,7 +134,8 @@ class SearchConfig:
                 raise InputError(f"--{field} {getattr(self, field)!r} is unknown; known are {', '.join(values)}")
 
         whole("seed", 0, 2**31 - 1)
-        for field in ("num_samples", "budget_tokens", "cpus_per_trial", "max_concurrent"):
+        whole("num_samples", 1, UNLIMITED_TRIALS - 1)
+        for field in ("budget_tokens", "cpus_per_trial", "max_concurrent"):
             whole(field, 1)
         for field in ("max_failures", "confirm"):
             whole(field, 0)

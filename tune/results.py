@@ -104,7 +104,7 @@ def tables(trials: Trials, seed: int = 0) -> tuple["pd.DataFrame", "pd.DataFrame
 
 
 class Spent:
-    """Wall-clock seconds of all sessions, each from its beginning to its last event, however it ended.
+    """Wall-clock seconds of all sessions, each from its command's beginning to its last event, however it ended.
 
     Those of an audit, from its first trial until the rule does something again, are not those of the search.
     """
@@ -119,14 +119,15 @@ class Spent:
 
     def see(self, event: dict[str, Any]) -> None:
         """Takes one more event in."""
-        passed = 0.0 if event["event"] == "session" or not self.last else event["time"] - self.last
+        begins = event["event"] == "session"
+        passed = event.get("before", 0.0) if begins else max(0.0, event["time"] - self.last) if self.last else 0.0
         self.last = event["time"]
         if self.auditing:
             self.audit += passed
         else:
             self.search += passed
-            self.starting += passed * self._starts
-        self._starts = event["event"] == "session"
+            self.starting += passed * (begins or self._starts)
+        self._starts = begins
         if event["event"] in ("trial", "resume"):
             self.auditing = event.get("kind") == AUDIT
 

@@ -108,14 +108,19 @@ def run_search(run_dir: Path, search: Search, resources: Resources, engine: Engi
         search.write(run_dir)
     followers = loggers(run_dir, search.config, session.trials, session.number)
     session.listeners += followers
-    with Interrupts(command("tune/search.py", "--resume", run_dir)) as interrupts:
+    again = command("tune/search.py", "--resume", run_dir)
+    with contextlib.closing(session.journal), Interrupts(again) as interrupts:
         try:
             if not session.is_over:
+                engine = engine or Engine()
+                interrupts.tidy = engine.leave
                 with session.disk_errors():
                     session.tidy()
                     code = {name: value for name, value in origin(PACKAGES).items() if name in CODE}
-                    session.coordinator.record("session", session=session.number, workers=resources.workers, **code)
-                engine = engine or Engine()
+                    before = round(time.time() - engine.begun, 3)
+                    session.coordinator.record(
+                        "session", session=session.number, workers=resources.workers, before=before, **code
+                    )
                 engine.start(search.config, resources)
                 with _ray_log(run_dir), Progress(session) as progress:
                     _run_trials(session, engine, resources, interrupts, progress)

@@ -51,6 +51,7 @@ RESUME_FLAGS = (
     *("cpus_per_trial", "gpus_per_trial", "max_concurrent", "address", "dashboard", "patience", "wandb", "mlflow"),
 )
 """what may change on --resume: nothing that would make earlier trials and later ones incomparable"""
+SHORTEST_SEARCH = 10  # seconds of --time_budget
 WORTH_A_FORECAST = 300.0  # seconds of --time_budget; it takes ten to time a few steps, and these are not the search's
 
 
@@ -151,6 +152,10 @@ def start(given: dict[str, Any]) -> tuple[Path, Search]:
     values |= {"model": absolute(values["model"])} if values.get("model") else {}
     values |= {"storage_path": os.path.expanduser(values["storage_path"])} if values.get("storage_path") else {}
     config = SearchConfig(**values)
+    if (config.time_budget or SHORTEST_SEARCH) < SHORTEST_SEARCH:
+        raise InputError(
+            f"--time_budget is {config.time_budget:g} s; it must be {SHORTEST_SEARCH} or more: the start takes some of them"
+        )
     name = config.name or f"{config.preset}-{config.space}-{time.strftime('%Y%m%d-%H%M%S')}"
     local = config.storage_path and "://" not in config.storage_path
     run_dir = (Path(os.path.realpath(config.storage_path)) if local else runs_dir(RUNS_DIR)) / name
@@ -231,7 +236,8 @@ def run(given: dict[str, Any], engine: Engine) -> int:
     if any(getattr(config, name) == AUTO for name in PICKED):
         from tune.pick import settle_auto
 
-        search, found = settle_auto(search, *available)
+        with engine.before_the_search():
+            search, found = settle_auto(search, *available)
         config = search.config
         print(found, flush=True)
     resources = settle_resources(config, *available)
@@ -239,7 +245,7 @@ def run(given: dict[str, Any], engine: Engine) -> int:
         print(f"note: the code has changed since the search began: {changes}")
     if resumed and is_changed(search.model):
         print(f"note: {search.model.source} has changed since the search began, which goes on with the code of then")
-    check_places(run_dir, search)
+    check_places(run_dir, search, resumed)
     again = command("tune/search.py", "--resume", run_dir)
     data = "the embedded corpus" if is_embedded(config.train_file) else " ".join(config.train_file)
     trials = f"{config.trials} trials" if config.trials < UNLIMITED_TRIALS else f"{duration(config.time_budget)} of trials"
@@ -252,7 +258,8 @@ def run(given: dict[str, Any], engine: Engine) -> int:
         from tune.journal import read_journal
         from tune.rehearse import forecast
 
-        print(forecast(search, resources, read_journal(run_dir) if resumed else ()), flush=True)
+        with engine.before_the_search():
+            print(forecast(search, resources, read_journal(run_dir) if resumed else ()), flush=True)
     if dry_run:
         return 0
     run_dir.mkdir(parents=True, exist_ok=resumed)

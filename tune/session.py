@@ -27,7 +27,7 @@ from tune.searchers import searcher
 from tune.settings import Search
 from tune.storage import Storage, worth_keeping
 from tune.tables import GrowingTables
-from tune.trials import AUDIT, FAILED, Report, Trial, Trials
+from tune.trials import AUDIT, CONTINUE, FAILED, STOP, Report, Trial, Trials
 
 MAY_PASS = (
     *(ray.exceptions.RayActorError, ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError),
@@ -42,7 +42,8 @@ RECENT_REPORTS = 128  # by which it is judged: a machine that others use too cha
 EXCEPTION = re.compile(r"(\w+\.)*\w*(Error|Exception|Exit|Interrupt): .*\S")
 """the line of a traceback that says what happened"""
 HOPELESS = 3  # trials that failed without a report, and none began before them: the rest would fare alike
-STARTING_SECONDS = 4.0  # three before a session's first event, one after its last
+ENDING_SECONDS = 1.0  # from a search's last report to its end
+OVERRUN = 1.05  # of its time, within which what runs then may still end
 
 
 class Segment(RayTrial):
@@ -94,6 +95,10 @@ class Stopwatch:
             return Clock(0.0)
         pace = statistics.quantiles(self.paces, n=4)[0]
         return Clock(max(0.0, passed - starting) * pace, max(0.0, self.seconds - passed) * pace)
+
+    def is_late(self, passed: float) -> bool:
+        """Whether what still runs after `passed` seconds has had its time to end, too."""
+        return self.seconds is not None and passed > OVERRUN * self.seconds
 
 
 class Session(SearchAlgorithm):
@@ -149,9 +154,13 @@ class Session(SearchAlgorithm):
     @property
     def clock(self) -> Clock:
         """Where the search stands now; it stands still during an audit."""
+        return self.stopwatch.read(ENDING_SECONDS + self._passed, ENDING_SECONDS + self.spent.starting)
+
+    @property
+    def _passed(self) -> float:
+        """Seconds of the search, without audits, until now."""
         passes = self.started and not self.spent.auditing
-        passed = self.spent.search + (time.time() - self.spent.last if passes else 0)
-        return self.stopwatch.read(STARTING_SECONDS + passed, STARTING_SECONDS + self.spent.starting)
+        return self.spent.search + (max(0.0, time.time() - self.spent.last) if passes else 0.0)
 
     @property
     def is_over(self) -> bool:
@@ -221,9 +230,11 @@ class Session(SearchAlgorithm):
         return None
 
     def on_report(self, segment: Segment, result: dict[str, Any]) -> str:
-        """The decision on what a segment reports."""
+        """The decision on what a segment reports. Where its time is long over it ends as if interrupted, and may go on."""
         with self.disk_errors():
-            return self.coordinator.on_report(segment.ours, result, self.clock)
+            decision = self.coordinator.on_report(segment.ours, result, self.clock)
+        late = self.stopwatch.is_late(self._passed) and segment.ours.kind != AUDIT
+        return STOP if late and decision == CONTINUE else decision
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
         segment = self.segments.pop(trial_id)

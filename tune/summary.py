@@ -175,6 +175,8 @@ def commands(run_dir: Path, search: Search, trials: Trials, found: dict[str, Any
         if not is_embedded(config.train_file):
             flags += ["--train_file", *map(Path, search.data.train_file), "--val_file", *map(Path, search.data.val_file)]
             flags += ["--tokenizer", search.data.tokenizer]
+            for name in ("token_dtype", "text_column"):
+                flags += [f"--{name}", value] if (value := getattr(config, name)) else []
         flags += ["--budget_tokens", str(config.budget_tokens)] if config.budget_tokens else []
         flags += ["--model", config.model] if config.model else []
         wider: dict[str, list[str]] = {}

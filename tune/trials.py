@@ -251,7 +251,7 @@ def standings(trials: Trials) -> tuple[int, list[Trial]]:
     By the mean loss over seeds there, at the end as `by_expectation` has them. But those that have at least TRUSTED_SEEDS
     seeds there, or the most that any has, come before those that have fewer: the best of many is the luckiest. In a
     search of more than FEW workers those with several seeds whose mean is ahead of the best of them by LEAD standard errors
-    come first.
+    come first. Those that diverged on a seed come last, and their seeds are trusted for nothing.
     """
     marks = {tokens for tokens, kind in trials.reached if kind != REPEAT}
     tokens = max((tokens for tokens in marks if trials.count_at(tokens) > 1), default=max(marks, default=0))
@@ -261,12 +261,15 @@ def standings(trials: Trials) -> tuple[int, list[Trial]]:
         came = (trial for trial in trials.drawn if tokens in trial.losses)
         ordered = sorted(came, key=lambda trial: (trial.mean_at(tokens), trial.trial_id))
     seeds = {trial.trial_id: trial.seeds_at(tokens) for trial in ordered}
-    trusted = min(TRUSTED_SEEDS, max(map(len, seeds.values()), default=0))
-    best = next((trial for trial in ordered if len(seeds[trial.trial_id]) >= trusted), None)
+    sound = [trial for trial in ordered if all(map(math.isfinite, seeds[trial.trial_id]))]
+    trusted = min(TRUSTED_SEEDS, max((len(seeds[trial.trial_id]) for trial in sound), default=0))
+    best = next((trial for trial in sound if len(seeds[trial.trial_id]) >= trusted), None)
     noise = seed_noise(seeds.values()) if trials.workers > FEW else math.inf  # that nobody leads by
 
     def place(trial: Trial) -> int:
         own = len(seeds[trial.trial_id])
+        if not math.isfinite(trial.mean_at(tokens)):
+            return 3
         if own >= trusted:
             return 1
         error = noise * math.sqrt(1 / own + 1 / len(seeds[best.trial_id]))

@@ -20,6 +20,8 @@ from myllm.training.gpu import Recorder, arithmetic, random_state, set_random_st
 
 T = TypeVar("T")
 
+EVAL_LOGITS = 2**28  # of one forward pass of an evaluation on a GPU, unless a micro-batch has more: a GiB in float32
+
 
 class Run:
     """The whole state of one training run: model, optimizer, position in the data, steps, seconds, random generators.
@@ -103,9 +105,12 @@ class Run:
     def eval_batch_size(self) -> int:
         """Windows per forward pass of an evaluation: on a GPU as many as take a training's memory.
 
-        Training keeps every layer's activations, an evaluation one layer's at a time.
+        Training keeps every layer's activations, an evaluation one layer's at a time, but both the logits of all windows.
         """
-        return self.micro_batch_size * (self.n_layer if self.device.type == "cuda" else 1)
+        if self.device.type != "cuda":
+            return self.micro_batch_size
+        by_logits = EVAL_LOGITS // (self.config.max_len * self.model_config.vocab_size)
+        return min(self.micro_batch_size * self.n_layer, max(self.micro_batch_size, by_logits))
 
     def data_identity(self) -> dict[str, Any]:
         """What the run's ids are, by content: the fingerprints of train and val, and the tokenizer's identity or None."""

@@ -114,11 +114,11 @@ def load_state(path: str | Path) -> dict[str, Any]:
     try:
         with zipfile.ZipFile(path) as archive:  # torch.load itself does not look at the archive's checksums
             damaged = archive.testzip()
-        if damaged:
-            raise InputError(f"{path}: a damaged checkpoint (checksum of {damaged})")
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, zipfile.BadZipFile, pickle.UnpicklingError, NotImplementedError) as error:
+        state = None if damaged else torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, zipfile.BadZipFile, pickle.UnpicklingError, NotImplementedError, ValueError) as error:
         raise InputError(f"{path}: not a checkpoint, or a damaged one ({type(error).__name__})") from None
+    if damaged:
+        raise InputError(f"{path}: a damaged checkpoint (checksum of {damaged})")
     if not isinstance(state, dict) or "model_config" not in state:
         raise InputError(f"{path}: not a training state of this project")
     return state

@@ -85,6 +85,11 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def kinds_of(*files: str | list[str] | None) -> set[str]:
+    """The endings of files' names."""
+    return {Path(name).suffix for names in files for name in ([names] if isinstance(names, str) else names or ())}
+
+
 def settle(args: argparse.Namespace, config: dict[str, Any], where: str) -> tuple[Run, str, list[Change]]:
     """The Run that flags, the config of the file `where`, and preset describe (the earlier wins).
 
@@ -124,7 +129,8 @@ def settle(args: argparse.Namespace, config: dict[str, Any], where: str) -> tupl
         eval_windows = args.eval_iter * train_config.batch_size
         train_config = dataclasses.replace(train_config, eval_windows=eval_windows, train_eval_windows=None)
 
-    how = {name: given.get(name, data.get(name)) for name in ("token_dtype", "text_column")}
+    known = data if kinds_of(train_file, val_file) == kinds_of(data.get("train_file"), data.get("val_file")) else {}
+    how = {name: given.get(name, known.get(name)) for name in ("token_dtype", "text_column")}
     windows = []
     for split, file in (("train", train_file), ("val", val_file)):
         tokens = prepare(file, split, tokenizer_name, tokenizer, **how)
@@ -225,7 +231,8 @@ def main() -> int:
     save_model, load_model = given.get("save_model"), given.get("load_model")
     if load_model and given.get("version") == "v1":
         raise InputError("--load_model belongs to v2: V1 starts anew each time")
-    if save_model and Path(save_model).exists() and not (load_model and Path(load_model).exists()):
+    goes_on = save_model and load_model and os.path.realpath(save_model) == os.path.realpath(load_model)
+    if save_model and Path(save_model).exists() and not goes_on:
         raise InputError(f"--save_model {save_model} exists; go on from it with --load_model, or choose another name")
     check_places(given)
     config, where, state = {}, "", None

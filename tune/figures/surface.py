@@ -121,7 +121,8 @@ def landscape(trials: Trials, surface: Surface, rate: Axis, batch: Axis, best: s
     points[:, names.index("batch_size")] = np.repeat(y, len(x))
     loss = surface.predict(points)[0].reshape(len(y), len(x))
     rates, batches = [rate.value(p) for p in x], [batch.value(p) for p in y]
-    tried = [t for t in trials.drawn if t.losses][:MOST_POINTS]
+    tried = [t for t in trials.drawn if t.losses]
+    tried = [t for at, t in enumerate(tried) if at < MOST_POINTS or t.trial_id in (best, DEFAULT_TRIAL)]
     tried.sort(key=lambda t: t.trial_id == best)  # on top of the others
     dots = {
         "type": "scatter",

@@ -20,6 +20,7 @@ def curves(search: Search, trials: Trials, history: pd.DataFrame, best: str) -> 
     """Loss over tokens, a line a trial, coloured by fate, with the rungs."""
     order = sorted(trials.by_id.values(), key=lambda trial: (-trial.tokens, trial.trial_id))
     drawn = order[: MOST_CURVES // 2] + order[MOST_CURVES // 2 :: max(1, math.ceil(2 * len(order) / MOST_CURVES))]
+    drawn += [trial for trial in order if fate(trial, best) in ("best", "default")]
     fates = {trial.trial_id: fate(trial, best) for trial in {id(t): t for t in drawn}.values()}
     table = history[["trial_id", "tokens_seen", "val_loss"]].copy()
     part = table[table["trial_id"].isin(fates)]
@@ -113,7 +114,7 @@ def parallel(trials: Trials, axes: list[Axis]) -> Figure:
     def draw(figure: Any) -> None:
         axis = figure.subplots()
         colours = np.array(shown)
-        span = float(np.ptp(colours)) or 1.0
+        span = (float(np.ptp(colours)) if len(part) else 0.0) or 1.0
         last = np.array(losses)
         last = (last - last.min()) / (float(np.ptp(last)) or 1.0) if len(last) else last
         from matplotlib.colors import LinearSegmentedColormap
