@@ -157,7 +157,7 @@ def test_small_budgets_have_fewer_reports_and_rungs_follow(prepared):
         prepared(budget_tokens=8200)
     with pytest.raises(InputError, match="batches of 7, 11, 13 alike, 1001 windows"):
         prepared(choices=("batch_size=7,11,13",), budget_tokens=128_000)
-    with pytest.raises(InputError, match="none lies at one of the 32 reports before the end"):
+    with pytest.raises(InputError, match="--rungs: no rung lies at one of the 32 reports before the end"):
         prepared(rungs="0.99:2")
 
 

@@ -193,8 +193,9 @@ def check_trials(search: Search) -> None:
             check_builds(shape)
     if config.resolved_rungs and not search.scheduler().milestones:
         raise InputError(
-            f"--rungs: none lies at one of the {search.budget_tokens // search.report_tokens} reports before the end;"
-            " choose earlier ones, a larger --budget_tokens, or --scheduler fifo"
+            f"{'--rungs' if config.grace_period is None else '--grace_period'}: no rung lies at one of the "
+            f"{search.budget_tokens // search.report_tokens} reports before the end; choose an earlier one, or a larger "
+            "--budget_tokens"
         )
 
 

@@ -97,7 +97,7 @@ class Search:
         return gone(self.processes, seconds)
 
     def kill(self, process):
-        """SIGKILL to the driver. What it started to train dies with it; Ray's agents follow within a minute."""
+        """SIGKILL to the driver. What it started to train dies with it."""
         process.kill()
         process.communicate()
         assert gone(self.workers, 15.0)
