@@ -1,4 +1,5 @@
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from myllm.config import GPTConfig, TrainConfig
 from myllm.errors import InputError, RunError
 from myllm.training.adamw import AdamW
 from myllm.training.averaging import in_place_of
+from myllm.training.run import Run
 from myllm.training.train import learning_rate_at, mean_loss, train
 from myllm.training.train_utils import generate, load_state, plot_losses, save_state
 
@@ -67,6 +69,17 @@ def test_training_learns_and_reports_on_the_marks(make_run):
     assert reports[-1].val_loss < before - 1
     assert not any(r.diverged for r in reports)
     assert reports[-1].learning_rate == pytest.approx(1e-3)
+
+
+def test_an_evaluation_on_a_gpu_has_no_more_logits_than_fit():
+    def windows(device, vocab_size, micro_batch_size=32, max_len=1024):
+        sizes = SimpleNamespace(max_len=max_len), SimpleNamespace(vocab_size=vocab_size)
+        run = SimpleNamespace(device=torch.device(device), micro_batch_size=micro_batch_size, n_layer=12)
+        run.config, run.model_config = sizes
+        return Run.eval_batch_size.fget(run)
+
+    assert windows("cpu", 257) == 32 and windows("cuda", 257) == 32 * 12  # activations of one layer at a time
+    assert windows("cuda", 50_257) == 32 and windows("cuda", 50_257, micro_batch_size=2) == 5
 
 
 def test_fewer_windows_of_train_than_of_val_can_be_evaluated(make_run):
