@@ -108,15 +108,16 @@ class Engine:
         start = time.time()
         with contextlib.ExitStack() as stack:
             try:
-                if not self._start(options):
+                agents = _agents_are_asked(options)
+                self._start(options, agents)
+                if not agents:
                     stack.enter_context(_no_runtime_env())
             except Exception as error:  # of many kinds, Exception itself among them; raised where it is waited for
                 self._error = RunError(f"Ray can't start: {why_not_started(error, start)}")
             self._started.set()
             self._over.wait()
 
-    def _start(self, options: dict[str, Any]) -> bool:
-        """Starts Ray; whether with its agents."""
+    def _start(self, options: dict[str, Any], agents: bool) -> None:
         import ray
         from ray.air._internal import usage as air_usage
         from ray.job_config import JobConfig
@@ -125,11 +126,8 @@ class Engine:
         ray._private.worker.print_to_stdstream = lambda *data, **how: None
         ray._private.utils.get_entrypoint_name = lambda: "tune/search.py"  # of words that are no UTF-8 Ray can't make one
         rays = logging.getLogger("ray")
-        own = options["address"] == "local"
-        agents = not own or options["include_dashboard"] or not shutil.which("cat")
-        agents = agents or "runtime_env" in options or any(name in os.environ for name in RUNTIME_ENVS)
         with contextlib.ExitStack() as stack:
-            if own:
+            if options["address"] == "local":
                 # Ray listens on every network, also where it is given 127.0.0.1, unless it is told that clusters are not
                 # wanted; this process has read the variable already.
                 ray._private.ray_constants.ENABLE_RAY_CLUSTER = False
@@ -146,7 +144,6 @@ class Engine:
             ray.init(job_config=JobConfig(_client_job=True, _py_driver_sys_path=[str(ROOT)]), **options)
             air_usage.tag_callbacks = lambda callbacks: False  # it would import every tracker that is installed
             rays.setLevel(logging.WARNING)  # these go to the run's ray.log
-        return agents
 
     def wait(self) -> None:
         """Returns when Ray has started; raises what kept it from starting."""
@@ -184,8 +181,27 @@ def _start_nursery() -> Nursery | None:
         return None
 
 
+def _agents_are_asked(options: dict[str, Any]) -> bool:
+    """Whether a search asks Ray's agents anything, or nothing can stand in their place."""
+    if options["address"] != "local" or options["include_dashboard"] or "runtime_env" in options:
+        return True
+    return any(name in os.environ for name in RUNTIME_ENVS) or not shutil.which("cat")
+
+
 @contextlib.contextmanager
-def _forked_workers(where: Nursery) -> Iterator[None]:
+def _replaced(owner: Any, **attributes: Any) -> Iterator[None]:
+    """Within it `owner`, a class or module of Ray's, has these attributes instead of its own."""
+    before = {name: getattr(owner, name) for name in attributes}
+    try:
+        for name, value in attributes.items():
+            setattr(owner, name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(owner, name, value)
+
+
+def _forked_workers(where: Nursery) -> contextlib.AbstractContextManager:
     """A Ray that starts within it starts its workers by the nursery's file."""
     from ray._private.node import Node
 
@@ -197,34 +213,23 @@ def _forked_workers(where: Nursery) -> Iterator[None]:
         start(self, *arguments, **options)
         where.raylet_is(self.all_processes["raylet"][0].process.pid)
 
-    Node.start_raylet = start_raylet
-    try:
-        yield
-    finally:
-        Node.start_raylet = start
+    return _replaced(Node, start_raylet=start_raylet)
 
 
-@contextlib.contextmanager
-def _few_processes() -> Iterator[None]:
+def _few_processes() -> contextlib.AbstractContextManager:
     """Within it Ray starts without its autoscaler, its log monitor and the server behind its dashboard: no search on one
     machine needs them, and each costs a second of start-up.
     """
     from ray._private.node import Node
 
-    names = ("start_monitor", "start_log_monitor", "start_api_server")
-    before = {name: getattr(Node, name) for name in names}
-    try:
-        for name in names:
-            setattr(Node, name, lambda self, **options: None)
-        Node._webui_url = ""  # set by start_api_server
-        yield
-    finally:
-        for name, method in before.items():
-            setattr(Node, name, method)
+    def nothing(self: Node, **options: Any) -> None:
+        pass
+
+    Node._webui_url = ""  # set by start_api_server
+    return _replaced(Node, start_monitor=nothing, start_log_monitor=nothing, start_api_server=nothing)
 
 
-@contextlib.contextmanager
-def _no_agents() -> Iterator[None]:
+def _no_agents() -> contextlib.AbstractContextManager:
     """Within it Ray's node starts without its agents: one serves the dashboard, the other runtime environments.
 
     The node waits more than a second for the ports that they leave in its session's folder, and ends when they do. So
@@ -244,24 +249,14 @@ def _no_agents() -> Iterator[None]:
             command = [next((agent + idle for agent in AGENTS if word.startswith(agent)), word) for word in command]
         return start(command, process_type, *arguments, **options)
 
-    services.start_ray_process = start_ray_process
-    try:
-        yield
-    finally:
-        services.start_ray_process = start
+    return _replaced(services, start_ray_process=start_ray_process)
 
 
-@contextlib.contextmanager
-def _no_runtime_env() -> Iterator[None]:
+def _no_runtime_env() -> contextlib.AbstractContextManager:
     """Within it Tune's workers have the environment of all of Ray's processes, and ask no agent for another one."""
     from ray.tune.execution import class_cache
 
-    before = class_cache.DEFAULT_ENV_VARS, class_cache.ENV_VARS_TO_PROPAGATE
-    class_cache.DEFAULT_ENV_VARS, class_cache.ENV_VARS_TO_PROPAGATE = {}, ()
-    try:
-        yield
-    finally:
-        class_cache.DEFAULT_ENV_VARS, class_cache.ENV_VARS_TO_PROPAGATE = before
+    return _replaced(class_cache, DEFAULT_ENV_VARS={}, ENV_VARS_TO_PROPAGATE=())
 
 
 def import_ahead(*modules: str) -> None:

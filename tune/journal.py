@@ -70,7 +70,8 @@ def _whole_lines(path: Path) -> int:
 class Journal:
     """Appends events. On opening, a last line that a crash cut short is removed.
 
-    Raises InputError where another process has the journal open: one search a folder. The lock goes with its process.
+    Raises InputError where another process has the journal open: one search a folder. The lock goes with `close`
+    or its process.
     """
 
     def __init__(self, run_dir: Path):

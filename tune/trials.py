@@ -261,7 +261,7 @@ def standings(trials: Trials) -> tuple[int, list[Trial]]:
         came = (trial for trial in trials.drawn if tokens in trial.losses)
         ordered = sorted(came, key=lambda trial: (trial.mean_at(tokens), trial.trial_id))
     seeds = {trial.trial_id: trial.seeds_at(tokens) for trial in ordered}
-    sound = [trial for trial in ordered if all(map(math.isfinite, seeds[trial.trial_id]))]
+    sound = [trial for trial in ordered if math.isfinite(trial.mean_at(tokens))]
     trusted = min(TRUSTED_SEEDS, max((len(seeds[trial.trial_id]) for trial in sound), default=0))
     best = next((trial for trial in sound if len(seeds[trial.trial_id]) >= trusted), None)
     noise = seed_noise(seeds.values()) if trials.workers > FEW else math.inf  # that nobody leads by
