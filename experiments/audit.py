@@ -19,12 +19,12 @@ import numpy as np
 from curves import Curves, Surrogate, read_curves, spearman
 from replay import Replay
 
-from myllm.errors import Parser, run_command
-from tune.audit import sample_of
-from tune.options import SearchConfig
-from tune.schedulers.audit import Audited
-from tune.simulate import play
-from tune.trials import AUDIT, standings
+from myllm.system.errors import Parser, run_command
+from tune.analysis.stopping_audit import sample_of
+from tune.config.options import SearchConfig
+from tune.core.schedulers.audit import Audited
+from tune.core.simulator import play
+from tune.core.trials import AUDIT, standings
 
 SEARCHES = ((4, 0.25), (8, 0.1), (16, 0.1), (16, 0.3), (32, 0.1))
 """(full trainings' worth of time a slot, --audit)"""

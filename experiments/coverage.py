@@ -21,14 +21,14 @@ from replay import Replay
 from scipy.optimize import minimize
 from scipy.special import logit
 
-from myllm.errors import Parser, run_command
-from tune.analysis import Axis, Surface
-from tune.belief import expected_losses, interval
-from tune.options import SearchConfig
-from tune.results import believed, leaders
-from tune.simulate import play
-from tune.spaces import LINEAR, Range
-from tune.trials import DEFAULT_TRIAL
+from myllm.system.errors import Parser, run_command
+from tune.analysis.posterior import expected_losses, interval
+from tune.analysis.response_surface import Axis, Surface
+from tune.analysis.results import believed, leaders
+from tune.config.options import SearchConfig
+from tune.core.search_space import LINEAR, Range
+from tune.core.simulator import play
+from tune.core.trials import DEFAULT_TRIAL
 
 LENGTHS = (4, 8, 16, 32)
 """full trainings' worth of time a slot"""

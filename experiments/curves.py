@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from myllm.errors import InputError, Parser, run_command
+from myllm.system.errors import InputError, Parser, run_command
 
 COMPONENTS = 8
 NEIGHBOURS = 3

@@ -11,8 +11,8 @@ import sys
 import time
 from pathlib import Path
 
-from myllm.errors import Parser, run_command
-from tune.durations import parse_duration
+from myllm.system.errors import Parser, run_command
+from tune.text.durations import parse_duration
 
 ROOT = Path(__file__).resolve().parent.parent
 SEARCHES = {

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 
 from myllm.config import GPTConfig
-from myllm.data import Windows
-from myllm.errors import InputError
+from myllm.datasets.windows import Windows
+from myllm.system.errors import InputError
 from myllm.training.gpu import Recorder, send
 from myllm.training.run import Run
 from myllm.training.train import Report, learning_rate_at

@@ -23,7 +23,8 @@ import torch
 from fused import FusedRuns
 
 from myllm.config import PRESETS, GPTConfig, TrainConfig
-from myllm.data import TokenFile, Windows
+from myllm.datasets.token_file import TokenFile
+from myllm.datasets.windows import Windows
 from myllm.training.run import Run
 from myllm.training.train import train
 

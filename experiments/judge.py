@@ -25,9 +25,9 @@ import numpy as np
 from curves import Curves, Surrogate, read_curves
 from replay import Replay
 
-from myllm.errors import Parser, run_command
-from tune.options import SearchConfig
-from tune.schedulers import SCHEDULERS
+from myllm.system.errors import Parser, run_command
+from tune.config.options import SearchConfig
+from tune.core.schedulers import SCHEDULERS
 
 LENGTHS = (1, 2, 3, 4, 6, 8, 12, 16, 32)
 """full trainings' worth of time a slot"""

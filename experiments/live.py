@@ -8,13 +8,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from myllm.errors import Parser, run_command
-from tune.forecast import measured_pace, play_on
-from tune.journal import read_journal
-from tune.results import search_seconds
-from tune.screen import View, render
-from tune.settings import Search
-from tune.trials import Trials
+from myllm.system.errors import Parser, run_command
+from tune.analysis.results import search_seconds
+from tune.config.spec import Search
+from tune.core.trials import Trials
+from tune.estimate.forecast import measured_pace, play_on
+from tune.monitor.screen import View, render
+from tune.store.journal import read_journal
 
 WIDTH = 100
 

@@ -18,9 +18,10 @@ import numpy as np
 def train_on(path: Path, steps: int) -> None:
     """Trains `steps` steps and prints this process's peak resident memory in MiB."""
     from myllm.config import get_preset
-    from myllm.data import Windows, prepare
-    from myllm.machine import peak_memory
-    from myllm.tokenizer import get_tokenizer
+    from myllm.datasets.load_tokens import prepare
+    from myllm.datasets.tokenizer import get_tokenizer
+    from myllm.datasets.windows import Windows
+    from myllm.system.machine import peak_memory
     from myllm.training.train import Run, train
 
     preset, encoding = get_preset("nano"), get_tokenizer("byte")

@@ -28,11 +28,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from myllm.config import get_preset
-from myllm.errors import InputError, Parser, RunError, run_command
-from myllm.files import cache_dir
-from tune.options import SearchConfig
-from tune.settings import Search
-from tune.spaces import get_space, sample
+from myllm.system.errors import InputError, Parser, RunError, run_command
+from myllm.system.files import cache_dir
+from tune.config.options import SearchConfig
+from tune.config.spec import Search
+from tune.core.search_space import get_space, sample
 
 ROOT = Path(__file__).resolve().parent.parent
 METHODS = ("ours", "ray", "ray-reuse", "optuna")
@@ -43,7 +43,7 @@ def training(folder: Path, index: int, report: Any) -> None:
     import torch
 
     from myllm.training.train import train
-    from tune.workload import open_run
+    from tune.config.open_run import open_run
 
     torch.set_num_threads(1)
     search = Search.read(folder)
@@ -109,7 +109,7 @@ def measure(method: str, args: Any, folder: Path) -> dict[str, float]:
     """Runs one method once. Raises RunError where it fails."""
     config = SearchConfig(space="v2", budget_tokens=args.budget_tokens, num_samples=args.trials)
     if method != "ours":
-        from tune.prepare import prepare_search
+        from tune.config.resolve import prepare_search
 
         prepare_search(config, cache_dir()).write(folder)
     worker = [sys.executable, __file__, "--worker", method, str(folder), str(args.trials), str(args.slots)]

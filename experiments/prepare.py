@@ -33,7 +33,7 @@ BASELINE_THREADS = 2
 
 def documents(megabytes: float, seed: int = 0) -> Iterator[str]:
     """Texts of about DOCUMENT_CHARS characters: paragraphs of the embedded corpus in random order."""
-    from myllm.corpus import corpus_text
+    from myllm.datasets.builtin_corpus import corpus_text
 
     paragraphs = [part for part in re.split(r"\n\n+", corpus_text("train")) if part.strip()]
     rng, size = random.Random(seed), 0
@@ -81,9 +81,9 @@ def write(path: Path, kind: str, megabytes: float) -> int:
 
 def prepare_one(path: str, tokenizer_name: str) -> None:
     """Prepares `path` in this process; prints seconds, tokens, and its peak resident memory in MiB."""
-    from myllm.data import prepare
-    from myllm.machine import peak_memory
-    from myllm.tokenizer import get_tokenizer
+    from myllm.datasets.load_tokens import prepare
+    from myllm.datasets.tokenizer import get_tokenizer
+    from myllm.system.machine import peak_memory
 
     tokenizer = get_tokenizer(tokenizer_name)
     tokenizer.encode_ordinary("warm")
@@ -95,7 +95,7 @@ def prepare_one(path: str, tokenizer_name: str) -> None:
 
 def baseline(megabytes: float, tokenizer_name: str) -> float:
     """MB of text per second that tiktoken's encode_ordinary_batch reaches on two threads."""
-    from myllm.tokenizer import get_tokenizer
+    from myllm.datasets.tokenizer import get_tokenizer
 
     tokenizer = get_tokenizer(tokenizer_name)
     texts = list(documents(megabytes))

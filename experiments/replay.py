@@ -27,14 +27,14 @@ import numpy as np
 import pandas as pd
 from curves import Curves, read_curves
 
-from myllm.errors import InputError, Parser, run_command
-from tune.coordinator import Coordinator
-from tune.options import SearchConfig
-from tune.schedulers import SCHEDULERS
-from tune.schedulers.reference import WithReference
-from tune.simulate import Watch, play
-from tune.surrogate import most_promising, projected, unjudged
-from tune.trials import COMPLETED, PROPOSED, REPEAT, Trial, Trials, standings
+from myllm.system.errors import InputError, Parser, run_command
+from tune.config.options import SearchConfig
+from tune.core.coordinator import Coordinator
+from tune.core.gaussian_process import most_promising, projected, unjudged
+from tune.core.schedulers import SCHEDULERS
+from tune.core.schedulers.baseline import WithReference
+from tune.core.simulator import Watch, play
+from tune.core.trials import COMPLETED, PROPOSED, REPEAT, Trial, Trials, standings
 
 TRAININGS = (1, 2, 3, 4, 6, 8, 9, 12, 16, 24, 32)
 """full trainings' worth of time a slot at which the pick is judged"""

@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 
 from myllm.training.train import train
-from tune.results import load
-from tune.trials import DEFAULT_TRIAL
-from tune.workload import open_run
+from tune.analysis.results import load
+from tune.config.open_run import open_run
+from tune.core.trials import DEFAULT_TRIAL
 
 
 def main() -> None:

@@ -23,13 +23,13 @@ import pandas as pd
 import torch
 
 from myllm.config import get_preset
-from myllm.files import cache_dir
+from myllm.system.files import cache_dir
 from myllm.training.train import Run, mean_loss, train
-from tune.options import SearchConfig
-from tune.prepare import prepare_search
-from tune.settings import RUNS_DIR, Search
-from tune.spaces import get_space, sample
-from tune.workload import open_run
+from tune.config.open_run import open_run
+from tune.config.options import SearchConfig
+from tune.config.resolve import prepare_search
+from tune.config.spec import RUNS_DIR, Search
+from tune.core.search_space import get_space, sample
 
 BRANCHES = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
 BRANCH_SHARE = 0.2

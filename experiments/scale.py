@@ -35,17 +35,17 @@ from typing import Any
 import psutil
 
 from myllm.config import PRESETS
-from myllm.errors import Parser, run_command
-from tune.coordinator import Coordinator
-from tune.journal import FILE_NAME, events_of
-from tune.options import SearchConfig
-from tune.schedulers import SCHEDULERS
-from tune.schedulers.reference import WithReference
-from tune.searchers import Proposals
-from tune.settings import Data, Search
-from tune.simulate import play
-from tune.spaces import get_space, sample
-from tune.trials import CONTINUE, REPORTED, STOP, Trials
+from myllm.system.errors import Parser, run_command
+from tune.config.options import SearchConfig
+from tune.config.spec import Data, Search
+from tune.core.coordinator import Coordinator
+from tune.core.schedulers import SCHEDULERS
+from tune.core.schedulers.baseline import WithReference
+from tune.core.search_space import get_space, sample
+from tune.core.searchers import Proposals
+from tune.core.simulator import play
+from tune.core.trials import CONTINUE, REPORTED, STOP, Trials
+from tune.store.journal import FILE_NAME, events_of
 
 ROOT = Path(__file__).resolve().parent.parent
 BUDGET, MARKS = 3200, 32
@@ -136,7 +136,7 @@ def journal(count: int) -> None:
 
 
 def pretend(config: dict[str, Any], search: Search, milestones: tuple[int, ...], **task: Any) -> None:
-    """A training that waits: as runner.run_trial, a trainable of Ray's.
+    """A training that waits: as tuner.run_trial, a trainable of Ray's.
 
     In its reports `step` is its process, `learning_rate` when it began, `grad_norm` when it reported, seconds since 1970.
     """
@@ -190,13 +190,13 @@ class Watch:
 
 def busy(slots: int, seconds: float, wait: float, folder: Path) -> dict[str, float]:
     """What a search of so many seconds with the default rule over pretended trainings does, once all slots have started."""
-    from tune import runner
-    from tune.prepare import Resources
+    from tune.config.resolve import Resources
+    from tune.ray_backend import tuner
 
-    runner.run_trial = pretend
+    tuner.run_trial = pretend
     search, watch = search_of(None, time_budget=seconds), Watch()
     search = dataclasses.replace(search, training=dataclasses.replace(search.training, weight_decay=wait))
-    runner.run_search(folder, search, Resources(1, 0, slots))
+    tuner.run_search(folder, search, Resources(1, 0, slots))
     events = list(events_of(folder))
     reports = [event for event in events if event["event"] == "report"]
     by_process: dict[int, list[dict[str, Any]]] = {}

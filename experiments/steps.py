@@ -20,8 +20,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from myllm.config import GPTConfig
-from myllm.errors import InputError, Parser, run_command
-from myllm.model import GPT
+from myllm.models.gpt import GPT
+from myllm.system.errors import InputError, Parser, run_command
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,9 @@ import pandas as pd
 import torch
 
 from myllm.config import PRESETS
-from myllm.data import Windows, prepare
-from myllm.tokenizer import get_tokenizer
+from myllm.datasets.load_tokens import prepare
+from myllm.datasets.tokenizer import get_tokenizer
+from myllm.datasets.windows import Windows
 from myllm.training.train import Run, train
 
 BUDGET = 196_608

@@ -54,16 +54,16 @@ from typing import Any
 import torch
 
 from myllm.config import get_preset
-from myllm.errors import InputError, Parser, RunError, run_command
-from myllm.files import cache_dir
-from myllm.machine import available_cpus
-from myllm.sources import EMBEDDED
+from myllm.datasets.data_paths import EMBEDDED
+from myllm.system.errors import InputError, Parser, RunError, run_command
+from myllm.system.files import cache_dir
+from myllm.system.machine import available_cpus
 from myllm.training.train import Report, train
-from tune.options import SearchConfig
-from tune.prepare import prepare_search
-from tune.settings import RUNS_DIR, Search
-from tune.spaces import Range, get_space, sample
-from tune.workload import open_run
+from tune.config.open_run import open_run
+from tune.config.options import SearchConfig
+from tune.config.resolve import prepare_search
+from tune.config.spec import RUNS_DIR, Search
+from tune.core.search_space import Range, get_space, sample
 
 # What only one method or only the main process needs is imported where it is used: start-up is on the clock.
 
@@ -99,8 +99,8 @@ def our_command(job: dict[str, Any], folder: Path, searcher: str) -> list[str]:
 
 def our_pick(folder: Path, until: float, budget_tokens: int) -> Pick:
     """The leader of the standings, by the journal up to then."""
-    from tune.journal import read_journal
-    from tune.trials import COMPLETED, Trials, standings
+    from tune.core.trials import COMPLETED, Trials, standings
+    from tune.store.journal import read_journal
 
     events = [event for event in read_journal(folder / "search") if event["time"] <= until]
     trials = Trials(budget_tokens, num_samples=0, events=events)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, TypeVar
 
-from myllm.errors import InputError
+from myllm.system.errors import InputError
 
 T = TypeVar("T")
 ACTIVATIONS = ("gelu_tanh", "gelu")

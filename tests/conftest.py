@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from myllm.config import GPTConfig, TrainConfig
-from myllm.data import TokenFile, Windows
+from myllm.datasets.token_file import TokenFile
+from myllm.datasets.windows import Windows
 from myllm.training.train import Run
-from tune.coordinator import Coordinator
-from tune.schedulers import SCHEDULERS
-from tune.schedulers.reference import WithReference
-from tune.trials import CONTINUE, DRAWN, REPORTED, Trials
+from tune.core.coordinator import Coordinator
+from tune.core.schedulers import SCHEDULERS
+from tune.core.schedulers.baseline import WithReference
+from tune.core.trials import CONTINUE, DRAWN, REPORTED, Trials
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
@@ -119,8 +120,8 @@ def run_command_line(*arguments: str | Path, timeout: float = 300, **kwargs) -> 
 
 def summary(run_dir: Path) -> str:
     """What is said of a search."""
-    from tune.results import load
-    from tune.summary import facts, text
+    from tune.analysis.results import load
+    from tune.reporting.summary import facts, text
 
     return text(facts(run_dir, *load(run_dir)), run_dir)
 

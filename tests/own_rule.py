@@ -1,7 +1,7 @@
 """A rule that somebody adds: the halfway better half goes on. It is all that they write, besides a line in the registry."""
 
-from tune.schedulers.base import Resume, Scheduler, Start
-from tune.trials import PAUSED
+from tune.core.schedulers.base import Resume, Scheduler, Start
+from tune.core.trials import PAUSED
 
 
 class OwnRule(Scheduler):

@@ -3,8 +3,8 @@ import dataclasses
 import pytest
 
 from myllm.config import PRESETS, GPTConfig, TrainConfig, from_dict, get_preset
-from myllm.errors import InputError
-from myllm.model import GPT
+from myllm.models.gpt import GPT
+from myllm.system.errors import InputError
 
 
 @pytest.mark.parametrize("name", PRESETS)

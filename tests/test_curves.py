@@ -9,8 +9,8 @@ from conftest import ROOT
 from curves import Curves, Surrogate, read_curves, spearman, summary
 
 from myllm.config import get_preset
-from myllm.errors import InputError
-from tune.spaces import get_space, sample
+from myllm.system.errors import InputError
+from tune.core.search_space import get_space, sample
 
 MARKS = tuple(range(1, 9))
 

@@ -9,8 +9,8 @@ import pytest
 from conftest import ROOT, run_command_line
 from curves import Curves, read_curves
 
-from tune.options import SearchConfig
-from tune.prepare import prepare_search
+from tune.config.options import SearchConfig
+from tune.config.resolve import prepare_search
 
 
 def load(name):

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from myllm.config import GPTConfig, TrainConfig
-from myllm.data import TokenFile, Windows
+from myllm.datasets.token_file import TokenFile
+from myllm.datasets.windows import Windows
 from myllm.training.gpu import arithmetic
 from myllm.training.run import Run
 from myllm.training.train import train

@@ -13,13 +13,13 @@ import pytest
 from conftest import ROOT, run_command_line, summary
 
 from myllm.config import PRESETS
-from myllm.errors import InputError
-from tune.options import SearchConfig
-from tune.prepare import Resources, prepare_search
-from tune.ranges import list_spaces
-from tune.runner import run_search
+from myllm.system.errors import InputError
+from tune.config.options import SearchConfig
+from tune.config.overrides import list_spaces
+from tune.config.resolve import Resources, prepare_search
+from tune.core.search_space import SPACES
+from tune.ray_backend.tuner import run_search
 from tune.search import read_experiment, resume
-from tune.spaces import SPACES
 
 RUNS = ROOT / "experiments" / "runs"
 TIMES = ["train_seconds", "tok_per_sec", "checkpoint"]
@@ -220,7 +220,7 @@ def test_bad_input_is_one_line_and_exit_code_2_before_ray_starts(byte_files, tmp
     script = (  # one process for all cases: importing torch thirty times would take a minute
         "import sys, json, contextlib, io, ray\n"
         "from tune.search import main\n"
-        "from myllm.errors import run_command\n"
+        "from myllm.system.errors import run_command\n"
         "for arguments in json.load(sys.stdin):\n"
         "    sys.argv = ['search.py', *arguments]\n"
         "    errors = io.StringIO()\n"

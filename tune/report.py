@@ -11,9 +11,9 @@ import sys
 if __name__ == "__main__":
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 
-import myllm.imports
+import myllm.system.imports
 
-myllm.imports.check_imports()
+myllm.system.imports.check_imports()
 
 
 import json
@@ -21,15 +21,15 @@ import subprocess
 import webbrowser
 from pathlib import Path
 
-from myllm.errors import InputError, Parser, run_command
-from myllm.files import obstacle, write_text
-from tune.analysis import Surface
-from tune.audit import audit_lines
-from tune.journal import FILE_NAME as JOURNAL
-from tune.results import load, tables
-from tune.settings import FILE_NAME
-from tune.summary import facts, text
-from tune.trials import DIVERGED, FAILED, Trials
+from myllm.system.errors import InputError, Parser, run_command
+from myllm.system.files import obstacle, write_text
+from tune.analysis.response_surface import Surface
+from tune.analysis.results import load, tables
+from tune.analysis.stopping_audit import audit_lines
+from tune.config.spec import FILE_NAME
+from tune.core.trials import DIVERGED, FAILED, Trials
+from tune.reporting.summary import facts, text
+from tune.store.journal import FILE_NAME as JOURNAL
 
 FIGURES = "figures"
 """folder of the run that holds a PNG and a CSV of each figure"""
@@ -46,9 +46,9 @@ def write_report(run_dir: Path, whole: bool = True, still: bool = False) -> str:
     """
     from threadpoolctl import threadpool_limits
 
-    from tune.figures import figures
-    from tune.page import page
-    from tune.pictures import write_pictures
+    from tune.reporting.figure_files import write_pictures
+    from tune.reporting.figures import figures
+    from tune.reporting.html_report import page
 
     size = (run_dir / JOURNAL).stat().st_size if still else 0
     search, trials, events = load(run_dir)
@@ -136,7 +136,7 @@ def main() -> None:
             print(said)
         page = folders[0] / "report.html"
     else:
-        from tune.compare import compare
+        from tune.reporting.compare import compare
 
         said, page = compare(folders)
         print(said)

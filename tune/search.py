@@ -10,11 +10,11 @@ import sys
 if __name__ == "__main__":
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 
-import myllm.imports
+import myllm.system.imports
 
-myllm.imports.check_imports()
+myllm.system.imports.check_imports()
 
-from tune.engine import Engine
+from tune.ray_backend.start import Engine
 
 ENGINE = Engine() if __name__ == "__main__" else None  # before all else: nothing of a search's start takes as long
 
@@ -29,20 +29,20 @@ from pathlib import Path
 from typing import Any
 
 from myllm.config import field_help, value_type
-from myllm.errors import InputError, Parser, RunError, run_command
-from myllm.files import cache_dir
-from myllm.machine import available_cpus, gpu_names
-from myllm.own_model import absolute, is_changed
-from myllm.sources import is_embedded
-from tune import ranges
-from tune.cluster import join_cluster
-from tune.commands import command, shown_path
-from tune.durations import duration, parse_duration
-from tune.options import AUTO, PICKED, SearchConfig
-from tune.places import check_places, runs_dir
-from tune.settings import RUNS_DIR, Search
-from tune.trials import UNLIMITED_TRIALS
-from tune.watchdog import check_address_space
+from myllm.datasets.data_paths import is_embedded
+from myllm.models.custom_model import absolute, is_changed
+from myllm.system.errors import InputError, Parser, RunError, run_command
+from myllm.system.files import cache_dir
+from myllm.system.machine import available_cpus, gpu_names
+from tune.config import overrides
+from tune.config.options import AUTO, PICKED, SearchConfig
+from tune.config.spec import RUNS_DIR, Search
+from tune.core.trials import UNLIMITED_TRIALS
+from tune.ray_backend.cluster import join_cluster
+from tune.ray_backend.preflight import check_places, runs_dir
+from tune.ray_backend.watchdog import check_address_space
+from tune.text.commands import command, shown_path
+from tune.text.durations import duration, parse_duration
 
 # What takes long to import comes where it is used: --help and most errors need none of it.
 
@@ -86,7 +86,7 @@ def parse_args() -> argparse.Namespace:
         how: dict[str, Any] = {"type": kind}
         if kind is bool:
             how = {"action": "store_true"}
-        elif field.name in ranges.FLAGS:
+        elif field.name in overrides.FLAGS:
             how = {"nargs": "+", "action": "extend", "metavar": "NAME=..."}
         elif kind is tuple:
             how = {"nargs": "+", "metavar": "PATH"}
@@ -120,7 +120,7 @@ def read_experiment(path: str, given: dict[str, Any]) -> dict[str, Any]:
         raise InputError(f"--experiment {path}: not TOML ({error}){hint}") from None
     kinds = {field.name: value_type(field) for field in dataclasses.fields(SearchConfig)}
     if isinstance(values.get("space"), dict):
-        values |= ranges.from_table(values.pop("space"), f"--experiment {path}")
+        values |= overrides.from_table(values.pop("space"), f"--experiment {path}")
     for key, value in values.items():
         if key not in kinds:
             raise InputError(f"--experiment {path}: unknown key {key!r}; known are {', '.join(kinds)}")
@@ -146,7 +146,7 @@ def read_experiment(path: str, given: dict[str, Any]) -> dict[str, Any]:
 def start(given: dict[str, Any]) -> tuple[Path, Search]:
     """A new run folder and its checked settings."""
     experiment = given.pop("experiment", None)
-    values = ranges.merge(read_experiment(experiment, given) if experiment else {}, given)
+    values = overrides.merge(read_experiment(experiment, given) if experiment else {}, given)
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     values["warm_start"] = tuple(os.path.abspath(path) for path in values.get("warm_start", ()))
     values |= {"model": absolute(values["model"])} if values.get("model") else {}
@@ -162,8 +162,8 @@ def start(given: dict[str, Any]) -> tuple[Path, Search]:
     if os.path.lexists(run_dir):
         again = command("tune/search.py", "--resume", run_dir)
         raise InputError(f"--name {name}: {run_dir} exists; go on with: {again}; or choose another name")
-    from tune.prepare import prepare_search
-    from tune.searchers import warm_start_trials
+    from tune.config.resolve import prepare_search
+    from tune.core.searchers import warm_start_trials
 
     search = prepare_search(dataclasses.replace(config, name=name), cache_dir())
     return run_dir, dataclasses.replace(search, warm_start=warm_start_trials(search))
@@ -171,7 +171,7 @@ def start(given: dict[str, Any]) -> tuple[Path, Search]:
 
 def resume(given: dict[str, Any]) -> tuple[Path, Search]:
     """The run folder to go on with, and its settings with what may change."""
-    from tune.prepare import check_comparable
+    from tune.config.resolve import check_comparable
 
     run_dir = Path(os.path.realpath(given.pop("resume")))
     trust = given.pop("trust", False)
@@ -215,7 +215,7 @@ def main() -> int:
 def run(given: dict[str, Any], engine: Engine) -> int:
     """Checks what was `given`, searches, and says what was found; returns the exit code."""
     if given.pop("list_spaces", False):
-        print(ranges.list_spaces(given.get("preset", SearchConfig.preset)))
+        print(overrides.list_spaces(given.get("preset", SearchConfig.preset)))
         return 0
     resumed, dry_run = "resume" in given, given.pop("dry_run", False)
     if dry_run:
@@ -226,7 +226,7 @@ def run(given: dict[str, Any], engine: Engine) -> int:
     config = search.config
     if config.dashboard and importlib.util.find_spec("aiohttp_cors") is None:
         raise InputError("--dashboard needs more of Ray: pip install 'ray[default]'")
-    from tune.prepare import changed_code, settle_resources
+    from tune.config.resolve import changed_code, settle_resources
 
     if config.address is None:
         check_address_space()
@@ -234,7 +234,7 @@ def run(given: dict[str, Any], engine: Engine) -> int:
     else:
         available = join_cluster(config.address)
     if any(getattr(config, name) == AUTO for name in PICKED):
-        from tune.pick import settle_auto
+        from tune.estimate.auto_resources import settle_auto
 
         with engine.before_the_search():
             search, found = settle_auto(search, *available)
@@ -255,8 +255,8 @@ def run(given: dict[str, Any], engine: Engine) -> int:
         flush=True,
     )
     if dry_run or (not resumed and (config.time_budget or 0) >= WORTH_A_FORECAST):
-        from tune.journal import read_journal
-        from tune.rehearse import forecast
+        from tune.estimate.benchmark import forecast
+        from tune.store.journal import read_journal
 
         with engine.before_the_search():
             print(forecast(search, resources, read_journal(run_dir) if resumed else ()), flush=True)
@@ -265,7 +265,7 @@ def run(given: dict[str, Any], engine: Engine) -> int:
     run_dir.mkdir(parents=True, exist_ok=resumed)
     if not resumed:  # one that is may have nothing left to do
         engine.start(config, resources)
-    from tune.runner import run_search
+    from tune.ray_backend.tuner import run_search
 
     with nothing_lost(again):
         finished = run_search(run_dir, search, resources, engine)

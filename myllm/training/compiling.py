@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from myllm.errors import RunError, warn
+from myllm.system.errors import RunError, warn
 
 SECONDS_PER_LAYER = 4.0  # of the first compilation; a machine with an H100 took 20 s for 6 layers, 59 s for 12
 COMPILED_SPEED = 1.3  # times that of a recorded step, for models that repay it; 1.3 to 1.6 were seen (experiments/LOG.md)

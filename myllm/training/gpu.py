@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from myllm.errors import InputError, warn
+from myllm.system.errors import InputError, warn
 
 
 def pick_device(name: str) -> torch.device:

@@ -9,13 +9,13 @@ from typing import Any, TypeVar
 import torch
 
 from myllm.config import TrainConfig
-from myllm.data import BatchStream, Windows
-from myllm.errors import InputError, RunError
-from myllm.files import cache_dir
-from myllm.own_model import ModelConfig, builder, difference
+from myllm.datasets.windows import BatchStream, Windows
+from myllm.models.custom_model import ModelConfig, builder, difference
+from myllm.system.errors import InputError, RunError
+from myllm.system.files import cache_dir
 from myllm.training.adamw import AdamW
-from myllm.training.averaging import move_average
 from myllm.training.compiling import Compilation
+from myllm.training.ema import move_average
 from myllm.training.gpu import Recorder, arithmetic, random_state, set_random_state
 
 T = TypeVar("T")

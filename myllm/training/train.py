@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from myllm.config import TrainConfig
-from myllm.data import Windows
-from myllm.training.averaging import in_place_of
+from myllm.datasets.windows import Windows
+from myllm.training.ema import in_place_of
 from myllm.training.gpu import send
 from myllm.training.run import Run
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from myllm.errors import InputError, warn
-from myllm.files import whole_file
-from myllm.found import FoundTrial, find_trial, local_file
-from myllm.tokenizer import ENDS_OF_TEXT, Tokenizer
+from myllm.datasets.tokenizer import ENDS_OF_TEXT, Tokenizer
+from myllm.system.errors import InputError, warn
+from myllm.system.files import whole_file
+from myllm.training.run_artifacts import FoundTrial, find_trial, local_file
 
 
 def text_to_token_ids(text: str, tokenizer: Tokenizer) -> torch.Tensor:

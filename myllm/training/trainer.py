@@ -12,9 +12,9 @@ import sys
 if __name__ == "__main__":
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
 
-import myllm.imports
+import myllm.system.imports
 
-myllm.imports.check_imports()
+myllm.system.imports.check_imports()
 
 
 import argparse
@@ -23,19 +23,20 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-from myllm.bar import Bar
 from myllm.config import PRESETS, TrainConfig, field_help, from_dict, get_preset, value_type
-from myllm.data import Windows, default_tokenizer, prepare
-from myllm.errors import InputError, Parser, run_command, warn
-from myllm.files import check_writable
-from myllm.found import read_config
-from myllm.model_check import choose_model
-from myllm.rescale import Change, carried, rescaled_rate, search_command
-from myllm.sources import EMBEDDED, is_embedded
-from myllm.token_layout import DTYPES
-from myllm.tokenizer import get_tokenizer, identity, resolve
-from myllm.training import writing
+from myllm.datasets.data_paths import EMBEDDED, is_embedded
+from myllm.datasets.load_tokens import default_tokenizer, prepare
+from myllm.datasets.token_layout import DTYPES
+from myllm.datasets.tokenizer import get_tokenizer, identity, resolve
+from myllm.datasets.windows import Windows
+from myllm.models.model_check import choose_model
+from myllm.system.errors import InputError, Parser, run_command, warn
+from myllm.system.files import check_writable
+from myllm.system.progress_bar import Bar
+from myllm.training import generate
 from myllm.training.gpu import pick_device
+from myllm.training.hparam_transfer import Change, carried, rescaled_rate, search_command
+from myllm.training.run_artifacts import read_config
 from myllm.training.train import Report, Run, learning_rate_at, train
 from myllm.training.train_utils import load_state, load_trial, plot_losses, save_state, text_to_token_ids
 
@@ -52,7 +53,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--config", help="a best_config.json; flags given beside it win")
     parser.add_argument("--from_trial", metavar="RUN/TRIAL", help="a search's trial: its settings, and its weights go on")
     parser.add_argument("--preset", help=f"model shape and reference settings: {', '.join(PRESETS)} (default: nano)")
-    parser.add_argument("--model", help="your own model, FILE.py:Class; see myllm/own_model.py (default: GPT-2's decoder)")
+    parser.add_argument("--model", help="your own model, FILE.py:Class (default: GPT-2's decoder)")
     parser.add_argument(
         "--fix", nargs="+", action="extend", metavar="NAME=VALUE", help="settings of the model: n_layer=4 ..."
     )
@@ -194,9 +195,7 @@ def tell_rescaled(run: Run, config: dict[str, Any], given: dict[str, Any], resca
     for change in rescaled:
         print(f"rescaled: {change}")
     if not 0.5 < times < 2:
-        print(
-            f"kept: the learning rate, for {times:.3g} times the tokens: published laws disagree in sign (myllm/rescale.py)"
-        )
+        print(f"kept: the learning rate, for {times:.3g} times the tokens: published laws disagree in sign")
     elif not rescaled:
         return
     kept = ", ".join(f"{name} {getattr(run.config, name):.4g}" for name in ("clip_norm", "warmup_ratio", "weight_decay"))
@@ -224,9 +223,9 @@ def check_places(given: dict[str, Any]) -> None:
 def main() -> int:
     args = parse_args()
     given = vars(args)
-    writing.check_flags(given)
+    generate.check_flags(given)
     if "generate" in given:
-        print(writing.write(args))
+        print(generate.write(args))
         return 0
     save_model, load_model = given.get("save_model"), given.get("load_model")
     if load_model and given.get("version") == "v1":
@@ -284,9 +283,9 @@ def main() -> int:
                     return 1
             if save_model:
                 save_state(run.state_dict() | kept, save_model)
-            if writing.can_write(run.model, run.model_config):
-                how = {"length": writing.SAMPLE_LENGTH} | given
-                text = writing.draw(run.model, run.model_config, args.start_context, tokenizer, how, run.config.seed)
+            if generate.can_write(run.model, run.model_config):
+                how = {"length": generate.SAMPLE_LENGTH} | given
+                text = generate.draw(run.model, run.model_config, args.start_context, tokenizer, how, run.config.seed)
                 print("sample: " + repr(text))
     if "plot" in given and history:
         columns = [[row[name] for row in history] for name in ("epoch", "tokens_seen", "train_loss", "val_loss")]

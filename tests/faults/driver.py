@@ -9,21 +9,21 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # own_rule
 
-from myllm.errors import run_command
-from tune import runner
-from tune.cluster import join_cluster
-from tune.prepare import Resources
-from tune.schedulers import SCHEDULERS
-from tune.settings import Search
-from tune.trainable import run_trial
-from tune.trials import DEFAULT_TRIAL
+from myllm.system.errors import run_command
+from tune.config.resolve import Resources
+from tune.config.spec import Search
+from tune.core.schedulers import SCHEDULERS
+from tune.core.trials import DEFAULT_TRIAL
+from tune.ray_backend import tuner
+from tune.ray_backend.cluster import join_cluster
+from tune.ray_backend.trainable import run_trial
 
 
 def out_of_memory(config, **task):
     import torch
     from ray import tune
 
-    from myllm.model import GPT
+    from myllm.models.gpt import GPT
 
     forward = GPT.forward
     windows = 3 if tune.get_context().get_trial_id().startswith(DEFAULT_TRIAL) else 0
@@ -43,7 +43,7 @@ def out_of_memory(config, **task):
 def main():
     run_dir, slots, *fault = sys.argv[1:]
     if fault == ["oom"]:
-        runner.run_trial = out_of_memory
+        tuner.run_trial = out_of_memory
     if fault == ["own"]:
         from own_rule import OwnRule
 
@@ -51,7 +51,7 @@ def main():
     search = Search.read(Path(run_dir))
     if search.config.address:
         join_cluster(search.config.address)
-    finished = runner.run_search(Path(run_dir), search, Resources(1, 0, int(slots)))
+    finished = tuner.run_search(Path(run_dir), search, Resources(1, 0, int(slots)))
     return 0 if finished else 130
 
 

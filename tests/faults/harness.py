@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pandas as pd
 
-import tune.settings
-from tune.options import SearchConfig
-from tune.prepare import prepare_search
+from tune.config import spec
+from tune.config.options import SearchConfig
+from tune.config.resolve import prepare_search
 
 DRIVER = Path(__file__).parent / "driver.py"
 TIMES = ["train_seconds", "tok_per_sec"]
@@ -41,7 +41,7 @@ class Search:
         ).write(self.folder)
 
     def change(self, **config):
-        search = tune.settings.Search.read(self.folder)
+        search = spec.Search.read(self.folder)
         dataclasses.replace(search, config=dataclasses.replace(search.config, **config)).write(self.folder)
 
     def start(self):

@@ -10,7 +10,7 @@ import time
 import pytest
 from harness import Search, assert_same, kill_drivers, kill_workers
 
-from tune.schedulers import SCHEDULERS
+from tune.core.schedulers import SCHEDULERS
 
 KILLS = int(os.environ.get("FAULT_KILLS", "3"))
 

@@ -1,0 +1,222 @@
+"""A model of the user's own, tried before anything heavy starts: that it can be built, and that its loss trains it."""
+
+import contextlib
+import inspect
+import io
+import math
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from myllm.config import PRESETS, Preset
+from myllm.models.custom_model import (
+    ModelConfig,
+    OwnModelConfig,
+    builder,
+    fix_settings,
+    is_changed,
+    load_class,
+    own_model,
+    read_model,
+    told,
+    with_settings,
+)
+from myllm.system.errors import InputError, warn
+
+CHOSEN = ("dropout", "bias", "activation")  # of a model, beside its size
+DRAWS = 64  # pairs of targets by which the unit of a loss is found
+PREFIX = 8  # tokens at which a loss is compared with logits
+ODD = 1.25  # times one nat per token, or less than its inverse, is another unit: a bit is 1.44
+
+
+def choose_model(given: dict[str, Any], config: dict[str, Any], where: str, preset: Preset, vocab_size: int) -> ModelConfig:
+    """The model that trainer.py's flags, the config of the file `where`, and the preset describe (the earlier wins), tried
+    where it is an own one. Another preset than the config's leaves of its model what was chosen beside its size.
+
+    Raises InputError.
+    """
+    model: ModelConfig = preset.model(vocab_size)
+    if "model" in config:
+        found, named = read_model(config["model"], f"{where}: model"), config.get("preset")
+        if given.get("preset", named) == named:
+            model = found
+        elif isinstance(found, OwnModelConfig):
+            raise InputError(
+                f"--preset {given['preset']}: {where} is for your own model {found.source}, which has no presets; leave "
+                "--preset out, and change the model's size with --fix NAME=VALUE"
+            )
+        elif named in PRESETS:
+            usual = PRESETS[named].model(vocab_size)
+            chosen = {name: getattr(found, name) for name in CHOSEN if getattr(found, name) != getattr(usual, name)}
+            model = with_settings(model, chosen)
+    if "model" in given:
+        before, model = model, own_model(given["model"], vocab_size, model.block_size)
+        if isinstance(before, OwnModelConfig):
+            if before.sha256 != model.sha256:
+                print(f"note: {model.source} is not the code that {where} was found with")
+            model = with_settings(model, before.settings)
+    elif isinstance(model, OwnModelConfig):
+        owner = os.stat(where).st_uid
+        if owner != os.getuid():
+            raise InputError(
+                f"{where} brings the code of {model.source}, and belongs to another user (id {owner}); "
+                "look at it, then name the code with --model"
+            )
+        if is_changed(model):
+            print(f"note: {model.source} has changed since; this is the code that {where} was found with")
+    model = fix_settings(model, given.get("fix", ()))
+    if isinstance(model, OwnModelConfig):
+        check_trains(model)
+    return model
+
+
+def quiet() -> contextlib.AbstractContextManager:
+    """Within it nothing is printed: many models tell their size whenever they are built."""
+    return contextlib.redirect_stdout(io.StringIO())
+
+
+def check_builds(model: OwnModelConfig) -> None:
+    """Raises InputError where the class can't be built from these settings; in no memory where the meta device will do."""
+    build = builder(model)
+    try:
+        with torch.device("meta"), quiet():
+            build()
+    except (Exception, SystemExit):  # of the class, or of the device that holds no values
+        try:
+            with quiet():
+                build()
+        except (Exception, SystemExit) as error:
+            raise InputError(
+                f"--model {model.source}: {model.class_name}({model.settings}, {model.vocab_size}) raises {told(error)}"
+            ) from None
+
+
+def check_trains(model: OwnModelConfig) -> None:
+    """Builds an own model, and takes a loss and its gradient on this CPU. Raises InputError for all that is wrong."""
+    cls, name = load_class(model), model.class_name
+
+    def wrong(what: str) -> InputError:
+        return InputError(f"--model {model.source}: {what}")
+
+    if not issubclass(cls, torch.nn.Module):
+        raise wrong(f"{name} is no torch.nn.Module")
+    _check_signature(cls, 2, wrong, f"{name}(settings, vocab_size)")
+    _check_signature(cls.forward, 3, wrong, "forward(self, ids, targets)")
+    with torch.random.fork_rng(devices=[]), quiet():
+        torch.manual_seed(0)
+        try:
+            module = builder(model)()
+        except (Exception, SystemExit) as error:
+            raise wrong(f"{name}({model.settings}, {model.vocab_size}) raises {told(error)}") from None
+        if any(isinstance(p, torch.nn.parameter.UninitializedParameter) for p in module.parameters()):
+            raise wrong("it has lazy modules, whose parameters have no shape before they are used: give them their sizes")
+        ids = torch.randint(model.vocab_size, (2, model.block_size + 1))
+        ids[0, 0] = ids[1, -1] = model.vocab_size - 1
+        ids, targets = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
+
+        def loss_of(ids: torch.Tensor, targets: torch.Tensor) -> Any:
+            try:
+                return module(ids, targets)
+            except (Exception, SystemExit) as error:
+                raise wrong(f"forward(ids, targets) of {tuple(ids.shape)} ids raises {told(error)}") from None
+
+        loss = loss_of(ids, targets)
+        if not isinstance(loss, torch.Tensor):
+            hint = "; return the loss alone" if isinstance(loss, tuple | list | dict) else ""
+            raise wrong(
+                f"forward(ids, targets) returns a {type(loss).__name__}; it must return the loss, a scalar tensor{hint}"
+            )
+        if loss.dim() or not loss.is_floating_point():
+            raise wrong(
+                f"forward(ids, targets) returns a {loss.dtype} tensor of shape {tuple(loss.shape)}; it must be a scalar"
+            )
+        if not loss.requires_grad:
+            raise wrong("its loss has no gradient: it is detached, or computed without one, or the model has no parameters")
+        if not math.isfinite(loss.item()):
+            raise wrong(f"its loss is {loss.item()} before any training")
+        try:
+            loss.backward()
+        except (Exception, SystemExit) as error:
+            raise wrong(f"backward() of its loss raises {told(error)}") from None
+        module.eval()
+        if hasattr(module, "logits"):
+            _check_logits(module, model, ids, targets, wrong)
+        with torch.no_grad():
+            once, twice = (loss_of(ids[:1].repeat(n, 1), targets[:1].repeat(n, 1)).item() for n in (1, 2))
+    if abs(twice - once) > 0.01 * abs(once):
+        raise wrong(
+            f"its loss is {once:.4g} on a window and {twice:.4g} on the same one twice; it must be the mean over tokens"
+        )
+    unit = None if hasattr(module, "logits") else unit_of(module, ids, model.vocab_size)
+    if unit and not 1 / ODD < unit < ODD:
+        warn(
+            f"--model {model.source}: before training its loss is about {unit:.3g} times one of which probabilities add up "
+            "to 1: it must be the mean over tokens, in nats (bits are 1.44 times, a sum over 2 tokens 2 times); where it "
+            "is, its fresh logits lie far apart, and a method logits(ids) lets it be checked exactly"
+        )
+
+
+@torch.no_grad()
+def _check_logits(
+    module: torch.nn.Module,
+    model: OwnModelConfig,
+    ids: torch.Tensor,
+    targets: torch.Tensor,
+    wrong: Callable[[str], InputError],
+) -> None:
+    """Raises InputError where logits(ids) are none; warns where the loss is not their cross-entropy, token by token."""
+    length, losses = min(PREFIX, ids.size(1)), []
+    try:
+        for t in range(length):  # each from what came before it alone: a model that sees its targets shows here
+            logits = module.logits(ids[:1, : t + 1])
+            last = logits[:, -1].float()
+            if logits.dim() != 3 or last.size(-1) < model.vocab_size:
+                raise wrong(
+                    f"logits(ids) of {(1, t + 1)} ids has the shape {tuple(logits.shape)}; "
+                    f"it must be (1, {t + 1}, {model.vocab_size}), or (1, 1, {model.vocab_size})"
+                )
+            losses.append(torch.nn.functional.cross_entropy(last, targets[:1, t]).item())
+        loss = module(ids[:1, :length], targets[:1, :length]).item()
+    except InputError:
+        raise
+    except Exception as error:
+        raise wrong(f"logits(ids) of {(1, len(losses) + 1)} ids raises {told(error)}") from None
+    mean = sum(losses) / length
+    if abs(loss - mean) > 0.01 * mean:
+        warn(
+            f"--model {model.source}: its loss over {length} tokens is {loss:.4g}, the mean cross-entropy of its logits "
+            f"{mean:.4g} nats: it must be the mean over tokens, in nats, each told from those up to it alone"
+        )
+
+
+@torch.no_grad()
+def unit_of(module: torch.nn.Module, ids: torch.Tensor, vocab_size: int) -> float | None:
+    """By what a model's loss must be divided to be one in nats per token, as near as DRAWS draws tell; `ids` is (B, T).
+
+    exp(-2 loss) is the probability of two targets, and adds up to 1 over all pairs of them: the mean over pairs drawn
+    evenly times vocab_size^2 is about 1, in nats alone. None where it takes no window of two tokens.
+    """
+    window = ids[:1, :2]
+    pairs = torch.randint(vocab_size, (DRAWS, 1, 2), generator=torch.Generator().manual_seed(0))
+    try:
+        losses = torch.stack([module(window, targets).double().cpu() for targets in pairs])
+    except Exception:  # of a model that takes whole windows alone
+        return None
+    low, high = 1e-3, 1e3  # the excess falls from one to the other
+    for _ in range(60):
+        middle = math.sqrt(low * high)
+        excess = torch.logsumexp(-2 * losses / middle, 0).item() - math.log(DRAWS) + 2 * math.log(vocab_size)
+        low, high = (middle, high) if excess < 0 else (low, middle)
+    return middle
+
+
+def _check_signature(called: Callable, count: int, wrong: Callable[[str], InputError], how: str) -> None:
+    try:
+        inspect.signature(called).bind(*range(count))
+    except TypeError:
+        given = inspect.signature(called)
+        raise wrong(f"it is called as {how}, and takes {given}") from None
+    except ValueError:
+        pass  # no signature to see

@@ -1,0 +1,114 @@
+"""Text from a trained model: trainer.py --generate, and the sample after each epoch."""
+
+import argparse
+import contextlib
+import os
+import sys
+from typing import Any
+
+import torch
+
+from myllm.config import get_preset
+from myllm.datasets.tokenizer import Tokenizer, byte_tokenizer, end_of_text, get_tokenizer, identity, resolve
+from myllm.models.custom_model import OwnModelConfig, builder, told
+from myllm.models.model_check import choose_model
+from myllm.system.errors import InputError
+from myllm.training.gpu import pick_device
+from myllm.training.run_artifacts import read_config
+from myllm.training.train_utils import generate, load_state, load_trial, text_to_token_ids, token_ids_to_text
+
+LENGTH, SAMPLE_LENGTH, TEMPERATURE, TOP_K = 200, 50, 0.8, 40
+FLAGS = {"length", "temperature", "top_k"}
+"""how text is drawn"""
+ALLOWED = FLAGS | {"generate", "load_model", "from_trial", "config", "model", "fix", "tokenizer", "device", "seed"}
+"""flags that go with --generate; `start_context` always has a value"""
+
+
+def check_flags(given: dict[str, Any]) -> None:
+    """Raises InputError for what text can't be drawn with."""
+    for name, least in (("length", 1), ("top_k", 1), ("temperature", 0)):
+        if not given.get(name, least) >= least:
+            raise InputError(f"--{name} is {given[name]}; it must be {least} or more")
+    if "generate" not in given:
+        return
+    if ("load_model" in given) + ("from_trial" in given) != 1:
+        raise InputError("--generate needs a trained model: --load_model FILE, or --from_trial RUN/TRIAL")
+    others = given.keys() - ALLOWED - {"start_context"}
+    if others:
+        raise InputError(f"--generate trains nothing: --{sorted(others)[0]} does not go with it")
+
+
+def can_write(model: torch.nn.Module, config: Any) -> bool:
+    """Whether logits can be had: of the user's own model its class says how."""
+    return not isinstance(config, OwnModelConfig) or hasattr(model, "logits")
+
+
+def draw(model: torch.nn.Module, config: Any, start: str, tokenizer: Tokenizer, given: dict[str, Any], seed: int) -> str:
+    """`start` and what the model makes of it, as the flags in `given` say, drawn without touching other random generators.
+
+    Raises InputError where an own model's logits are none.
+    """
+    device = next(model.parameters()).device
+    ids = text_to_token_ids(start, tokenizer).to(device)
+    generator = torch.Generator(device).manual_seed(seed)
+    how = [given.get("length", LENGTH), given.get("temperature", TEMPERATURE), given.get("top_k", TOP_K)]
+    try:
+        drawn = generate(model, ids, *how, end_of_text(tokenizer), generator, config.block_size)
+    except Exception as error:
+        if not isinstance(config, OwnModelConfig):
+            raise
+        raise InputError(f"--model {config.source}: logits(ids) raises {told(error)}") from None
+    return token_ids_to_text(drawn[0], tokenizer)
+
+
+def write(args: argparse.Namespace) -> str:
+    """The text of --generate. Needs no training data. Raises InputError."""
+    given = vars(args)
+    config = read_config(args.config) if "config" in given else {}
+    data, preset = config.get("data", {}), get_preset("nano")
+    if "from_trial" in given:
+        trial, state, where = load_trial(args.from_trial)
+        data = trial.data
+        where = where if "://" not in where else str(trial.run_dir / "search.json")
+    else:
+        state, where = load_state(args.load_model), args.load_model
+    tokenizer = _tokenizer(given, data, state, where)
+    with contextlib.redirect_stdout(sys.stderr):  # notes, which are no part of the text
+        model_config = choose_model(given, {"model": state["model_config"]}, where, preset, tokenizer.n_vocab)
+        if model_config.vocab_size != tokenizer.n_vocab:
+            raise InputError(
+                f"{where}: the model has vocab_size {model_config.vocab_size}, {tokenizer.name} {tokenizer.n_vocab}; "
+                "name its own --tokenizer"
+            )
+        device = pick_device(args.device)
+        model = builder(model_config)().to(device)
+    if not can_write(model, model_config):
+        raise InputError(
+            f"{where}: its model, {model_config.source}, has no logits(self, ids), so it can't write; add that method, "
+            "returning (B, T, vocab_size), and name the file with --model"
+        )
+    try:
+        model.load_state_dict(state["model"])
+    except RuntimeError as error:
+        raise InputError(f"{where}: its weights are not this model's: {' '.join(str(error).split())[:300]}") from None
+    if not text_to_token_ids(args.generate, tokenizer).numel():
+        raise InputError("--generate is empty; give at least one character to begin with")
+    return draw(model, model_config, args.generate, tokenizer, given, given.get("seed", 0))
+
+
+def _tokenizer(given: dict[str, Any], data: dict[str, Any], state: dict[str, Any], where: str) -> Tokenizer:
+    """The tokenizer of a checkpoint: that of a flag, of its search, of its own note, or the byte tokenizer."""
+    theirs = state.get("data", {}).get("tokenizer_sha256")
+    name = given.get("tokenizer", data.get("tokenizer") or state.get("tokenizer"))
+    if name is None:  # written by a search, or before checkpoints had a name
+        if theirs not in (None, identity(byte_tokenizer())):
+            raise InputError(f"{where} does not say by which tokenizer; name it with --tokenizer")
+        name = "byte"
+    try:
+        tokenizer = get_tokenizer(resolve(name))
+    except InputError as error:
+        hint = "" if "tokenizer" in given or not os.path.isabs(name) else "; if it was moved, name it with --tokenizer"
+        raise InputError(f"{error}{hint}") from None
+    if theirs not in (None, identity(tokenizer)):
+        raise InputError(f"{where} was trained with a tokenizer of other contents than {name}; name its own --tokenizer")
+    return tokenizer

@@ -1,0 +1,419 @@
+"""Who goes on: by hand, and by properties, on a simulated clock. No Ray."""
+
+import contextlib
+import math
+import random
+
+import pytest
+from conftest import BUDGET, MARK, new_search
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from myllm.system.errors import InputError
+from tune.core.orders import Order
+from tune.core.schedulers import SCHEDULERS, geometric_rungs, parse_rungs
+from tune.core.schedulers.asha import Asha
+from tune.core.schedulers.base import Clock, Repeat, Resume, Start
+from tune.core.simulator import play
+from tune.core.trials import (
+    COMPLETED,
+    DIVERGED,
+    DRAWN,
+    LEAD,
+    PAUSED,
+    PROPOSED,
+    REPEAT,
+    REPORTED,
+    STOPPED,
+    Trials,
+    by_expectation,
+    by_seeds_and_mean,
+    standings,
+)
+
+
+def test_rungs_lie_on_marks():
+    assert Asha(((1 / 16, 4), (1 / 4, 4)), BUDGET, MARK).factors == {200: 4, 800: 4}
+    assert Asha(((0.01, 2), (0.05, 3), (0.99, 2)), BUDGET, MARK).factors == {100: 2, 200: 3}
+    assert Asha(((0.01, 2), (0.02, 3)), BUDGET, MARK).factors == {100: 3}  # two at one mark: the harsher
+
+
+def test_rungs_are_read():
+    assert parse_rungs("0.03125:2,0.125:8") == ((1 / 32, 2), (1 / 8, 8))
+    assert geometric_rungs(1 / 16, 4) == ((1 / 16, 4), (1 / 4, 4))
+    for bad in ("", "0.5", "0.5:1", "0:2", "1:2", "0.5:2,0.25:2", "0.5:2,0.5:3", "a:2", "0.5:2.5", "nan:2"):
+        with pytest.raises(InputError, match="--rungs"):
+            parse_rungs(bad)
+
+
+def constant(losses):
+    """Trial number i always reports losses[i]; so do its repeats."""
+    return lambda trial, tokens: losses[int(trial.of)]
+
+
+def reached(search):
+    """How far each trial came."""
+    return {trial_id.lstrip("0") or "0": trial.tokens for trial_id, trial in search.trials.by_id.items()}
+
+
+def test_fifo_trains_what_fits_to_the_end():
+    search = new_search("fifo", num_samples=9, workers=2)
+    assert play(search, constant(range(9)), end=2.5 * BUDGET) == 2 * BUDGET
+    assert reached(search) == {str(i): BUDGET for i in range(4)}
+
+
+def test_stopping_asha_by_hand():
+    losses = [4.0, 6.0, 4.0, 3.0, 3.5, 3.4, 3.4, 2.0, 2.5, 2.7]
+    search = new_search("asha-stop", num_samples=10)
+    play(search, constant(losses))
+    # Of n losses the best max(1, n // 4) go on at 200, of equals the earlier; from the eighth on these are two. Of those
+    # who came to 800 one in four goes on, and the best at least.
+    assert reached(search) == dict(
+        zip("0123456789", [BUDGET, 200, 200, BUDGET, 200, 200, 200, BUDGET, 800, 200], strict=True)
+    )
+    assert {search.trials.by_id[f"0000{i}"].status for i in (1, 8)} == {STOPPED}
+
+
+def test_promotion_by_hand():
+    search = new_search("asha", rungs=((1 / 16, 2), (1 / 4, 2)), num_samples=4)
+    steps = [search.next_trial(Clock(0)).trial_id for _ in range(4)]
+    assert steps == ["00000", "00001", "00002", "00003"] and search.next_trial(Clock(0)) is None
+
+    def at_rung(trial_id, tokens, loss):
+        result = {"tokens_seen": tokens, "val_loss": loss, "diverged": False}
+        trial = search.trials.by_id[trial_id]
+        decision = search.on_report(trial, dict.fromkeys(REPORTED, 0.0) | result, Clock(0))
+        if decision != "continue":
+            search.on_end(trial)
+        return decision
+
+    assert at_rung("00000", 200, 5.0) == "pause"
+    assert at_rung("00001", 200, 6.0) == "pause"  # the first is the better one of two
+    assert search.next_trial(Clock(0)).trial_id == "00000"
+    assert at_rung("00002", 200, 4.0) == "pause"  # better, but of three still one
+    assert at_rung("00003", 200, 3.0) == "continue"  # of four two, and it is the best
+    assert at_rung("00003", 800, 2.0) == "pause"
+    assert at_rung("00000", 800, 2.0) == "pause"  # of equals the earlier: not it
+    assert search.next_trial(Clock(0)).trial_id == "00003" and search.next_trial(Clock(0)) is None
+
+
+def test_hyperband_starts_brackets_at_each_rung():
+    search = new_search("hyperband", rungs=((1 / 16, 4), (1 / 4, 4)), num_samples=27)
+    losses = [float((7 * i) % 27) for i in range(27)]
+    play(search, constant(losses))
+    # 16 at 1/16 of the budget, 8 (twice 4) at 1/4, 3 in full; one in four goes on from each.
+    came = [trial.tokens for trial in search.trials.drawn]
+    assert sorted(came[:16], reverse=True) == [BUDGET, 800, 800, 800, *[200] * 12]
+    assert sorted(came[16:24], reverse=True) == [BUDGET] * 2 + [800] * 6 and came[24:] == [BUDGET] * 3
+    assert came[min(range(16), key=losses.__getitem__)] == BUDGET
+
+
+def test_half_lets_the_better_half_go_on_and_asks_for_proposals_when_enough_is_known():
+    search = new_search("half", num_samples=200)
+    play(search, constant([float((37 * i) % 101) for i in range(200)]), end=20 * BUDGET)
+    trials = search.trials
+    proposed = [trial for trial in trials.drawn if trial.kind == PROPOSED]
+    assert proposed and all(800 in trial.losses for trial in proposed)  # they wait at no rung before
+    drawn = [trial for trial in trials.drawn if trial.kind != PROPOSED]
+    for here, there in ((100, 400), (400, 800)):
+        came = [trial for trial in drawn if here in trial.losses]
+        gone = [trial for trial in came if there in trial.losses]
+        assert len(came) // 2 - 2 <= len(gone) <= len(came) // 2
+        assert max(trial.losses[here] for trial in gone) <= sorted(t.losses[here] for t in came)[len(came) // 2 + 2]
+    spent = [sum(min(800, trial.tokens) for trial in group) for group in (drawn, proposed)]
+    assert abs(spent[0] - spent[1]) <= 800
+
+
+def test_half_believes_no_single_seed():
+    def loss(trial, tokens):
+        lucky = trial.of == "00001" and trial.kind != REPEAT  # 00001 would be the best, were it not for its other seeds
+        return 0.0 if lucky and tokens == BUDGET else float(trial.of) + 1
+
+    search = new_search("half", rungs=((1 / 8, 2),), num_samples=4)
+    play(search, loss, end=12 * BUDGET)
+    _, best = standings(search.trials)
+    assert best[0].trial_id == "00000" and len(best[0].seeds_at(BUDGET)) >= 2
+    assert len(search.trials.by_id["00001"].seeds_at(BUDGET)) >= 2
+    first = next(trial for trial in search.trials.by_id.values() if trial.kind == REPEAT)
+    assert first.of == "00000" and first.losses.keys() >= {400}  # a second seed at the rung, before it goes on
+
+
+def trials_of(losses):
+    """Trials of as many configurations as `losses` has rows; a row has {tokens: loss} of each seed."""
+    trials = Trials(BUDGET, len(losses))
+    for index, seeds in enumerate(losses):
+        for number, reports in enumerate(seeds):
+            trial_id, of = f"{index:05d}" + number * f"-seed{number}", f"{index:05d}"
+            event = {"event": "trial", "trial_id": trial_id, "kind": REPEAT if number else DRAWN, "of": of}
+            trials.apply(event | {"until": BUDGET, "config": {}})
+            for tokens, loss in reports.items():
+                trials.apply(report_of(tokens, loss) | {"event": "report", "trial_id": trial_id, "decision": "pause"})
+    return trials
+
+
+def test_a_seed_on_its_way_counts_with_what_it_is_expected_to_end_at():
+    lucky, sound = [{800: 3.0, BUDGET: 1.0}, {800: 3.4}], [{800: 3.0, BUDGET: 1.1}, {800: 3.0}]
+    trials = trials_of([lucky, sound])
+    lost = 1.95  # from there to the end, on average
+    assert trials.change(800) == pytest.approx(-lost)
+    assert by_seeds_and_mean(trials.by_id["00000"], BUDGET)[:3] == (2, (800,), pytest.approx((1.0 + 3.4) / 2))
+    assert [trial.trial_id for trial in by_expectation(trials)] == ["00001", "00000"]
+    assert standings(trials)[1][0].trial_id == "00001"
+    too_early = trials_of([[{400: 3.0, BUDGET: 1.0}, {400: 9.0}], [{400: 3.0, BUDGET: 1.1}]])
+    assert standings(too_early)[1][0].trial_id == "00000"
+    # Nor at a rung: there the one that is looked at again would be behind those that were not.
+    rung = trials_of([[{400: 3.0, 800: 2.0}, {400: 3.4}], [{400: 3.0, 800: 2.1}]])
+    assert standings(rung)[1][0].trial_id == "00000"
+
+
+def test_a_lucky_pair_of_seeds_is_behind_what_three_seeds_say():
+    three, worse = [{BUDGET: 2.0}] * 3, [{BUDGET: 1.5}, {BUDGET: 2.5}]  # its mean is the same: no lead
+    pair = [{BUDGET: 1.0}, {BUDGET: 2.9}]
+    assert [trial.trial_id for trial in standings(trials_of([worse, pair, three]))[1]] == ["00002", "00001", "00000"]
+    assert standings(trials_of([worse, pair]))[1][0].trial_id == "00001"  # where none has three, two are trusted
+
+
+def test_a_pair_of_seeds_that_leads_by_more_than_noise_is_before_three():
+    three, single = [{BUDGET: 1.9}, {BUDGET: 2.0}, {BUDGET: 2.1}], [{BUDGET: 0.5}]
+    noise = math.sqrt((2 * 0.1**2 + 0.1**2 / 2) / 3)  # between seeds, of both
+    lead = LEAD * noise * math.sqrt(1 / 2 + 1 / 3)
+    for ahead, workers, first in ((0.9 * lead, 8, "00001"), (1.1 * lead, 8, "00000"), (9.9 * lead, 2, "00001")):
+        trials = trials_of([[{BUDGET: 2.0 - ahead - 0.05}, {BUDGET: 2.0 - ahead + 0.05}], three, single])
+        trials.workers = workers
+        assert standings(trials)[1][0].trial_id == first
+    trials = trials_of([[{BUDGET: 1.0}, {BUDGET: math.inf}], three])
+    trials.workers = 8
+    assert standings(trials)[1][0].trial_id == "00001"
+
+
+def test_a_seed_that_diverged_is_trusted_for_nothing():
+    once, twice = [{BUDGET: 1.0}, {BUDGET: math.inf}], [{BUDGET: 1.0}, {BUDGET: 1.1}, {BUDGET: math.inf}]
+    single, pair = [{BUDGET: 2.0}], [{BUDGET: 2.0}, {BUDGET: 2.1}]
+    for diverged, sound in ((once, single), (twice, pair), (twice, single)):
+        for workers in (1, 2, 8):
+            trials = trials_of([diverged, sound, [{BUDGET: 9.0}]])
+            trials.workers = workers
+            assert [trial.trial_id for trial in standings(trials)[1]] == ["00001", "00002", "00000"]
+
+
+def test_half_ends_with_more_seeds_of_its_best_instead_of_what_could_not_be_believed_in_time():
+    search = new_search("half", num_samples=1000, workers=2)
+    play(search, constant([(37 * i % 101) + 1.0 for i in range(1000)]), end=6 * BUDGET)
+    done = [trial for trial in search.trials.drawn if trial.status == COMPLETED]
+    assert len(done) == 2 and all(len(trial.seeds_at(BUDGET)) == 2 for trial in done)
+
+
+@pytest.mark.parametrize("samples", [1, 2, 3, 5])
+def test_a_search_of_few_still_finishes_its_best(samples):
+    search = new_search("half", num_samples=samples, confirm=1)
+    play(search, lambda trial, tokens: 9.0 if trial.of == "00000" else float(trial.of))
+    done = {trial.trial_id for trial in search.trials.drawn if trial.status == COMPLETED}
+    assert done >= {"00000", "00001" if samples > 1 else "00000"} and len(done) < max(3, samples)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 8])
+def test_the_longer_half_searches_the_more_it_finishes(workers):
+    finished = []
+    for trainings in (1, 2, 4, 8, 16):
+        search = new_search("half", num_samples=10_000, workers=workers)
+        rng = random.Random(trainings)
+        losses = [rng.random() for _ in range(10_000)]
+        play(search, constant(losses), end=trainings * BUDGET)
+        finished.append(sum(trial.status == COMPLETED for trial in search.trials.drawn))
+    assert finished == sorted(finished) and finished[0] == 0 < finished[-1] and finished[-1] >= 2.5 * workers
+
+
+CURVES = st.integers(0, 10**6)
+
+
+def noisy(seed, diverging=0.0):
+    """Losses that depend on the seed, the trial and the tokens alone; so many trials diverge halfway."""
+
+    def loss(trial, tokens):
+        rng = random.Random(f"{seed} {trial.trial_id}")
+        level, breaks = rng.random(), rng.random() < diverging
+        return (
+            math.nan
+            if breaks and tokens > 200
+            else round(level + random.Random(f"{seed} {trial.trial_id} {tokens}").random() / 3, 1)
+        )
+
+    return loss
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(sorted(SCHEDULERS)), CURVES, st.integers(1, 4), st.integers(2, 40), st.sampled_from([0.0, 0.3]))
+def test_every_rule_ends_in_time_and_half_uses_its_time(name, seed, workers, quarters, diverging):
+    end = quarters * BUDGET / 4
+    search = new_search(name, num_samples=10_000, workers=workers, confirm=0)
+    last = play(search, noisy(seed, diverging), end)
+    trials = search.trials
+    assert last <= end and not trials.running
+    assert sum(trial.tokens for trial in trials.by_id.values()) <= workers * end
+    if name == "half" and not diverging and quarters >= 8:
+        assert last > end - 0.55 * BUDGET
+
+
+@pytest.mark.parametrize("workers", [1, 2, 8])
+def test_a_start_that_takes_long_is_not_shared_out(workers):
+    late, early = [], []
+    for record, start in ((early, 0.0), (late, 3.0 * BUDGET)):
+        search = new_search("half", num_samples=10_000, workers=workers, record=record)
+        play(search, noisy(5, 0.1), start + 4 * BUDGET, begin=start, idle=start)
+    assert late == early and len(late) > 20
+
+
+class Cut(Exception):
+    pass
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    st.sampled_from(sorted(SCHEDULERS)),
+    CURVES,
+    st.integers(1, 16),
+    st.lists(st.integers(1, 40), max_size=4),
+    st.integers(0, 3),
+)
+def test_cut_anywhere_and_resumed_decides_the_same_on_one_worker(name, seed, samples, cuts, confirm):
+    whole, events = [], []
+    play(new_search(name, num_samples=samples, confirm=confirm, record=whole), noisy(seed, 0.2))
+    for cut in (*cuts, None):
+        record = list(events)
+        search = new_search(name, num_samples=samples, confirm=confirm, events=events, record=record)
+        append, most = search.append, None if cut is None else len(record) + cut
+
+        def limited(event, most=most, record=record, append=append, **values):
+            if most is not None and len(record) >= most:
+                raise Cut
+            return append(event, **values)
+
+        search.append = limited
+        with contextlib.suppress(Cut):
+            play(search, noisy(seed, 0.2))
+        events = record
+    assert events == whole
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from(sorted(SCHEDULERS)), CURVES, st.integers(1, 4), st.integers(1, 20))
+def test_what_is_read_back_is_what_was(name, seed, workers, samples):
+    events = []
+    search = new_search(name, num_samples=samples, workers=workers, record=events)
+    play(search, noisy(seed, 0.2), end=2 * BUDGET)
+    again = new_search(name, num_samples=samples, workers=workers, events=events).trials
+    assert again.by_id == search.trials.by_id and standings(again)[0] == standings(search.trials)[0]
+    for tokens in (100, 200, 400, BUDGET):
+        assert list(again.at(tokens)) == list(search.trials.at(tokens))
+    for (key, *marks), order in search.trials._orders.items():  # each moved along with the events as if sorted anew
+        assert [trial.trial_id for trial in order] == [trial.trial_id for trial in Order(key, marks, again.drawn)]
+
+
+@pytest.mark.parametrize("name", sorted(SCHEDULERS))
+def test_diverged_trials_move_nobodys_cutoff(name):
+    def loss(trial, tokens):
+        index = int(trial.of)
+        return math.nan if index % 10 else float((7 * index) % 40)
+
+    search = new_search(name, num_samples=100)
+    play(search, loss)
+    alone = new_search(name, num_samples=10)
+    play(alone, lambda trial, tokens: float((70 * int(trial.of)) % 40))
+    sound = [trial.tokens for trial in search.trials.drawn[::10]]
+    assert all(trial.status == DIVERGED for trial in search.trials.drawn if int(trial.of) % 10)
+    if name in ("asha", "asha-stop", "fifo"):
+        assert sound == [trial.tokens for trial in alone.trials.drawn]
+
+
+@pytest.mark.parametrize("name", sorted(SCHEDULERS))
+def test_the_reference_ends_and_the_best_run_again_on_a_fresh_seed(name):
+    search = new_search(name, num_samples=16, confirm=3)
+    play(search, lambda trial, tokens: 9.0 if trial.of == "00000" else float(trial.of))
+    trials = search.trials
+    assert trials.by_id["00000"].status == COMPLETED and trials.by_id["00000-seed"].status == COMPLETED
+    assert trials.by_id["00000-seed"].config == {"seed": 7 + 1_000_003}
+    done = [trial for trial in trials.drawn if trial.status == COMPLETED and trial.trial_id != "00000"]
+    assert all(len(trial.seeds_at(BUDGET)) > 1 for trial in sorted(done, key=lambda t: t.trial_id)[:3])
+    assert search.is_over(Clock(0))
+
+
+@pytest.mark.parametrize(
+    ("trainings", "confirm", "seeds"),
+    [(8, 1, 0), (24, 1, 1), (40, 1, 2), (40, 0, 1)],
+    ids=["short", "room", "for two", "not asked"],
+)
+def test_a_timed_search_finishes_the_reference_where_there_is_room(trainings, confirm, seeds):
+    search = new_search("half", num_samples=1000, confirm=confirm)
+    play(search, lambda trial, tokens: 9.0 if trial.of == "00000" else float(trial.of), end=trainings * BUDGET)
+    assert len(search.trials.by_id["00000"].seeds_at(BUDGET)) == seeds
+
+
+def test_a_trial_goes_on_only_after_it_has_left_its_worker():
+    search = new_search("asha", rungs=((1 / 4, 2),), num_samples=2, workers=2)
+    first, second = (search.next_trial(Clock(0)) for _ in range(2))
+    for trial, loss in ((second, 3.0), (first, 4.0)):
+        search.on_report(trial, report_of(800, loss), Clock(0))
+    assert (
+        second.status == PAUSED and search.next_trial(Clock(0)) is None and not search.is_over(Clock(0))
+    )  # it stores its state
+    search.on_end(second)
+    assert search.next_trial(Clock(0)) is second
+
+
+def report_of(tokens, loss):
+    return dict.fromkeys(REPORTED, 0.0) | {"tokens_seen": tokens, "val_loss": loss, "diverged": False}
+
+
+def test_a_grown_search_lets_new_trials_compete_in_the_same_rungs():
+    events = []
+    play(new_search("asha", rungs=((1 / 8, 4),), num_samples=8, record=events), noisy(2))
+    grown = new_search("asha", rungs=((1 / 8, 4),), num_samples=32, events=events)
+    play(grown, noisy(2))
+    came = grown.trials.at(400)
+    assert len(came) == 32 and sum(trial.tokens > 400 for trial in came) == 8
+
+
+def test_lost_processes_are_bounded_and_errors_of_the_code_are_not_repeated():
+    search = new_search("fifo", num_samples=3)
+    search.max_failures = 2
+    for _ in range(3):
+        trial = search.next_trial(Clock(0))
+        search.on_failure(trial, may_pass=True, reason="killed")
+        search.on_end(trial)
+    assert trial.trial_id == "00000" and trial.status == "failed" and trial.reason == "killed"
+    trial = search.next_trial(Clock(0))
+    search.on_failure(trial, may_pass=False, reason="ValueError: x")
+    assert trial.status == "failed" and trial.lost == 0
+
+
+def test_a_rule_of_fifteen_lines_plays_in_a_simulation(monkeypatch):
+    from own_rule import OwnRule
+
+    monkeypatch.setitem(SCHEDULERS, "own", OwnRule)
+    search = new_search("own", num_samples=6, workers=2, confirm=1)
+    play(search, constant([3.0, 1.0, 5.0, 0.5, 4.0, 2.0]))
+    completed = {trial.trial_id for trial in search.trials.drawn if trial.status == COMPLETED}
+    assert completed == {"00000", "00001", "00003", "00005"}  # the better half, and the reference
+    assert len(search.trials.by_id["00003"].seeds_at(BUDGET)) == 2
+
+
+def test_a_suggestion_that_cannot_be_is_an_error_and_not_a_silent_wait():
+    class Wrong(Asha):
+        def suggest(self, trials: Trials, clock: Clock):
+            return Resume("00000", BUDGET) if trials.drawn else Start(until=BUDGET)
+
+    search = new_search("asha", num_samples=2, workers=2)
+    search.scheduler = Wrong((), BUDGET, MARK)
+    search.next_trial(Clock(0))
+    with pytest.raises(ValueError, match="trial 00000 is running"):
+        search.next_trial(Clock(0))
+    assert Repeat("00000", 5) != Resume("00000", 5)
+
+
+@pytest.mark.parametrize("name", sorted(SCHEDULERS))
+def test_an_interrupted_trial_does_not_outlive_the_time(name):
+    events = []
+    new_search(name, record=events).next_trial(Clock(0))
+    search = new_search(name, events=events)
+    assert search.is_over(Clock(5, 0.0)) and search.next_trial(Clock(5, 0.0)) is None
+    assert not search.is_over(Clock(5, BUDGET)) and search.next_trial(Clock(5, BUDGET)).trial_id == "00000"

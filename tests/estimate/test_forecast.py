@@ -1,0 +1,83 @@
+"""What a search will take: times as people write them, the pace of a machine, the search played on. No Ray."""
+
+import dataclasses
+
+import pytest
+from conftest import begun, report
+from helpers import search_of
+
+from myllm.system.errors import InputError
+from tune.core.trials import CONTINUE, STOP
+from tune.estimate.forecast import MOST_TRIALS, Pace, fit_pace, measured_pace, outlooks, play_on
+from tune.text.durations import duration, parse_duration
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("7200", 7200), ("2h", 7200), ("90m", 5400), ("1h30m", 5400), ("1.5h", 5400), ("1d", 86400)]
+)
+def test_times_are_read_as_people_write_them(text, seconds):
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "soon", "2x", "1m2h", "-5", "1..5h", "1h30", "nan"])
+def test_what_is_no_time_is_an_error(text):
+    with pytest.raises(InputError, match="is no time"):
+        parse_duration(text)
+
+
+def test_times_are_written_in_two_units():
+    found = [duration(seconds) for seconds in (0, 45, 200, 3600, 7499, 86400 + 7300)]
+    assert found == ["0 s", "45 s", "3 min 20 s", "1 h", "2 h 5 min", "1 d 2 h"]
+
+
+def test_the_pace_is_found_in_measurements():
+    pace = Pace(2e-5, 3e-3)
+    rows = [(tokens, tokens / step, pace.seconds(tokens, step)) for tokens, step in ((1e4, 512), (2e4, 1024), (5e3, 8192))]
+    found = fit_pace(rows)
+    assert (found.per_token, found.per_step) == pytest.approx((2e-5, 3e-3))
+    alike = fit_pace([(1000, 10, 2.0), (2000, 20, 4.0)])
+    assert alike.seconds(1000, 100) == pytest.approx(2.0)
+    events = [
+        {"event": "report", "trial_id": "a", "tokens_seen": t, "step": t / 512, "train_seconds": pace.seconds(t, 512)}
+        for t in (1000, 3000)
+    ]
+    assert measured_pace(events).seconds(1000, 512) == pytest.approx(pace.seconds(1000, 512))
+    assert measured_pace(events[:1]) is None
+
+
+def test_a_search_without_rungs_takes_what_its_trials_take():
+    search, pace = search_of(scheduler="fifo", num_samples=5, confirm=0), Pace(1e-5, 0.0, per_segment=2.0)
+    one = search.budget_tokens * 1e-5 + 2.0
+    outlook = play_on(search, [], pace, workers=1)
+    assert outlook.seconds == pytest.approx(5 * one) and outlook.tokens == 5 * search.budget_tokens
+    assert play_on(search, [], pace, workers=5, used=7.0).seconds == pytest.approx(one + 7)
+    assert outlook.came == {search.budget_tokens: 5} and outlook.trials == 5 and outlook.repeats == 0
+
+
+def test_rungs_fill_as_the_rule_lets_them():
+    whole = play_on(search_of(num_samples=16), [], Pace(1e-5, 1e-3), workers=2)
+    assert whole.trials == 16 and list(whole.came.values())[:3] == [16, 8, 4]
+
+
+def test_a_search_is_played_on_from_where_it_stands():
+    search, pace = search_of(scheduler="fifo", num_samples=5, confirm=0), Pace(1e-5, 0.0)
+    budget, events = search.budget_tokens, []
+    for index in range(3):
+        trial_id = f"{index:05d}"
+        events.append(begun(trial_id, until=budget, config={"learning_rate": 1e-3, "batch_size": 16}))
+        tokens = budget if index < 2 else budget // 2
+        events.append(report(trial_id, tokens, 3.0, STOP if index < 2 else CONTINUE))
+    events = [event | {"time": 0.0} for event in events]
+    later = play_on(search, events, pace, workers=1, used=100.0)  # half of one, and two more
+    assert later.trials == 5 and later.seconds == pytest.approx(100 + 2.5 * budget * 1e-5)
+
+
+def test_a_search_of_an_hour_takes_an_hour_and_a_long_one_is_played_as_a_short_one():
+    pace = Pace(1e-5, 1e-3, 0.1)
+    hour = outlooks(search_of(time_budget=3600.0), [], pace, workers=2, used=10.0)
+    assert all(0.9 * 3600 < outlook.seconds <= 3600 for outlook in hour)
+    search = search_of(scheduler="fifo", num_samples=20 * MOST_TRIALS, confirm=0)
+    long = play_on(search, [], pace, workers=4)
+    assert long.trials == 20 * MOST_TRIALS and long.tokens == long.trials * search.budget_tokens
+    short = dataclasses.replace(search, config=dataclasses.replace(search.config, num_samples=MOST_TRIALS))
+    assert long.seconds == pytest.approx(20 * play_on(short, [], pace, workers=4).seconds)

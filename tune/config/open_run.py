@@ -1,0 +1,20 @@
+"""The training of one configuration of a search. Imported by workers alone: the driver needs no torch."""
+
+import dataclasses
+from typing import Any
+
+from myllm.datasets.token_file import TokenFile
+from myllm.datasets.windows import Windows
+from myllm.training.train import Run
+from tune.config.spec import Search
+
+
+def open_run(search: Search, hyper_parameters: dict[str, Any], device: str = "cpu", **changes: Any) -> Run:
+    """The training of one configuration of a search, from its beginning, on the search's prepared files.
+
+    `changes` replace settings of its TrainConfig.
+    """
+    config = dataclasses.replace(search.train_config(hyper_parameters), **changes)
+    files = [TokenFile(search.data.prepared[split]) for split in ("train", "val")]
+    windows = [Windows(tokens, config.max_len, config.stride) for tokens in files]
+    return Run(search.model_config(hyper_parameters), config, *windows, device=device)

@@ -1,0 +1,206 @@
+"""What the user may ask of a search: every option, its default, its help, and its checks."""
+
+import importlib.util
+import math
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from myllm.config import get_preset
+from myllm.datasets.data_paths import EMBEDDED, is_embedded
+from myllm.datasets.token_layout import DTYPES
+from myllm.system.errors import InputError
+from tune.core.schedulers import SCHEDULERS, Rungs, geometric_rungs, parse_rungs
+from tune.core.search_space import get_space
+from tune.core.trials import UNLIMITED_TRIALS
+from tune.store.checkpoints import Storage
+
+SEARCHERS = ("gp", "random", "optuna")
+DEFAULT_TRIALS = 16
+CONFIRMED = 3  # trials by default
+AUTO = "auto"
+PICKED = ("cpus_per_trial", "gpus_per_trial")
+"""options that may be AUTO: then pick.py finds the number"""
+
+
+def is_mlflow_folder(uri: str) -> bool:
+    """Whether a tracking URI is a folder, which MLflow 3 refuses once the search runs, if it is not told otherwise."""
+    allowed = os.environ.get("MLFLOW_ALLOW_FILE_STORE", "").lower() in ("true", "1")
+    return not allowed and not uri.startswith("databricks") and bool(re.match("file:|[^:]*$", uri))
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """What the user asked for."""
+
+    space: str = "v2"
+    """search space: v1 (learning rate, batch size), v2 (and warm-up, clip norm), v3 (and decay, beta2, schedule, floor), or
+    own: nothing but --range and --choices"""
+    range: tuple[str, ...] = ()
+    """own ranges, NAME=MIN:MAX, log where the setting's own scale is; NAME=MIN:MAX:linear or :log says which"""
+    choices: tuple[str, ...] = ()
+    """own lists, NAME=VALUE,VALUE,..."""
+    fix: tuple[str, ...] = ()
+    """settings that are not searched, NAME=VALUE"""
+    preset: str = "nano"
+    """model shape and reference settings"""
+    model: str | None = None
+    """your own model, FILE.py:Class (unset: GPT-2's decoder in the preset's shape)"""
+    train_file: tuple[str, ...] = (EMBEDDED,)
+    """training data: token files (.bin, .npy), text (.txt, .jsonl, .parquet), folders or globs of them, or 'embedded'"""
+    val_file: tuple[str, ...] = (EMBEDDED,)
+    """validation data, likewise"""
+    token_dtype: str | None = None
+    """what bare .bin files hold: uint16, uint32, int32 or int64 (unset: uint16)"""
+    text_column: str | None = None
+    """column that holds the text, of .jsonl, .csv, .parquet and .arrow files (unset: found)"""
+    tokenizer: str | None = None
+    """byte, a tiktoken encoding, a .tiktoken file or a tokenizer.json (unset: what the data says; bare .bin: gpt2; text:
+    byte)"""
+    num_samples: int | None = None
+    """trials in total, the preset's reference configuration included (unset: 16; with --time_budget as many as it lets)"""
+    budget_tokens: int | None = None
+    """tokens of one full training, rounded down so that all batch sizes share the report marks (unset: the preset's)"""
+    time_budget: float | None = None
+    """seconds (or like 90m, 1h30m, 2h), all sessions together: half of them look for good configurations, half
+    finish the best (unset: no limit)"""
+    name: str | None = None
+    """folder under experiments/runs (unset: preset-space-date-time)"""
+    seed: int = 0
+    """seed of the draws and of every trial's initialisation and data order"""
+    scheduler: str = "half"
+    """half: cheap rungs, then half of the time finishes the best, on several seeds; asha promotes at rungs, asha-stop stops
+    there; hyperband starts at several rungs; fifo trains all to the end"""
+    rungs: str | None = None
+    """where trials are compared: share of the budget:one in how many goes on, ... (unset: the scheduler's own)"""
+    grace_period: float | None = None
+    """short way to rungs: the first, as a share of the budget; the next are reduction_factor times as far"""
+    reduction_factor: int | None = None
+    """short way to rungs: one in this many goes on at each"""
+    rung_metric: str = "val_loss"
+    """what rungs compare: val_loss, or val_loss_ema (of averaged weights, which can be ahead of the rate's decay)"""
+    confirm: int | None = None
+    """best configurations that, with the reference, run again on a fresh seed when all else is done (unset: 3 from 8 trials
+    on; half does so by itself as it goes)"""
+    audit: float | None = None
+    """share of the trials left behind, chosen at random, that go on to the end when the search is over, after any
+    --time_budget, to tell what leaving them cost; what is found decides nothing (unset: none)"""
+    searcher: str = "gp"
+    """gp: even draws, and proposals by a Gaussian process where the scheduler asks for them; random: even draws alone;
+    optuna: TPE on the trials so far"""
+    warm_start: tuple[str, ...] = ()
+    """earlier runs on the same data: their best configurations are tried first, and optuna learns from those that fit"""
+    max_failures: int = 3
+    """times that a trial starts again from its last checkpoint after its process or machine was lost"""
+    keep_checkpoints: str = "best"
+    """best: last and best of the trials that can still win; all: every one"""
+    storage_path: str | None = None
+    """shared folder for the whole run, or URI (s3://...) for its checkpoints (unset: experiments/runs)"""
+    cpus_per_trial: int | str | None = None
+    """CPU cores a trial, and its torch threads; auto: what a few timed steps say (unset: 1, or an even share of the cores
+    where trials have GPUs)"""
+    gpus_per_trial: float | str | None = None
+    """GPUs a trial, fractions share one; auto: what a few timed steps say (unset: 1 where there are GPUs, else 0)"""
+    max_concurrent: int | None = None
+    """trials at once (unset: as many as the machine holds)"""
+    patience: float = 300.0
+    """seconds in which no trial starts or reports and none computes, after which the search ends and says why"""
+    address: str | None = None
+    """Ray cluster to join (unset: this machine alone)"""
+    wandb: str | None = None
+    """Weights & Biases project that follows the search, a run for each trial; needs the package wandb"""
+    mlflow: str | None = None
+    """MLflow tracking URI (sqlite:///FILE, http://...) that follows the search, a run a trial; needs mlflow-skinny"""
+    dashboard: bool = False
+    """show Ray's dashboard on this machine's port 8265; needs the package ray[default]"""
+
+    def __post_init__(self):
+        def number(field: str, right: str, fits: Callable[[Any], bool]) -> None:
+            value = getattr(self, field)
+            if (value is None and getattr(SearchConfig, field) is None) or (value == AUTO and field in PICKED):
+                return
+            sound = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+            if not sound or not fits(value):
+                raise InputError(f"--{field} is {value!r}; it must be {right}")
+
+        def whole(field: str, least: int, most: int = 2**62) -> None:
+            right = f"{least} or more" if most == 2**62 else f"from {least} to {most}"
+            number(field, f"a whole number, {right}", lambda value: isinstance(value, int) and least <= value <= most)
+
+        def one_of(field: str, *values: str) -> None:
+            if getattr(self, field) not in values:
+                raise InputError(f"--{field} {getattr(self, field)!r} is unknown; known are {', '.join(values)}")
+
+        whole("seed", 0, 2**31 - 1)
+        whole("num_samples", 1, UNLIMITED_TRIALS - 1)
+        for field in ("budget_tokens", "cpus_per_trial", "max_concurrent"):
+            whole(field, 1)
+        for field in ("max_failures", "confirm"):
+            whole(field, 0)
+        whole("reduction_factor", 2)
+        one_of("scheduler", *SCHEDULERS)
+        one_of("rung_metric", "val_loss", "val_loss_ema")
+        one_of("searcher", *SEARCHERS)
+        one_of("keep_checkpoints", "best", "all")
+        number("grace_period", "a share between 0 and 1", lambda share: 0 < share < 1)
+        number("audit", "a share of the trials left behind, above 0 and at most 1", lambda share: 0 < share <= 1)
+        for field in ("time_budget", "patience"):
+            number(field, "a positive number of seconds", lambda seconds: seconds > 0)
+        right = "a share below 1 or a whole number of GPUs"
+        number("gpus_per_trial", right, lambda gpus: 0 <= gpus < 1 or gpus == int(gpus) >= 1)
+        if self.rungs is not None and (self.grace_period, self.reduction_factor) != (None, None):
+            raise InputError("--rungs says all; leave out --grace_period and --reduction_factor, the short way to rungs")
+        self.resolved_rungs  # noqa: B018 (raises for rungs that are none)
+        if self.token_dtype is not None:
+            one_of("token_dtype", *DTYPES)
+        if is_embedded(self.train_file) != is_embedded(self.val_file):
+            raise InputError("--train_file and --val_file belong together: give both, or neither for the embedded corpus")
+        if self.name is not None and not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}", self.name):
+            raise InputError(f"--name {self.name!r} is no folder name; use letters, digits, dots, dashes, underscores")
+        for field in ("wandb", "mlflow"):
+            if getattr(self, field) == "":
+                raise InputError(f"--{field} is empty; name where the trials are to be shown")
+            if getattr(self, field) and importlib.util.find_spec(field) is None:
+                raise InputError(f"--{field} needs the package {field}: pip install -e '.[{field}]'")
+        if self.mlflow and is_mlflow_folder(self.mlflow):
+            raise InputError(f"--mlflow {self.mlflow!r} is a folder: MLflow takes sqlite:///FILE or a server's http://...")
+        if self.storage_path is not None:
+            check_storage(self.storage_path)
+        get_space(self.space)
+        get_preset(self.preset)
+
+    @property
+    def resolved_rungs(self) -> Rungs:
+        """The rungs that the flags describe, or the scheduler's own."""
+        if self.rungs is not None:
+            return parse_rungs(self.rungs)
+        if self.grace_period is None and self.reduction_factor is None:
+            return SCHEDULERS[self.scheduler].default_rungs
+        return geometric_rungs(self.grace_period or 1 / 16, self.reduction_factor or 4)
+
+    @property
+    def trials(self) -> int:
+        """--num_samples, or its default."""
+        return self.num_samples or (DEFAULT_TRIALS if self.time_budget is None else UNLIMITED_TRIALS)
+
+    @property
+    def confirmations(self) -> int:
+        """--confirm, or its default: a short search ends before it has good trials to choose from."""
+        return self.confirm if self.confirm is not None else CONFIRMED if self.trials >= 8 else 0
+
+
+def check_storage(path: str) -> None:
+    """Raises InputError where no filesystem answers at `path`, or it is no name."""
+    if re.match(r"(file|gcs|gs|hdfs|s3):(?!//)", path, re.IGNORECASE) or ("://" in path and "#" in path) or "\0" in path:
+        raise InputError(
+            f"--storage_path {path!r} is neither a folder nor a URI like file:///runs or s3://b/x; # is %23 there"
+        )
+    try:
+        if "://" in path:
+            Storage(path).filesystem.get_file_info(Storage(path).path)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"--storage_path {path}: {str(error).splitlines()[0]}; use a folder or a URI like s3://b/x"
+        ) from None

@@ -1,0 +1,238 @@
+"""What the user asked for, checked against the data and the machine, and resolved: before anything heavy starts."""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from myllm.config import Preset, TrainConfig, get_preset
+from myllm.datasets.data_paths import absolute
+from myllm.datasets.load_tokens import default_tokenizer, prepare
+from myllm.datasets.token_file import TokenFile, are_there
+from myllm.datasets.tokenizer import get_tokenizer, identity, resolve, token_bytes
+from myllm.datasets.windows import Windows
+from myllm.models.custom_model import ModelConfig, OwnModelConfig, own_model, settings_of, with_settings
+from myllm.system.errors import InputError
+from myllm.system.machine import cpp_compiler, gpu_names, origin
+from tune.config.options import SearchConfig
+from tune.config.overrides import asked, check_space, extremes, fixed, moved, own_space
+from tune.config.spec import Data, Search
+from tune.store.tables import RESULT_COLUMNS
+
+EMA_RATIO = 0.1  # horizon of the averaged weights of --rung_metric val_loss_ema
+PACKAGES = ("torch", "ray", "tiktoken", "numpy", "pandas", "optuna")  # whose versions search.json keeps
+CODE = ("python", "packages", "git_commit")  # of a search's origin
+TAKEN = {"trial_id", *RESULT_COLUMNS, "fate", "measured", "end_loss", "seeds", "last_val_loss"}
+"""columns of trials.csv and of a report's tables, which stand beside those of the hyper-parameters"""
+NUM_REPORTS = 32  # token marks a full training
+MIN_EVAL_TOKENS, MAX_EVAL_TOKENS, EVAL_SHARE = 4096, 2**20, 1 / 256  # of val, at each mark; the share is of the budget
+MOST_BUILT = 32  # shapes of a user's own model that are tried before the start
+TRAIN_EVAL = 4  # one window of train for so many of val: train_loss is there to be read, nothing is decided by it
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one trial takes, and how many train at once."""
+
+    cpus_per_trial: int
+    gpus_per_trial: float
+    workers: int
+
+
+def settle_resources(config: SearchConfig, num_cpus: int, num_gpus: int) -> Resources:
+    """The trials' share of `num_cpus` cores and `num_gpus` GPUs. Raises InputError where not one trial fits."""
+    gpus = config.gpus_per_trial
+    if gpus is None:
+        gpus = 1 if num_gpus else 0
+    if gpus > num_gpus:
+        raise InputError(f"--gpus_per_trial is {gpus:g}, but there are {num_gpus} GPUs")
+    by_gpu = (int(1 / gpus + 1e-9) * num_gpus if gpus < 1 else num_gpus // int(gpus)) if gpus else num_cpus
+    cpus = config.cpus_per_trial or (max(1, num_cpus // by_gpu) if gpus else 1)
+    if cpus > num_cpus:
+        raise InputError(f"--cpus_per_trial is {cpus}, but there are {num_cpus} CPU cores")
+    workers = min(by_gpu, num_cpus // cpus)
+    return Resources(cpus, gpus, min(workers, config.max_concurrent or workers))
+
+
+def prepare_search(config: SearchConfig, cache_dir: Path) -> Search:
+    """Checks all of `config` against the data and resolves it.
+
+    Raises InputError with one line for the first thing that is wrong.
+    """
+    preset = get_preset(config.preset)
+    tokenizer_name = resolve(config.tokenizer or default_tokenizer(config.train_file))
+    encoding = get_tokenizer(tokenizer_name)
+    model = settle_model(config, preset, encoding.n_vocab)
+    check_space(config, preset, model)
+    space, settled = own_space(config, model), fixed(config, model)
+    changes = {name: value for name, value in settled.items() if name not in settings_of(model)}
+    files = {
+        split: prepare(
+            file, split, tokenizer_name, encoding, cache_dir, token_dtype=config.token_dtype, text_column=config.text_column
+        )
+        for split, file in (("train", config.train_file), ("val", config.val_file))
+    }
+    max_len = model.block_size
+    windows = {split: Windows(tokens, max_len, max_len) for split, tokens in files.items()}
+    ranges = space.ranges(preset)
+    if taken := sorted(ranges.keys() & TAKEN):
+        raise InputError(
+            f"{taken[0]!r} can't be searched: a search's tables have a column of that name; rename the setting, or --fix it"
+        )
+    batch_sizes = ranges["batch_size"].values if "batch_size" in ranges else (changes.get("batch_size", preset.batch_size),)
+    if min(batch_sizes) < 1:
+        raise InputError(
+            f"{asked(config, model)['batch_size'].flag}: batch_size is {min(batch_sizes)}; it must be 1 or more"
+        )
+    if len(windows["train"]) < max(batch_sizes):
+        raise InputError(
+            f"{' '.join(config.train_file)}: its {len(windows['train'])} windows of {max_len} tokens are fewer than the"
+            f" largest batch of space {config.space} with preset {config.preset}, {max(batch_sizes)} windows"
+        )
+    budget, report_tokens = settle_marks(config.budget_tokens or preset.budget_tokens, batch_sizes, max_len)
+    eval_windows = int(min(MAX_EVAL_TOKENS, max(MIN_EVAL_TOKENS, budget * EVAL_SHARE))) // max_len or 1
+    targets = windows["val"].ids(windows["val"].spread(eval_windows))[:, 1:]
+    total_bytes = int(token_bytes(encoding)[targets].sum())
+    training = settle_training(
+        preset,
+        changes,
+        batch_size=space.values(preset)["batch_size"],
+        max_len=max_len,
+        budget_tokens=budget,
+        version=space.version,
+        seed=config.seed,
+        eval_windows=eval_windows,
+        train_eval_windows=max(1, eval_windows // TRAIN_EVAL),
+        ema_ratio=EMA_RATIO if config.rung_metric == "val_loss_ema" else 0.0,
+    )
+    search = Search(
+        config=config,
+        model=model,
+        training=training,
+        data=Data(
+            train_file=absolute(config.train_file),
+            val_file=absolute(config.val_file),
+            token_dtype=config.token_dtype,
+            text_column=config.text_column,
+            tokenizer=tokenizer_name,
+            tokenizer_sha256=identity(encoding),
+            fingerprint={split: tokens.fingerprint() for split, tokens in files.items()},
+            prepared={split: tokens.spec for split, tokens in files.items()},
+            bytes_per_token=max(1, total_bytes) / targets.size,
+        ),
+        report_tokens=report_tokens,
+        ranges={name: str(values) for name, values in ranges.items()},
+        moved=moved(config, preset, model),
+        origin=origin(PACKAGES),
+    )
+    check_trials(search)
+    if training.compile == "on" and config.address is None and not gpu_names() and cpp_compiler() is None:
+        raise InputError("--fix compile=on: there is no C++ compiler here; install g++, or name one in the variable CXX")
+    return search
+
+
+def settle_model(config: SearchConfig, preset: Preset, vocab_size: int) -> ModelConfig:
+    """The model that every trial begins from, with what is fixed of it. Raises InputError."""
+    model = own_model(config.model, vocab_size, preset.block_size) if config.model else preset.model(vocab_size)
+    return fix_model(config, model)
+
+
+def fix_model(config: SearchConfig, model: ModelConfig) -> ModelConfig:
+    """The model with what the user fixed of its settings."""
+    settings = {name: value for name, value in fixed(config, model).items() if name in settings_of(model)}
+    try:
+        return with_settings(model, settings)
+    except InputError as error:
+        raise InputError(f"{', '.join(asked(config, model)[name].flag for name in settings)}: {error}") from None
+
+
+def settle_marks(wanted: int, batch_sizes: Sequence[int], max_len: int) -> tuple[int, int]:
+    """(tokens of one full training, tokens between reports): NUM_REPORTS of whole steps of every batch size, or, of a small
+    budget, as many as there are. Raises InputError where it has less than two.
+    """
+    step = math.lcm(*batch_sizes) * max_len
+    reports = min(NUM_REPORTS, wanted // step)
+    if reports < 2:
+        alike, largest = math.lcm(*batch_sizes), max(batch_sizes)
+        listed = ", ".join(map(str, batch_sizes))
+        of = f"the largest batch, {largest}" if alike == largest else f"batches of {listed} alike, {alike}"
+        raise InputError(
+            f"--budget_tokens is {wanted}: less than two reports, each a whole number of steps of {of} windows of {max_len}"
+            f" tokens; it must be at least {2 * step}, or the batches smaller (--choices batch_size=...)"
+        )
+    report_tokens = wanted // (reports * step) * step
+    return report_tokens * reports, report_tokens
+
+
+def settle_training(preset: Preset, fixed: dict[str, Any], **settled: Any) -> TrainConfig:
+    """The preset's reference settings with what is fixed. Raises InputError that says so."""
+    try:
+        return preset.training(**(settled | fixed))
+    except InputError as error:
+        raise InputError(f"--fix {' '.join(f'{name}={value}' for name, value in fixed.items())}: {error}") from None
+
+
+def check_trials(search: Search) -> None:
+    """Raises InputError where a configuration of the user's own ranges can't be trained, or no rung lies below the end."""
+    config, preset = search.config, get_preset(search.config.preset)
+    shapes = []
+    for flags, hyper_parameters in extremes(config, preset, search.model):
+        try:
+            search.train_config(hyper_parameters)
+            shapes.append(search.model_config(hyper_parameters))
+        except InputError as error:
+            raise InputError(f"{flags}: {str(error).removeprefix('trial: ')}") from None
+    if isinstance(search.model, OwnModelConfig):
+        from myllm.models.model_check import check_builds, check_trains  # here: torch takes long, and only they need it
+
+        check_trains(search.model_config(search.sample(0)))
+        different = {str(shape.settings): shape for shape in shapes}
+        for shape in itertools.islice(different.values(), MOST_BUILT):
+            check_builds(shape)
+    if config.resolved_rungs and not search.scheduler().milestones:
+        raise InputError(
+            f"{'--rungs' if config.grace_period is None else '--grace_period'}: no rung lies at one of the "
+            f"{search.budget_tokens // search.report_tokens} reports before the end; choose an earlier one, or a larger "
+            "--budget_tokens"
+        )
+
+
+def changed_code(search: Search) -> str:
+    """What of the code is not as it was when the search began, in one line; empty where nothing is."""
+    now, before = origin(PACKAGES), search.origin
+    changes = {name: (before["packages"].get(name), version) for name, version in now["packages"].items()}
+    changes |= {name: (before[name], now[name]) for name in CODE if name != "packages"}
+    return ", ".join(f"{name} {old} -> {new}" for name, (old, new) in changes.items() if old != new)
+
+
+def check_comparable(search: Search, cache_dir: Path) -> Search:
+    """The search with its prepared data in place, once it is sure that new trials would be comparable with earlier ones.
+
+    Raises InputError that names what has changed: the preset's shape, the space's ranges, or the data.
+    """
+    config, data = search.config, search.data
+    encoding, model = get_tokenizer(data.tokenizer), search.model
+    if not config.model:  # presets of before had the other activation
+        shape = dataclasses.replace(get_preset(config.preset).model(encoding.n_vocab), activation=model.activation)
+        model = fix_model(config, shape)
+    now = {
+        f"the shape of preset {config.preset}": (model, search.model),
+        f"space {config.space}": ({name: str(values) for name, values in search.drawn_from.items()}, search.ranges),
+        f"tokenizer {data.tokenizer}": (identity(encoding), data.tokenizer_sha256),
+    }
+    how = {"token_dtype": data.token_dtype, "text_column": data.text_column}
+    prepared = dict(data.prepared)
+    for split, file in (("train", data.train_file), ("val", data.val_file)):
+        if not are_there(prepared[split]):
+            prepared[split] = prepare(file, split, data.tokenizer, encoding, cache_dir, **how).spec
+        now[file if isinstance(file, str) else " ".join(file)] = (
+            TokenFile(prepared[split]).fingerprint(),
+            data.fingerprint[split],
+        )
+    for what, (found, expected) in now.items():
+        if found != expected:
+            raise InputError(f"{what} has changed since the search began: its trials could not be compared with new ones")
+    return dataclasses.replace(search, data=dataclasses.replace(data, prepared=prepared))

@@ -1,0 +1,128 @@
+"""Asks the scheduler, journals its answers, and hands out what follows: the same for a live search and a simulated one."""
+
+from collections.abc import Callable
+from typing import Any
+
+from tune.core.schedulers.base import Audit, Clock, Repeat, Resume, Scheduler, Start
+from tune.core.trials import (
+    AUDIT,
+    COMPILING,
+    CONTINUE,
+    DRAWN,
+    PAUSE,
+    PAUSED,
+    PROPOSED,
+    REPEAT,
+    REPORTED,
+    RUNNING,
+    STOP,
+    Event,
+    Trial,
+    Trials,
+)
+
+SEED_STEP = 1_000_003  # from the search's seed to that of a configuration's next repeat
+Configure = Callable[[int, Trials, bool], dict[str, Any]]
+"""(index of the trial, the search so far, whether it is to be proposed) -> its hyper-parameters"""
+
+
+class Coordinator:
+    """One search. `append(event, **values)` makes an event last and returns it: only then it is acted on."""
+
+    def __init__(
+        self,
+        trials: Trials,
+        scheduler: Scheduler,
+        configure: Configure,
+        append: Callable[..., Event],
+        seed: int = 0,
+        max_failures: int = 3,
+    ):
+        self.trials, self.scheduler, self.configure, self.append = trials, scheduler, configure, append
+        self.seed, self.max_failures = seed, max_failures
+        self.active: set[str] = set()
+        """trials that a worker holds at this moment; the only thing here that is not in the events"""
+
+    def record(self, event: str, **values: Any) -> None:
+        """Makes an event last, then takes it in."""
+        self.trials.apply(self.append(event, **values))
+
+    def next_trial(self, clock: Clock) -> Trial | None:
+        """The trial that a free worker begins, or takes up where its last checkpoint is; None: none for now."""
+        trial = self._left_over(clock) or self._ask(clock)
+        if trial is not None:
+            self.active.add(trial.trial_id)
+        return trial
+
+    def is_over(self, clock: Clock) -> bool:
+        """Whether nothing is left to do."""
+        idle = not self.active and self._left_over(clock) is None
+        return idle and self.scheduler.suggest(self.trials, clock) is None
+
+    def _left_over(self, clock: Clock) -> Trial | None:
+        """A trial that runs but that no worker holds, of an earlier session or a lost process, while there is time."""
+        held = (trial for trial in self.trials.running.values() if clock.left > 0)
+        audits = (trial for trial in self.trials.audits.values() if trial.status == RUNNING)  # in time of their own
+        return next((trial for trial in (*held, *audits) if trial.trial_id not in self.active), None)
+
+    def on_report(self, trial: Trial, result: dict[str, Any], clock: Clock) -> str:
+        """The decision on a report. One made before (the trial went back to a checkpoint) is given again, not remade."""
+        tokens = result["tokens_seen"]
+        if tokens in trial.reports:
+            return CONTINUE if trial.status == RUNNING and tokens < trial.until else STOP
+        if result["diverged"] or tokens >= self.trials.budget_tokens:
+            decision = STOP
+        elif tokens >= trial.until:
+            decision = PAUSE
+        elif trial.kind in (REPEAT, AUDIT):
+            decision = CONTINUE
+        else:
+            decision = self.scheduler.on_report(self.trials, trial, tokens, result[self.trials.metric])
+        kept = {name: result[name] for name in (*REPORTED, *COMPILING) if name in result}
+        self.record("report", trial_id=trial.trial_id, decision=decision, **kept)
+        if decision == PAUSE and self._ask(clock, only=trial):  # it is its turn at once: no need to store and load it
+            return CONTINUE
+        return decision
+
+    def on_end(self, trial: Trial) -> None:
+        """A worker is done with `trial`, for now or for good."""
+        self.active.discard(trial.trial_id)
+
+    def on_failure(self, trial: Trial, may_pass: bool, reason: str) -> None:
+        """A trial's process ended with an error: it begins again from its last checkpoint, or fails for good."""
+        if trial.status != RUNNING:
+            return  # it had done all it had to
+        lost = may_pass and trial.lost < self.max_failures
+        self.record("lost" if lost else "failed", trial_id=trial.trial_id, reason=reason)
+
+    def _ask(self, clock: Clock, only: Trial | None = None) -> Trial | None:
+        """Does what the scheduler suggests; with `only`, nothing but letting that trial go on."""
+        action = self.scheduler.suggest(self.trials, clock)
+        if only is not None and not (isinstance(action, Resume) and action.trial_id == only.trial_id):
+            return None
+        by_id = self.trials.by_id
+        match action:
+            case Resume(trial_id, until):
+                if by_id[trial_id].status != PAUSED:
+                    raise ValueError(f"trial {trial_id} is {by_id[trial_id].status}: it can't go on")
+                if trial_id in self.active and only is None:
+                    return None  # still storing its state
+                self.record("resume", trial_id=trial_id, until=until)
+            case Repeat(of, until):
+                number = len(by_id[of].repeats) + 1
+                trial_id = f"{of}-seed{number if number > 1 else ''}"
+                config = by_id[of].config | {"seed": (self.seed + number * SEED_STEP) % 2**31}
+                self.record("trial", trial_id=trial_id, kind=REPEAT, of=of, until=until, config=config)
+            case Audit(of):
+                if of in self.active:
+                    return None  # still storing its state
+                trial_id, until, config = f"{of}-audit", self.trials.budget_tokens, by_id[of].config
+                self.record("trial", trial_id=trial_id, kind=AUDIT, of=of, until=until, config=config)
+            case Start(until, proposed):
+                index = len(self.trials.drawn)
+                trial_id, kind = f"{index:05d}", PROPOSED if proposed else DRAWN
+                config = self.configure(index, self.trials, proposed)
+                self.record("trial", trial_id=trial_id, kind=kind, until=until, config=config)
+            case _:
+                return None
+        return by_id[trial_id]

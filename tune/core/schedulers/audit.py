@@ -1,0 +1,47 @@
+"""Beside any rule: at the end a random few of those that it left behind train to the full budget, to tell what it cost."""
+
+import hashlib
+import math
+
+from tune.core.schedulers.base import Action, Audit, Clock, Scheduler
+from tune.core.trials import PAUSED, RUNNING, STOPPED, Trial, Trials
+
+
+class Audited(Scheduler):
+    """A rule whose decisions are looked at afterwards. When it has nothing left to do and nothing runs, a `share` of the
+    trials that it stopped, or left waiting, go on to the end, one at least.
+
+    Who does is drawn by lot, from the search's `seed` and the trial's id: known before a trial has trained at all, the same
+    after a resume, and in an order that says nothing of a trial, so that an audit that was broken off is a random sample,
+    too. An audit is a trial of its own, which no rule sees (Trials.audits).
+    """
+
+    def __init__(self, rule: Scheduler, share: float, seed: int):
+        self.rule, self.share, self.seed = rule, share, seed
+        self.factors, self.milestones = rule.factors, rule.milestones
+
+    def suggest(self, trials: Trials, clock: Clock) -> Action | None:
+        action = self.rule.suggest(trials, clock)
+        if action or (trials.running and clock.left > 0):
+            return action  # who is left behind is not known yet
+        left_behind = trials.order(self.by_lot)
+        chosen = left_behind[: math.ceil(self.share * len(left_behind) - 1e-9)]
+        return next((Audit(trial.trial_id) for trial in chosen if trial.trial_id not in trials.audits), None)
+
+    def on_report(self, trials: Trials, trial: Trial, tokens: int, loss: float) -> str:
+        return self.rule.on_report(trials, trial, tokens, loss)
+
+    def may_audit(self, trials: Trials, trial: Trial) -> bool:
+        audit = trials.audits.get(trial.trial_id)
+        if audit:
+            return audit.status == RUNNING
+        return self.lot(trial.trial_id) < self.share  # as many as that are chosen, give or take a few, which begin anew
+
+    def lot(self, trial_id: str) -> float:
+        """A number from 0 to 1 that depends on nothing but the seed and the id."""
+        digest = hashlib.sha256(f"{self.seed} {trial_id}".encode()).digest()
+        return int.from_bytes(digest[:7]) / 2**56
+
+    def by_lot(self, trial: Trial) -> tuple | None:
+        """Key of an order: of those left behind."""
+        return (self.lot(trial.trial_id), trial.trial_id) if trial.status in (PAUSED, STOPPED) and trial.losses else None

@@ -1,0 +1,196 @@
+"""The search spaces. A published space is never edited: a better one gets a new name.
+
+Every range is around the preset's reference values, so one space serves 0.1M and 124M parameters.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from myllm.config import Preset
+from myllm.system.errors import InputError
+
+LINEAR, LOG, LOG_BELOW_ONE = "linear", "log", "log of 1 - x"
+"""scales: equal steps of the value, of its logarithm, or, for rates close to 1, of the logarithm of what is missing to 1"""
+
+
+@dataclass(frozen=True)
+class Range:
+    """Uniform on `scale`, from `low` to `high`; whole numbers only where it is `whole`."""
+
+    low: float
+    high: float
+    scale: str = LOG
+    whole: bool = False
+
+    @property
+    def _ends(self) -> tuple[float, float]:
+        """Where the scale begins and ends: each whole number has the same room around it."""
+        low, high = (self.low - 0.5, self.high + 0.5) if self.whole else (self.low, self.high)
+        return (1 - low, 1 - high) if self.scale == LOG_BELOW_ONE else (low, high)
+
+    def at(self, place: float) -> float:
+        """The value at `place` of the range, 0 <= place < 1."""
+        low, high = self._ends
+        if self.scale == LINEAR:
+            value = low + place * (high - low)
+        else:
+            value = low * (high / low) ** place
+            value = 1 - value if self.scale == LOG_BELOW_ONE else value
+        return self.nearest(round(value) if self.whole else value)
+
+    def place(self, value: float) -> float:
+        """Where `value` lies in the range, from 0 to 1."""
+        (low, high), value = self._ends, self.nearest(value)
+        if self.scale == LINEAR:
+            return (value - low) / (high - low)
+        value = 1 - value if self.scale == LOG_BELOW_ONE else value
+        return math.log(value / low) / math.log(high / low)
+
+    def coordinates(self, value: float) -> tuple[float, ...]:
+        """`value` as a point whose distance from others says how alike they are."""
+        return (self.place(value),)
+
+    def nearest(self, value: float) -> float:
+        """`value`, or the end of the range for one beyond it."""
+        return min(max(value, self.low), self.high)
+
+    def coordinates_at(self, places: np.ndarray) -> np.ndarray:
+        """(n, 1) coordinates of the values at `places` (n,)."""
+        return np.array([self.place(self.at(float(p))) for p in places] if self.whole else places)[:, None]
+
+    def __str__(self) -> str:
+        ends = f"{self.low} to {self.high}" if self.whole else f"{self.low:.3g} to {self.high:.3g}"
+        return ends if self.scale == LINEAR else f"{ends} ({self.scale})"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of `values`, each as likely."""
+
+    values: tuple
+
+    def at(self, place: float) -> Any:
+        """The value at `place` of the list, 0 <= place < 1."""
+        return self.values[int(place * len(self.values))]
+
+    @property
+    def ordered(self) -> bool:
+        """Whether these are numbers to choose from: neighbours, batches of 16 and 32, share what was learnt."""
+        return all(isinstance(value, (int, float)) for value in self.values)
+
+    def index(self, value: Any) -> int:
+        """The index of `value`, or of the number next to it. Raises ValueError for what is no number and not among them."""
+        if not self.ordered:
+            return self.values.index(value)
+        return min(range(len(self.values)), key=lambda index: abs(self.values[index] - value))
+
+    def place(self, value: Any) -> float:
+        """Where `value` lies in the list, from 0 to 1."""
+        return self.index(value) / max(1, len(self.values) - 1)
+
+    def coordinates(self, value: Any) -> tuple[float, ...]:
+        """`value` as a point: of numbers its place, of other things one at a distance of 1 from each other one."""
+        if self.ordered:
+            return (self.place(value),)
+        return tuple(0.5**0.5 * (index == self.index(value)) for index in range(len(self.values)))
+
+    def nearest(self, value: Any) -> Any:
+        """`value`, or the number next to it; of other things the first where it is not among them."""
+        return self.values[self.index(value) if self.ordered or value in self.values else 0]
+
+    def coordinates_at(self, places: np.ndarray) -> np.ndarray:
+        """(n, k) coordinates of the values at `places` (n,)."""
+        return np.array([self.coordinates(value) for value in self.values])[(places * len(self.values)).astype(int)]
+
+    def __str__(self) -> str:
+        return ", ".join(map(str, self.values))
+
+
+Ranges = dict[str, Range | Choice]
+
+
+def worded(value: Any) -> str:
+    """A hyper-parameter's value as people read it."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def settings(config: dict[str, Any]) -> str:
+    """A configuration on one line, without a repeat's seed."""
+    return "  ".join(f"{name} {worded(value)}" for name, value in config.items() if name != "seed")
+
+
+def preset_values(preset: Preset) -> dict[str, Any]:
+    """The reference value of every hyper-parameter that a space may have, by name."""
+    config = preset.training()
+    half_life = config.tokens_per_step * math.log(0.5) / math.log(config.beta2)
+    return dataclasses.asdict(preset.model(1)) | dataclasses.asdict(config) | {"beta2_half_life": half_life}
+
+
+@dataclass(frozen=True)
+class Space:
+    """The loop's version, and as functions of the preset a distribution and a reference value for each hyper-parameter."""
+
+    version: str
+    ranges: Callable[[Preset], Ranges]
+    values: Callable[[Preset], dict[str, Any]] = preset_values
+    """reference values by name, of these hyper-parameters and maybe of more"""
+
+
+def _v1(preset: Preset) -> Ranges:
+    largest, smallest = 4 * preset.batch_size, max(1, preset.batch_size // 4)
+    return {
+        "learning_rate": Range(preset.learning_rate / 10, preset.learning_rate * 10),
+        "batch_size": Choice(tuple(2**i for i in range(20) if smallest <= 2**i <= largest)),
+    }
+
+
+def _v2(preset: Preset) -> Ranges:
+    return _v1(preset) | {"warmup_ratio": Range(0.003, 0.2), "clip_norm": Range(0.1, 10.0)}
+
+
+def _v3(preset: Preset) -> Ranges:
+    # beta2's half-life is centred on 10M tokens (Marek et al., arXiv 2507.07101) or, for short budgets, a tenth of them
+    half_life = min(1e7, preset.budget_tokens / 10)
+    return _v2(preset) | {
+        "weight_decay": Range(0.01, 1.0),
+        "beta2_half_life": Range(half_life / 10, half_life * 10),
+        "schedule": Choice(("cosine", "wsd")),
+        "min_lr_ratio": Choice((0.0, 0.01, 0.1)),
+    }
+
+
+SPACES = {"v1": Space("v1", _v1), "v2": Space("v2", _v2), "v3": Space("v2", _v3)}
+OWN = "own"
+"""a space of nothing but what the user names"""
+
+
+def get_space(name: str) -> Space:
+    """The space called `name`. Raises InputError for an unknown one."""
+    spaces = SPACES | {OWN: Space("v2", lambda preset: {})}
+    if name not in spaces:
+        raise InputError(f"--space {name!r} is unknown; known are {', '.join(spaces)}")
+    return spaces[name]
+
+
+def sample(space: Space, preset: Preset, seed: int, index: int) -> dict[str, Any]:
+    """The flat configuration of trial `index`: a pure function of its arguments, so that no draw is lost or repeated.
+
+    Trial 0 is the preset's reference configuration. The others are spread evenly over the space, where independent draws
+    would leave holes (Bousquet et al., arXiv 1706.03200): the additive recurrence of the generalized golden ratio (Roberts
+    2018, "The unreasonable effectiveness of quasirandom sequences"), shifted at random by `seed`.
+    """
+    ranges = space.ranges(preset)
+    if index == 0:
+        values = space.values(preset)
+        return {name: values[name] for name in ranges}
+    ratio = 2.0
+    for _ in range(64):  # to the root of ratio ** (dimensions + 1) == ratio + 1
+        ratio = (1 + ratio) ** (1 / (len(ranges) + 1))
+    steps = ratio ** -np.arange(1.0, len(ranges) + 1)
+    places = (np.random.default_rng(seed).random(len(ranges)) + index * steps) % 1
+    return {name: values.at(float(place)) for (name, values), place in zip(ranges.items(), places, strict=True)}

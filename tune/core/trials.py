@@ -1,0 +1,311 @@
+"""The trials of a search: a fold of its journal's events, read-only for whoever decides. No Ray, no files, no clocks."""
+
+import heapq
+import math
+import statistics
+from collections import Counter, namedtuple
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from tune.core.orders import Key, Order
+
+CONTINUE, PAUSE, STOP = "continue", "pause", "stop"
+RUNNING, PAUSED, STOPPED = "running", "paused", "stopped"
+COMPLETED, DIVERGED, FAILED = "completed", "diverged", "failed"
+STATUSES = (COMPLETED, PAUSED, STOPPED, DIVERGED, FAILED, RUNNING)
+DRAWN, PROPOSED, REPEAT, AUDIT = "drawn", "proposed", "repeat", "audit"
+DEFAULT_TRIAL = "00000"
+"""the preset's reference configuration, always the first"""
+UNLIMITED_TRIALS = 100_000  # as many as the digits of a trial's id hold
+TRUSTED_SEEDS = 3  # a configuration that ended on so many is behind one that ended on fewer only where that has a
+LEAD = 0.5  # of so many standard errors, and a second seed; with at most FEW workers not even there:
+FEW = 2  # a third seed then still comes in time, and lucky pairs cost more than sound ones gain
+COUNTED_FROM = 1 / 4  # of the budget on a seed counts with the loss that it is expected to end at
+REPORTED = (
+    *("step", "tokens_seen", "train_loss", "val_loss", "val_loss_ema", "val_bpb", "learning_rate", "grad_norm"),
+    *("train_seconds", "tok_per_sec", "diverged"),
+)
+"""what a report event keeps of a trial's metrics"""
+COMPILING = ("compiling_seconds", "plain_tok_per_sec", "compiled_tok_per_sec")
+"""and, of the first report after its process has compiled, what that took and gained (myllm/training/compiling.py)"""
+Event = dict[str, Any]
+
+
+Report = namedtuple("Report", ("trial_id", *REPORTED, "number"))
+"""what is kept of a report event, and how many of the search came before it; in a third of a dict's memory"""
+
+
+@dataclass
+class Trial:
+    """One training, as far as its events tell."""
+
+    trial_id: str
+    config: dict[str, Any]
+    kind: str
+    """drawn, proposed, repeat, or audit"""
+    of: str
+    """the trial whose configuration this one repeats on another seed, or that it audits; else its own id"""
+    until: int
+    """tokens up to which it runs before it pauses"""
+    status: str = RUNNING
+    tokens: int = 0
+    """tokens_seen of its last report"""
+    losses: dict[int, float] = field(default_factory=dict)
+    """tokens_seen -> what rungs compare, nats per token; finite"""
+    reports: dict[int, Report] = field(default_factory=dict)
+    """tokens_seen -> the report"""
+    checkpoints: dict[int, str] = field(default_factory=dict)
+    """tokens_seen -> path below the storage's root"""
+    repeats: list["Trial"] = field(default_factory=list)
+    """the same configuration on other seeds, in the order in which they began"""
+    lost: int = 0
+    """times that its process or machine was lost"""
+    reason: str = ""
+    """why it failed"""
+    begun_at: int = 0
+    """tokens from which on an audit trained; its losses and reports up to there are those of the trial that it audits"""
+
+    @property
+    def train_seconds(self) -> float:
+        """Of its own training and evaluation."""
+        last, first = (getattr(self.reports.get(at), "train_seconds", 0.0) for at in (self.tokens, self.begun_at))
+        return last - first
+
+    @property
+    def own_reports(self) -> list[Report]:
+        """In the order of their tokens."""
+        return [self.reports[tokens] for tokens in sorted(self.reports) if tokens > self.begun_at]
+
+    def seeds_at(self, tokens: int) -> list[float]:
+        """The losses at `tokens` of this trial and of its repeats, one a seed; infinite where a repeat diverged."""
+        losses = [trial.losses[tokens] for trial in (self, *self.repeats) if tokens in trial.losses]
+        return losses + [math.inf for trial in self.repeats if trial.status == DIVERGED and tokens not in trial.losses]
+
+    def mean_at(self, tokens: int) -> float:
+        """The mean of `seeds_at`."""
+        losses = self.seeds_at(tokens)
+        return sum(losses) / len(losses)
+
+
+class Trials:
+    """All trials, by id, in the order in which they began, and what rules ask about them, kept up to date."""
+
+    def __init__(self, budget_tokens: int, num_samples: int, metric: str = "val_loss", events: Iterable[Event] = ()):
+        self.budget_tokens, self.num_samples, self.metric = budget_tokens, num_samples, metric
+        self.by_id: dict[str, Trial] = {}
+        self.drawn: list[Trial] = []
+        """without repeats and audits"""
+        self.running: dict[str, Trial] = {}
+        """without audits"""
+        self.audits: dict[str, Trial] = {}
+        """trials that were left behind and went on only to show what that cost, by the id of the one left behind: nothing
+        else here knows of them but `by_id` and `tokens`, and so no rule, no standing and no proposal does"""
+        self.workers = 1
+        """trainings at once, in this session"""
+        self.tokens = 0
+        """trained on by all trials"""
+        self.bounds: Counter[tuple[str, int]] = Counter()
+        """(kind, until) -> how many trials"""
+        self.reached: Counter[tuple[int, str]] = Counter()
+        """(tokens, kind) -> how many trials have a loss there"""
+        self.notes: dict[Any, Any] = {}
+        """what a rule worked out that no later event can change: to work it out again would find the same"""
+        self._changes: dict[int, tuple[float, int]] = {}
+        """tokens_seen -> (change of the loss from there to the end, summed over those drawn that ended; how many)"""
+        self._reports = 0
+        self._orders: dict[tuple, Order] = {}
+        for event in events:
+            self.apply(event)
+
+    @property
+    def repeats(self) -> int:
+        """How many trials repeat another one's configuration."""
+        return len(self.by_id) - len(self.drawn) - len(self.audits)
+
+    @property
+    def draws_left(self) -> int:
+        """How many more configurations may begin."""
+        return self.num_samples - len(self.drawn)
+
+    def at(self, tokens: int) -> Order:
+        """Those that have a loss at `tokens`, the lowest first (of equals the earlier); without repeats."""
+        return self.order(by_loss, tokens)
+
+    def count_at(self, tokens: int) -> int:
+        """How many those are."""
+        return self.reached[tokens, DRAWN] + self.reached[tokens, PROPOSED]
+
+    def waiting_at(self, tokens: int) -> Order:
+        """Those of `at` that are paused there."""
+        return self.order(waits_by_loss, tokens)
+
+    def order(self, key: Key, *marks: int) -> Order:
+        """Those drawn for which key(trial, *marks) is not None, sorted by it: sorted once, and kept so from then on."""
+        name = (key, *marks)
+        if name not in self._orders:
+            self._orders[name] = Order(key, marks, self.drawn)
+        return self._orders[name]
+
+    def apply(self, event: Event) -> None:
+        """Takes one more event in."""
+        kind, trial = event["event"], self.by_id.get(event.get("trial_id", ""))
+        if kind == "session":
+            self.workers = event["workers"]
+        elif kind == "trial":
+            trial_id = event["trial_id"]
+            trial = Trial(trial_id, event["config"], event["kind"], event.get("of", trial_id), event["until"])
+            self.by_id[trial_id] = trial
+            if trial.kind == AUDIT:
+                left = self.by_id[trial.of]
+                self.audits[left.trial_id] = trial
+                trial.tokens = trial.begun_at = left.tokens
+                trial.losses, trial.reports = dict(left.losses), dict(left.reports)
+                return
+            self.running[trial_id] = trial
+            self.bounds[trial.kind, trial.until] += 1
+            if trial.kind == REPEAT:
+                self.by_id[trial.of].repeats.append(trial)
+                self._update(trial)
+            else:
+                self.drawn.append(trial)
+        elif kind == "resume":
+            self.bounds[trial.kind, trial.until] -= 1
+            trial.until = event["until"]
+            self.bounds[trial.kind, trial.until] += 1
+            self._set(trial, RUNNING)
+        elif kind == "report":
+            self._report(trial, event)
+        elif kind == "checkpoint":
+            trial.checkpoints[event["tokens_seen"]] = event["path"]
+        elif kind == "pruned":
+            for tokens in event["tokens_seen"]:
+                trial.checkpoints.pop(tokens, None)
+        elif kind == "lost":
+            trial.lost += 1
+        elif kind == "failed":
+            trial.reason = event["reason"]
+            self._set(trial, FAILED)
+
+    def _report(self, trial: Trial, event: Event) -> None:
+        tokens = event["tokens_seen"]
+        self.tokens += tokens - trial.tokens
+        trial.reports[tokens] = Report(trial.trial_id, *(event[name] for name in REPORTED), self._reports)
+        trial.tokens, self._reports = tokens, self._reports + 1
+        if event["diverged"]:
+            return self._set(trial, DIVERGED)
+        loss = event["val_loss" if tokens >= self.budget_tokens else self.metric]
+        trial.losses[tokens] = math.inf if math.isnan(loss) else loss  # averaged weights may overflow alone
+        if trial.kind != AUDIT:
+            self.reached[tokens, trial.kind] += 1
+        if tokens >= self.budget_tokens:
+            if trial.kind not in (REPEAT, AUDIT):
+                for mark, before in trial.losses.items():
+                    total, count = self._changes.get(mark, (0.0, 0))
+                    self._changes[mark] = total + trial.losses[tokens] - before, count + 1
+            self._set(trial, COMPLETED)
+        elif event["decision"] != CONTINUE:
+            self._set(trial, PAUSED if event["decision"] == PAUSE else STOPPED)
+        else:
+            self._update(trial, None if trial.kind == REPEAT else tokens)
+
+    def change(self, mark: int) -> float:
+        """By how much the loss of those that ended changed from `mark` to the end, on average."""
+        total, count = self._changes.get(mark, (0.0, 0))
+        return total / count if count else 0.0
+
+    def _set(self, trial: Trial, status: str) -> None:
+        trial.status = status
+        if status == RUNNING:
+            self.running[trial.trial_id] = trial
+        else:
+            self.running.pop(trial.trial_id, None)
+        self._update(trial)
+
+    def _update(self, trial: Trial, mark: int | None = None) -> None:
+        """Gives a configuration its place in all orders, or in those alone that look at its losses at a mark."""
+        for (_, *marks), order in self._orders.items():
+            if trial.kind != AUDIT and (mark is None or mark in marks):
+                order.update(self.by_id[trial.of])
+
+
+def by_expectation(trials: Trials) -> Iterator[Trial]:
+    """Those that came to the full budget, the lowest mean over seeds of their losses first; of equals the earlier trial.
+
+    A seed that has come COUNTED_FROM of the way counts, too: from where it stands its loss is expected to change as those
+    of the configurations did, on average, that ended. What is expected moves with each that ends, but alike for all whose
+    seeds stand at the same marks: each such group keeps its order, and the groups are merged.
+    """
+
+    def placed(seeds: int, marks: tuple[int, ...], rows: Iterable[tuple]) -> Iterator[tuple[float, str, Trial]]:
+        shift = sum(trials.change(mark) for mark in marks) / seeds
+        return ((mean + shift, trial_id, trial) for *_, mean, trial_id, trial in rows)
+
+    order = trials.order(by_seeds_and_mean, trials.budget_tokens)
+    return (trial for *_, trial in heapq.merge(*(placed(*group, rows) for group, rows in order.groups(2))))
+
+
+def standings(trials: Trials) -> tuple[int, list[Trial]]:
+    """(tokens, the configurations that came so far, best first): the furthest that two have come, or the only one.
+
+    By the mean loss over seeds there, at the end as `by_expectation` has them. But those that have at least TRUSTED_SEEDS
+    seeds there, or the most that any has, come before those that have fewer: the best of many is the luckiest. In a
+    search of more than FEW workers those with several seeds whose mean is ahead of the best of them by LEAD standard errors
+    come first. Those that diverged on a seed come last, and their seeds are trusted for nothing.
+    """
+    marks = {tokens for tokens, kind in trials.reached if kind != REPEAT}
+    tokens = max((tokens for tokens in marks if trials.count_at(tokens) > 1), default=max(marks, default=0))
+    if tokens == trials.budget_tokens:
+        ordered = list(by_expectation(trials))
+    else:  # sorted anew: the furthest mark moves on, and an order of each would have to be kept
+        came = (trial for trial in trials.drawn if tokens in trial.losses)
+        ordered = sorted(came, key=lambda trial: (trial.mean_at(tokens), trial.trial_id))
+    seeds = {trial.trial_id: trial.seeds_at(tokens) for trial in ordered}
+    sound = [trial for trial in ordered if math.isfinite(trial.mean_at(tokens))]
+    trusted = min(TRUSTED_SEEDS, max((len(seeds[trial.trial_id]) for trial in sound), default=0))
+    best = next((trial for trial in sound if len(seeds[trial.trial_id]) >= trusted), None)
+    noise = seed_noise(seeds.values()) if trials.workers > FEW else math.inf  # that nobody leads by
+
+    def place(trial: Trial) -> int:
+        own = len(seeds[trial.trial_id])
+        if not math.isfinite(trial.mean_at(tokens)):
+            return 3
+        if own >= trusted:
+            return 1
+        error = noise * math.sqrt(1 / own + 1 / len(seeds[best.trial_id]))
+        return 0 if own > 1 and best.mean_at(tokens) - trial.mean_at(tokens) > LEAD * error else 2
+
+    return tokens, sorted(ordered, key=place)
+
+
+def seed_noise(losses: Iterable[list[float]]) -> float:
+    """The standard deviation between seeds, pooled over configurations (each its losses); 0 where none has two."""
+    squares, degrees = 0.0, 0
+    for found in losses:
+        finite = [loss for loss in found if math.isfinite(loss)]
+        if len(finite) > 1:
+            squares += statistics.variance(finite) * (len(finite) - 1)
+            degrees += len(finite) - 1
+    return math.sqrt(squares / degrees) if degrees else 0.0
+
+
+# Keys of orders
+
+
+def by_loss(trial: Trial, tokens: int) -> tuple | None:
+    """By the loss at `tokens`, of equals the earlier report first."""
+    return (trial.losses[tokens], trial.reports[tokens].number) if tokens in trial.losses else None
+
+
+def waits_by_loss(trial: Trial, tokens: int) -> tuple | None:
+    """The same, of those that are paused there."""
+    return by_loss(trial, tokens) if trial.status == PAUSED and trial.tokens == tokens else None
+
+
+def by_seeds_and_mean(trial: Trial, budget: int) -> tuple | None:
+    """(seeds, the marks where those stand that count before they end, mean loss there and at the end, trial_id)."""
+    if budget not in trial.losses:
+        return None
+    early = [r for r in trial.repeats if COUNTED_FROM * budget <= r.tokens < budget and r.tokens in r.losses]
+    losses = trial.seeds_at(budget) + [repeat.losses[repeat.tokens] for repeat in early]
+    return len(losses), tuple(sorted(repeat.tokens for repeat in early)), sum(losses) / len(losses), trial.trial_id

@@ -1,0 +1,217 @@
+"""What a search looks like while it runs, at any width: from trials to something that rich prints. No Ray, no clock."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.console import Console, RenderableType
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from tune.analysis.results import seed_noise
+from tune.core.search_space import settings
+from tune.core.trials import (
+    AUDIT,
+    COMPLETED,
+    DEFAULT_TRIAL,
+    DIVERGED,
+    FAILED,
+    PAUSED,
+    REPEAT,
+    RUNNING,
+    STOPPED,
+    UNLIMITED_TRIALS,
+    Trial,
+    Trials,
+    standings,
+)
+from tune.estimate.forecast import Outlook
+from tune.text.durations import duration
+
+LABEL = 9  # columns
+# Colours of the terminal's own palette that can be read on black and on white; all else is its default.
+GOOD, BAD, WEAK = "green", "red", "dim"
+
+
+@dataclass(frozen=True)
+class View:
+    """What there is to see."""
+
+    name: str
+    trials: Trials
+    milestones: tuple[int, ...]
+    slots: Sequence[Trial | None]
+    """what each worker trains"""
+    seconds: float
+    """so far, all sessions together"""
+    outlook: Outlook | None = None
+    """how it will end, once that is known"""
+    training_share: float | None = None
+    """of the slots' time that went into training and evaluating"""
+    note: str = ""
+    """what is going on, where nothing trains yet or any more"""
+
+
+def amount(tokens: float) -> str:
+    """`66k`, `8.5M`, `2.4B` tokens."""
+    if tokens < 1e5:
+        return f"{tokens / 1e3:.0f}k"
+    return f"{tokens / 1e9:,.1f}B" if tokens >= 1e9 else f"{tokens / 1e6:,.1f}M"
+
+
+def loss_text(trials: Trials, trial: Trial, tokens: int) -> str:
+    """The mean loss at `tokens` with its standard error, and how many seeds that is from."""
+    losses, noise = trial.seeds_at(tokens), seed_noise(trials, tokens)
+    error = f" +- {noise / math.sqrt(len(losses)):.4f}" if noise is not None else ""
+    return f"{sum(losses) / len(losses):.4f}{error}, {len(losses)} seed{'s' * (len(losses) > 1)}"
+
+
+def share_text(tokens: float, budget: int) -> str:
+    """A mark as people say it: `1/8`, `45%`, `end`."""
+    if tokens >= budget:
+        return "end"
+    parts = budget / tokens
+    return f"1/{parts:.0f}" if abs(parts - round(parts)) < 1e-6 else f"{tokens / budget:.0%}"
+
+
+def left(view: View) -> float | None:
+    """Seconds until the search ends; None where nobody knows."""
+    return None if view.outlook is None else max(0.0, view.outlook.seconds - view.seconds)
+
+
+def counts(trials: Trials) -> str:
+    """The trials by status; diverged and failed ones also where there are none."""
+    statuses = Counter(trial.status for trial in trials.drawn)
+    total = f" of {trials.num_samples}" if trials.num_samples < UNLIMITED_TRIALS else ""
+    shown = [f"{len(trials.drawn)}{total}"]
+    shown += [f"{statuses[s]} {s}" for s in (COMPLETED, PAUSED, STOPPED) if statuses[s]]
+    shown += [f"{statuses[s]} {s}" for s in (DIVERGED, FAILED)]
+    shown += [f"{trials.repeats} on other seeds"] * bool(trials.repeats)
+    return ", ".join(shown + [f"{len(trials.audits)} audited"] * bool(trials.audits))
+
+
+def line(view: View) -> str:
+    """All of it in one line, for a log."""
+    trials, reached, best = view.trials, *standings(view.trials)
+    parts = [duration(view.seconds), f"trials {counts(trials)}", f"{amount(trials.tokens)} tokens"]
+    rest = left(view)
+    if rest is not None:
+        parts.insert(1, f"{duration(rest)} left")
+    if view.training_share is not None:
+        parts.append(f"{view.training_share:.0%} of slot time training")
+    if best:
+        at = "" if reached == trials.budget_tokens else f" at {share_text(reached, trials.budget_tokens)}"
+        parts.append(f"best val_loss {loss_text(trials, best[0], reached)}{at} (trial {best[0].trial_id})")
+    return "; ".join(parts + [view.note] * bool(view.note))
+
+
+def render(view: View, width: int, height: int = 50) -> RenderableType:
+    """The screen, `width` columns and `height` lines at most where it can be told in so many."""
+    trials, rest = view.trials, left(view)
+    table = Table.grid(padding=(0, 1, 0, 0), expand=True)
+    table.add_column(width=LABEL - 1, no_wrap=True, style="bold")
+    table.add_column(ratio=1)
+    times = Text(duration(view.seconds))
+    if rest is not None:
+        times.append(f", about {duration(rest)} left")
+    if view.note:
+        times.append(f", {view.note}")
+    table.add_row("search", Text.assemble((view.name, "bold"), "  ", times))
+    done = view.seconds / view.outlook.seconds if view.outlook and view.outlook.seconds else 0.0
+    table.add_row("", _bar(min(done, 1.0), f"{min(done, 1.0):.0%}" if view.outlook else "", None))
+    table.add_row("trials", _colour_counts(counts(trials)))
+    used = Text(f"{amount(trials.tokens)} tokens")
+    if view.training_share is not None:
+        used.append(f", {view.training_share:.0%} of slot time training")
+    table.add_row("", used)
+    for label, trial in _standings(trials):
+        table.add_row(label, trial)
+    table.add_row("rungs", _rungs(view, width))
+    measure = Console(width=width)
+    besides = len(measure.render_lines(table, measure.options))
+    table.add_row("slots", _slots(view, max(1, height - besides), width))
+    return table
+
+
+def _colour_counts(text: str) -> Text:
+    shown = Text(text)
+    shown.highlight_regex(rf"[1-9]\d* ({DIVERGED}|{FAILED})", BAD)
+    return shown
+
+
+def _bar(share: float, text: str, width: int | None) -> RenderableType:
+    bar = ProgressBar(100, 100 * share, width=width, style=WEAK, complete_style=GOOD, finished_style=GOOD)
+    grid = Table.grid(padding=(0, 1, 0, 0), expand=width is None)
+    grid.add_column(ratio=None if width else 1, width=width)
+    grid.add_column(no_wrap=True, min_width=4 if width is None else None)
+    grid.add_row(bar, text)
+    return grid
+
+
+def _standings(trials: Trials) -> list[tuple[str, Text]]:
+    """The best so far, and the default configuration beside it, each compared where `standings` does."""
+    reached, ordered = standings(trials)
+    if not ordered:
+        return [("best", Text("no trial has reported yet", WEAK))]
+    best, default = ordered[0], trials.by_id.get(DEFAULT_TRIAL)
+    where = share_text(reached, trials.budget_tokens)
+    at, where = (f" at {where}", where) if reached < trials.budget_tokens else ("", "the end")
+    rows = []
+    for label, trial in (("best", best), ("default", default)):
+        if trial is None or (label == "default" and reached not in trial.losses):
+            rows.append((label, Text(f"has not come to {where} yet", WEAK)))
+            continue
+        text = Text(f"{trial.trial_id}  val_loss {loss_text(trials, trial, reached)}{at}", GOOD if label == "best" else "")
+        text.append(f"\n{settings(trial.config)}", WEAK if label == "default" else "default")
+        rows.append((label, text))
+    return rows
+
+
+def _rungs(view: View, width: int) -> RenderableType:
+    """How many came to each rung, of those that will; and how many of them went on."""
+    trials = view.trials
+    grid = Table.grid(padding=(0, 1, 0, 0))
+    for tokens in (*view.milestones, trials.budget_tokens):
+        came = trials.count_at(tokens)
+        on = sum(t.tokens > tokens or (t.status == RUNNING and t.until > tokens) for t in trials.at(tokens))
+        expected = max(came, view.outlook.came.get(tokens, 0) if view.outlook else 0)
+        at_end = tokens == trials.budget_tokens
+        came += trials.reached[tokens, REPEAT] if at_end else 0
+        text = f"{came} of ~{expected}" if expected > came else f"{came}"
+        text += "" if at_end else f", {on} on"
+        bar = ProgressBar(
+            max(1, expected), came, width=10 if width >= 60 else 6, style=WEAK, complete_style=GOOD, finished_style=GOOD
+        )
+        grid.add_row(share_text(tokens, trials.budget_tokens), bar, text)
+    return grid
+
+
+def _slots(view: View, most: int, width: int) -> RenderableType:
+    """What each worker trains, and how far it is; `most` lines."""
+    wide = width >= 70
+    grid = Table.grid(padding=(0, 1, 0, 0), expand=wide)
+    grid.add_column(no_wrap=True, min_width=5)
+    bar_width = 10 if wide else 8
+    grid.add_column(width=bar_width, min_width=bar_width)
+    grid.add_column(no_wrap=True, min_width=14)
+    if wide:
+        grid.add_column(no_wrap=True, overflow="ellipsis", style=WEAK, ratio=1)
+    shown = list(view.slots)
+    if len(shown) > most:
+        shown = shown[: max(1, most - 1)]
+    for trial in shown:
+        if trial is None:
+            grid.add_row(Text("free", WEAK))
+            continue
+        budget = view.trials.budget_tokens
+        bar = ProgressBar(budget, trial.tokens, width=bar_width, style=WEAK, complete_style=GOOD, finished_style=GOOD)
+        loss = trial.reports[trial.tokens].val_loss if trial.reports else math.nan
+        text = f"to {share_text(trial.until, budget)}" + (f", {loss:.4f}" if math.isfinite(loss) else "")
+        name = f"{trial.of}+{trial.trial_id.split('-seed')[-1] or 1}" if trial.kind == REPEAT else trial.trial_id
+        name = f"{trial.of}*" if trial.kind == AUDIT else name
+        grid.add_row(*[name, bar, text, settings(trial.config)][: 4 if wide else 3])
+    if len(shown) < len(view.slots):
+        grid.add_row(Text(f"+{len(view.slots) - len(shown)}", WEAK))
+    return grid

@@ -1,0 +1,83 @@
+"""Every place that a search will write, tried before anything heavy."""
+
+import os
+import sys
+from pathlib import Path
+
+from myllm.system.errors import InputError, one_line
+from myllm.system.files import obstacle, own_folder
+from tune.config.spec import Search
+from tune.ray_backend.watchdog import ray_folder
+from tune.store.checkpoints import Storage
+from tune.store.journal import FILE_NAME
+
+LONGEST_SOCKET = 103 if sys.platform == "darwin" else 107  # bytes
+
+
+def runs_dir(usual: Path) -> Path:
+    """The folder of new runs: `usual`, or where that can't be written the user's own, which one line then says.
+
+    Raises InputError where neither can.
+    """
+    if (usual.parent.parent / "pyproject.toml").is_file() and obstacle(usual / "a") is None:
+        return usual
+    folder = own_folder("XDG_DATA_HOME", "~/.local/share") / "runs"
+    reason = obstacle(folder / "a")
+    if reason:
+        raise InputError(f"runs can't be written, neither to {usual} nor to {folder}: {reason}; give --storage_path")
+    print(f"note: {usual} can't be written; runs are in {folder}")
+    return folder
+
+
+def check_places(run_dir: Path, search: Search, resumed: bool = False) -> None:
+    """Raises InputError that names the first place which can't be written, or holds what a new search would overwrite;
+    leaves nothing behind.
+    """
+    check_name(run_dir)
+    for place in (run_dir / FILE_NAME, run_dir / "ray" / "a"):
+        if reason := obstacle(place):
+            raise InputError(f"the run's folder {run_dir} can't be written: {reason}")
+    root = search.storage_root(run_dir)
+    if "://" in root:
+        check_remote(root, resumed)
+    if search.config.address is None:
+        folder = ray_folder()
+        check_name(folder)
+        if reason := obstacle(folder / "a"):
+            raise InputError(
+                f"{folder.parent}, where Ray keeps its logs and sockets, can't be written: {reason}; set RAY_TMPDIR"
+            )
+        socket = folder / f"session_2026-01-01_00-00-00_000000_{os.getpid()}" / "sockets" / "plasma_store"
+        if len(os.fsencode(socket)) > LONGEST_SOCKET:
+            raise InputError(
+                f"{folder.parent}: too long a name for Ray's sockets; set RAY_TMPDIR to a shorter one, /tmp say"
+            )
+
+
+def check_name(place: Path) -> None:
+    """Raises InputError where Ray can't say where `place` is."""
+    try:
+        str(place).encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{place}: its name is not UTF-8, and Ray writes no others; choose another place") from None
+
+
+def check_remote(root: str, resumed: bool) -> None:
+    """Raises InputError where no file can be written below the URI `root`, or a new search finds checkpoints there."""
+    from pyarrow.fs import FileSelector
+
+    try:
+        storage = Storage(root)
+        parent = storage.path.rpartition("/")[0]
+        trial = f"{parent}/.myllm-{os.getpid()}"
+        storage.filesystem.create_dir(parent, recursive=True)
+        with storage.filesystem.open_output_stream(trial) as file:
+            file.write(b"x")
+        storage.filesystem.delete_file(trial)
+        taken = not resumed and storage.filesystem.get_file_info(FileSelector(storage.path, allow_not_found=True))
+    except (OSError, ValueError) as error:
+        raise InputError(f"--storage_path {root} can't be written: {one_line(error)[:300]}") from None
+    if taken:
+        raise InputError(
+            f"{root} holds another search's checkpoints; choose another --name, or delete them if none is left"
+        )

@@ -1,0 +1,33 @@
+"""The figures of a report: for each a tidy table (its CSV), a plotly figure for the page, and a picture by matplotlib."""
+
+from typing import Any
+
+import pandas as pd
+
+from tune.analysis.response_surface import Surface, axes_of
+from tune.analysis.results import leaders
+from tune.config.spec import Search
+from tune.core.trials import Trials
+from tune.reporting.figures.audit import ranking
+from tune.reporting.figures.base import Figure
+from tune.reporting.figures.surface import importance, landscape, parameters
+from tune.reporting.figures.trials import budget, curves, parallel
+
+
+def figures(
+    search: Search, trials: Trials, history: pd.DataFrame, surface: Surface | None, audit: dict[str, Any] | None = None
+) -> list[Figure]:
+    """All figures for which there is something to show, in the order in which a page shows them."""
+    if history.empty:
+        return []
+    axes = axes_of(search)
+    best = next(iter(leaders(trials).index), "")
+    shown = [curves(search, trials, history, best), parameters(search, trials, axes, surface, best)]
+    both = {axis.name: axis for axis in axes if axis.name in ("learning_rate", "batch_size")}
+    if surface and len(both) == 2:
+        shown.append(landscape(trials, surface, both["learning_rate"], both["batch_size"], best))
+    shown.append(parallel(trials, axes))
+    if surface and len(axes) > 1:  # one alone is all that matters
+        shown.append(importance(surface))
+    shown.append(budget(search, trials))
+    return [*shown, ranking(audit["rungs"])] if audit and audit["rungs"] else shown

@@ -1,0 +1,185 @@
+"""Figures of the trials themselves: their curves, all of their hyper-parameters, what they took."""
+
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from tune.analysis.response_surface import Axis
+from tune.config.spec import Search
+from tune.core.trials import AUDIT, DRAWN, PROPOSED, REPEAT, Trials
+from tune.monitor.screen import share_text
+from tune.reporting.figures.base import COLOURS, MOST_POINTS, NATS, Figure, fate, ticks
+
+MOST_CURVES = 300  # drawn: of more nobody sees one
+
+
+def curves(search: Search, trials: Trials, history: pd.DataFrame, best: str) -> Figure:
+    """Loss over tokens, a line a trial, coloured by fate, with the rungs."""
+    order = sorted(trials.by_id.values(), key=lambda trial: (-trial.tokens, trial.trial_id))
+    drawn = order[: MOST_CURVES // 2] + order[MOST_CURVES // 2 :: max(1, math.ceil(2 * len(order) / MOST_CURVES))]
+    drawn += [trial for trial in order if fate(trial, best) in ("best", "default")]
+    fates = {trial.trial_id: fate(trial, best) for trial in {id(t): t for t in drawn}.values()}
+    table = history[["trial_id", "tokens_seen", "val_loss"]].copy()
+    part = table[table["trial_id"].isin(fates)]
+    traces = []
+    by_trial = dict(list(part.groupby("trial_id")))
+    for word in reversed(list(COLOURS)):
+        lines = [by_trial[trial_id] for trial_id, its in fates.items() if its == word and trial_id in by_trial]
+        if not lines:
+            continue
+        x, y, names, dots = [], [], [], []
+        for rows in lines:
+            x += [*rows["tokens_seen"].tolist(), None]
+            y += [*rows["val_loss"].map(lambda v: float(f"{v:.5g}") if math.isfinite(v) else None).tolist(), None]
+            names += [rows["trial_id"].iloc[0]] * (len(rows) + 1)
+            dots += [0] * (len(rows) - 1) + [5, 0]  # where it was left: of one report there is no line
+        bold = word in ("best", "default")
+        traces.append(
+            {
+                "type": "scatter",
+                "mode": "lines+markers",
+                "name": f"{word} ({len(lines)})",
+                "x": x,
+                "y": [v if v == v else None for v in y],
+                "text": names,
+                "hovertemplate": f"trial %{{text}}, {word}<br>%{{x:,}} tokens: %{{y:.4f}}<extra></extra>",
+                "line": {"color": COLOURS[word], "width": 2.5 if bold else 1},
+                "marker": {"color": COLOURS[word], "size": dots, "opacity": 1, "line": {"width": 0}},
+                "opacity": 1 if bold else 0.7,
+            }
+        )
+    rungs = list(search.scheduler().milestones)
+    finite = table["val_loss"][np.isfinite(table["val_loss"].astype(float))]
+    low, high = (float(finite.min()) * 0.98, float(finite.quantile(0.98)) * 1.02) if len(finite) else (0.0, 1.0)
+    layout = {
+        "xaxis": {"title": {"text": "tokens seen"}, "range": [0, 1.005 * int(table["tokens_seen"].max())]},
+        "yaxis": {"title": {"text": f"val_loss, {NATS}"}, "range": [low, high]},
+        "shapes": [
+            {"type": "line", "x0": at, "x1": at, "yref": "paper", "y0": 0, "y1": 1, "line": {"dash": "dot", "width": 1}}
+            for at in rungs
+        ],
+        "annotations": [
+            {"x": at, "y": 1, "yref": "paper", "yanchor": "bottom", "text": share_text(at, search.budget_tokens)}
+            | {"showarrow": False}
+            for at in rungs
+        ],
+    }
+
+    def draw(figure: Any) -> None:
+        axis = figure.subplots()
+        for trace in traces:
+            y = [math.nan if v is None else v for v in trace["y"]]
+            x = [math.nan if v is None else v for v in trace["x"]]
+            axis.plot(x, y, color=trace["line"]["color"], linewidth=trace["line"]["width"] * 0.8, label=trace["name"])
+            ends = [i for i, size in enumerate(trace["marker"]["size"]) if size]
+            axis.plot([x[i] for i in ends], [y[i] for i in ends], ".", color=trace["line"]["color"])
+        for at in rungs:
+            axis.axvline(at, color="0.6", linestyle=":", linewidth=1)
+            axis.text(at, 1.01, share_text(at, search.budget_tokens), transform=axis.get_xaxis_transform(), ha="center")
+        axis.set(xlabel="tokens seen", ylabel=f"val_loss ({NATS})", ylim=(low, high), xlim=(0, None))
+        axis.xaxis.set_major_formatter("{x:,.0f}")
+        axis.legend()
+
+    some = f"; {len(fates)} of {len(trials.by_id)} are drawn" if len(fates) < len(trials.by_id) else ""
+    says = f"Validation loss of each trial while it trains; dotted lines are the rungs, as shares of the budget{some}."
+    table["fate"] = table["trial_id"].map({t.trial_id: fate(t, best) for t in trials.by_id.values()})
+    return Figure("curves", "Loss curves", says, table, {"data": traces, "layout": layout}, draw)
+
+
+def parallel(trials: Trials, axes: list[Axis]) -> Figure:
+    """A line a trial across all hyper-parameters to its loss; brushing an axis narrows the table of trials."""
+    part = [t for t in trials.drawn if t.tokens in t.losses]
+    part = sorted(part, key=lambda trial: trial.losses[trial.tokens])[:MOST_POINTS]
+    dimensions = []
+    for axis in axes:
+        places = [round(axis.place(t.config[axis.name]), 4) for t in part]
+        if axis.values:
+            at, words = np.linspace(0, 1, len(axis.values)).tolist(), list(axis.values)
+        elif marks := ticks(axis, 6):
+            at, words = [round(axis.place(value), 4) for value in marks], list(marks.values())
+        else:
+            at = [0.0, 0.25, 0.5, 0.75, 1.0]
+            words = [f"{axis.value(tick):.3g}" for tick in at]
+        dimensions.append({"label": axis.name, "values": places, "range": [0, 1], "tickvals": at, "ticktext": words})
+    losses = [float(f"{t.losses[t.tokens]:.5g}") for t in part]
+    dimensions.append({"label": "last val_loss", "values": losses})
+    shown = np.clip(losses, None, np.quantile(losses, 0.75)).tolist() if losses else []
+    line = {"color": shown, "colorscale": [[0, COLOURS["best"]], [1, COLOURS["paused"]]]}
+    trace = {"type": "parcoords", "dimensions": dimensions, "line": line}
+    table = pd.DataFrame([{"trial_id": t.trial_id} | t.config | {"last_val_loss": t.losses[t.tokens]} for t in part])
+
+    def draw(figure: Any) -> None:
+        axis = figure.subplots()
+        colours = np.array(shown)
+        span = (float(np.ptp(colours)) if len(part) else 0.0) or 1.0
+        last = np.array(losses)
+        last = (last - last.min()) / (float(np.ptp(last)) or 1.0) if len(last) else last
+        from matplotlib.colors import LinearSegmentedColormap
+
+        scale = LinearSegmentedColormap.from_list("", [COLOURS["best"], COLOURS["paused"]])
+        for index in reversed(range(len(part))):
+            values = [*(d["values"][index] for d in dimensions[:-1]), last[index]]
+            axis.plot(values, color=scale((colours[index] - colours.min()) / span), linewidth=1)
+        for at, dimension in enumerate(dimensions[:-1]):
+            axis.axvline(at, color="0.6", linewidth=1)
+            for place, word in zip(dimension["tickvals"], dimension["ticktext"], strict=True):
+                axis.text(at, place, f" {word}", fontsize=8, va="center")
+        for place in (0, 1) if losses else ():
+            axis.text(len(axes), place, f" {max(losses) if place else min(losses):.4g}", fontsize=8, va="center")
+        axis.set_xticks(range(len(dimensions)), [d["label"] for d in dimensions])
+        axis.set_ylabel("place in the range")
+
+    says = "A line a trial. Drag along an axis to keep those that pass there: the table of trials shows the same ones."
+    plot = {"data": [trace], "layout": {"meta": [t.trial_id for t in part], "margin": {"l": 60, "r": 60, "t": 50, "b": 30}}}
+    return Figure("parallel", "All hyper-parameters at once", says, table, plot, draw)
+
+
+def budget(search: Search, trials: Trials) -> Figure:
+    """Where the tokens went: between which rungs, and whether into new configurations or other seeds."""
+    marks = [0, *search.scheduler().milestones, trials.budget_tokens]
+    words = {DRAWN: "#2f81f7", PROPOSED: "#2da44e", REPEAT: "#d9730d"}
+    words |= {AUDIT: COLOURS["audited"]} if trials.audits else {}
+    rows = []
+    for begin, end in itertools.pairwise(marks):
+        row: dict[str, Any] = {"from_share": begin / trials.budget_tokens, "to_share": end / trials.budget_tokens}
+        row |= dict.fromkeys(words, 0) | {"trials": 0}
+        for trial in trials.by_id.values():
+            row[trial.kind] += max(0, min(trial.tokens, end) - max(begin, trial.begun_at))
+            row["trials"] += trial.tokens > begin and trial.kind != AUDIT
+        rows.append(row)
+    table = pd.DataFrame(rows)
+    names = ["0", *(share_text(mark, trials.budget_tokens) for mark in marks[1:])]
+    labels = [f"{begin} to {end}" for begin, end in itertools.pairwise(names)]
+    shown = {word: colour for word, colour in words.items() if table[word].any()}
+    data = [
+        {
+            "type": "bar",
+            "name": word,
+            "x": labels,
+            "y": table[word].tolist(),
+            "marker": {"color": colour, "line": {"width": 0}},
+        }
+        | {"hovertemplate": f"{word}: %{{y:,}} tokens<extra></extra>"}
+        for word, colour in shown.items()
+    ]
+    layout = {"barmode": "stack", "xaxis": {"title": {"text": "share of the budget"}, "type": "category"}}
+    layout["yaxis"] = {"title": {"text": "tokens"}}
+
+    def draw(figure: Any) -> None:
+        axis, below = figure.subplots(), np.zeros(len(table))
+        for word, colour in shown.items():
+            axis.bar(labels, table[word], bottom=below, color=colour, label=word)
+            below += table[word].to_numpy()
+        axis.set(xlabel="share of the budget", ylabel="tokens")
+        axis.yaxis.set_major_formatter("{x:,.0f}")
+        axis.legend()
+
+    total = max(1, int(table[list(words)].sum().sum()))
+    says = (
+        f"Tokens trained in each part of a training. {table['repeat'].sum() / total:.0%} of them went into other seeds of "
+        f"configurations already seen, that is into being sure."
+    )
+    return Figure("budget", "Where the budget went", says, table, {"data": data, "layout": layout}, draw)

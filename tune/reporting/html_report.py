@@ -1,0 +1,214 @@
+"""report.html: one file that needs no network, made of the facts and figures of a search. Everything shown is escaped."""
+
+import html
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from myllm.models.custom_model import described
+from tune.config.spec import Search
+from tune.core.search_space import worded
+from tune.monitor.screen import amount
+from tune.reporting.figures.base import Figure, to_json
+from tune.reporting.summary import TRUST, compiled_words, rivals
+
+ASSETS = Path(__file__).resolve().parent / "assets"
+RELOAD_SECONDS = 5
+
+
+def escaped(value: Any) -> str:
+    """Text for HTML; a number with four significant digits."""
+    return html.escape(f"{value:.4g}" if isinstance(value, float) else str(value))
+
+
+def inlined(value: Any) -> str:
+    """JSON that may stand inside a script element."""
+    return json.dumps(value, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def document(title: str, body: str, data: str, head: str = "") -> str:
+    """The whole file: style, body, data, plotly and the page's own script; `head` is more for its head."""
+    from plotly.offline import get_plotlyjs
+
+    css, script = ((ASSETS / f"page.{kind}").read_text() for kind in ("css", "js"))
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escaped(title)}</title>'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">{head}'
+        f"<style>{css}</style></head>"
+        f'<body>{body}<script type="application/json" id="data">{data}</script>'
+        f"<script>{get_plotlyjs()}</script><script>{script}</script></body></html>\n"
+    )
+
+
+def tile(name: str, value: str, more: str = "", first: bool = False) -> str:
+    """One figure of the answer with its name."""
+    small = f"<small>{escaped(more)}</small>" if more else ""
+    return f"<div{' class=first' if first else ''}><dt>{escaped(name)}</dt><dd>{escaped(value)}{small}</dd></div>"
+
+
+def between(row: dict[str, Any]) -> str:
+    """An interval in words; empty where there is none."""
+    return f"{row['low']:.4f} to {row['high']:.4f}" if row["low"] is not None else ""
+
+
+def answer(found: dict[str, Any]) -> str:
+    """The first thing seen: the best configuration, and whether to rely on it."""
+    best, gain, cost, level = found["best"], found["gain"], found["cost"], f"{found['level']:.0%}"
+    verdict = f"<p class=verdict>Can I rely on it? <b>{TRUST[found['trust']]}</b> {escaped(found['verdict'])}</p>"
+    tiles = []
+    if best:
+        for number, (name, value) in enumerate(best["config"].items()):
+            tiles.append(tile(f"best {name}" if number == 0 else name, worded(value), first=number == 0))
+    facts = []
+    if best:
+        seeds = f"{best['seeds']} seeds" if best["seeds"] > 1 else "one seed"
+        loss = "none" if best["val_loss"] is None else f"{best['val_loss']:.4f}"
+        sure = f"{level}: {between(best)}; " if between(best) else ""
+        facts.append(tile("loss, nats per token", loss, f"{sure}{seeds}"))
+        if gain and gain["mean"] is not None:
+            sure = f"{level}: {between(gain)}" if between(gain) else "no interval: one seed"
+            facts.append(tile("better than the default by", f"{gain['mean']:.4f}", sure))
+        if best["probability_best"] is not None:
+            of = rivals(best)
+            facts.append(tile("probability of being best", f"{best['probability_best']:.0%}", of))
+        if best["share_of_budget"] < 1:
+            facts.append(tile("compared at", f"{best['share_of_budget']:.3g} of the budget"))
+    trainings = cost["tokens"] / found["budget_tokens"]
+    took = f"{cost['seconds'] / 60:,.1f} min" if cost["seconds"] < 7200 else f"{cost['seconds'] / 3600:,.1f} h"
+    facts.append(tile("it took", took, f"{amount(cost['tokens'])} tokens, {trainings:.1f} full trainings' worth"))
+    if compiled := found["compiled"]:
+        facts.append(tile("compiled, speed", f"{compiled['gain']:.2f} times", compiled_words(compiled)))
+    return (
+        f'<section class="answer {found["trust"]}" id="answer" aria-label="answer"><dl class=tiles>{"".join(tiles)}</dl>'
+        f'{verdict}<dl class="tiles facts">{"".join(facts)}</dl></section>'
+    )
+
+
+def unbroken(command: str) -> str:
+    """A command that wraps between its words, and not at their hyphens."""
+    return " ".join(f"<span>{escaped(word)}</span>" for word in command.split(" "))
+
+
+def next_steps(found: dict[str, Any]) -> str:
+    """Commands to copy."""
+    rows = "".join(
+        f"<div class=command><span>{escaped(row['what'])}</span><code tabindex=0>{unbroken(row['command'])}</code>"
+        f'<button data-copy aria-label="copy the command: {escaped(row["what"])}">copy</button></div>'
+        for row in found["next"]
+    )
+    return f"<h2 id=next>What to do next</h2>{rows}"
+
+
+def figure_section(figure: Figure, more: str = "") -> str:
+    """A figure with its sentence, and its files."""
+    buttons = "".join(
+        f'<button data-save={kind} data-of={figure.name} aria-label="{escaped(figure.title)} as {kind.upper()}">'
+        f"{kind.upper()}</button> "
+        for kind in ("png", "csv")
+    )
+    return (
+        f"<section><h2 id={figure.name}>{escaped(figure.title)}</h2><p class=soft>{escaped(figure.says)}</p>{more}"
+        f'<div class=plot id="plot-{figure.name}" role=img aria-label="{escaped(figure.says)}"></div>'
+        f"<div class=tools>{buttons}</div></section>"
+    )
+
+
+def trials_table(table: pd.DataFrame) -> str:
+    """The frame that the script fills."""
+    heads = "".join(f"<th scope=col><button>{escaped(name)}</button></th>" for name in table.columns)
+    return (
+        "<section><h2 id=all>All trials</h2><p class=soft>A click on a heading sorts. The filter takes words and "
+        "comparisons, as in <code>completed learning_rate&gt;0.001</code>.</p>"
+        '<div class=tools><input id=filter type=search placeholder="filter" aria-label="filter the trials">'
+        "<span id=count role=status></span><button id=clear>show all</button>"
+        "<button data-save=csv data-of=trials>CSV</button></div>"
+        f'<div class=wide tabindex=0 role=region aria-label="all trials"><table id=trials><thead><tr>{heads}</tr></thead>'
+        "<tbody></tbody></table></div><button id=more>more</button></section>"
+    )
+
+
+def edge_warning(found: dict[str, Any]) -> str:
+    """Where the best lies at the end of a range, and what to search next."""
+    rows = "".join(
+        f"<p>{escaped(edge['hyper_parameter'])} of the best, {escaped(float(edge['value']))}, lies where its range ends. "
+        f"Search next: <code>{escaped(edge['search_next'])}</code></p>"
+        for edge in found["edges"]
+    )
+    return f"<section><h2 id=edges>At the edge of a range</h2><div class=warning>{rows}</div></section>" if rows else ""
+
+
+def settings_section(search: Search) -> str:
+    """Settings, versions, fingerprints."""
+    groups = {
+        "asked for": {n: v for n, v in vars(search.config).items() if v not in (None, (), False)},
+        "searched": search.ranges,
+        "model": described(search.model),
+        "training": vars(search.training),
+        "data": {n: getattr(search.data, n) for n in ("train_file", "val_file", "tokenizer", "tokenizer_sha256")}
+        | {f"fingerprint of {split}": value for split, value in search.data.fingerprint.items()},
+        "made with": search.origin,
+    }
+    rows = "".join(
+        f"<tr><td>{escaped(group)}</td><td>{escaped(name)}</td><td>{escaped(shown(value))}</td></tr>"
+        for group, values in groups.items()
+        for name, value in values.items()
+    )
+    return (
+        f"<section><h2 id=settings>Settings, versions, data</h2><details><summary>show</summary>"
+        f'<div class="wide settings"><table>{rows}</table></div></details></section>'
+    )
+
+
+def shown(value: Any) -> Any:
+    """A setting as people read it."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {shown(inner)}" for name, inner in value.items())
+    return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
+
+
+def rows_of(table: pd.DataFrame) -> list[list[Any]]:
+    """The table's rows in JSON's types; five significant digits, None for what is not finite, and for what a row lacks."""
+
+    def cell(value: Any) -> Any:
+        value = value.item() if hasattr(value, "item") else value
+        if not isinstance(value, float):
+            return value
+        return float(f"{value:.5g}") if math.isfinite(value) else None
+
+    columns = [[cell(value) for value in table[name].tolist()] for name in table.columns]
+    return [list(row) for row in zip(*columns, strict=True)]
+
+
+def page(
+    search: Search,
+    found: dict[str, Any],
+    figures: list[Figure],
+    table: pd.DataFrame,
+    notes: dict[str, str],
+    more: str | None = None,
+) -> str:
+    """The report of one search; `notes` are sentences below a figure's own, by its name.
+
+    With `more`, a sentence that says what is still to come, the page loads itself again every RELOAD_SECONDS.
+    """
+    said = {name: f"<p class=soft>{escaped(words)}</p>" for name, words in notes.items()}
+    sections = [figure_section(figure, said.pop(figure.name, "")) for figure in figures]
+    missing = "".join(said.values())
+    title = f"Search {found['name']}: space {found['space']}, preset {found['preset']}, {found['data']} data"
+    body = (
+        f'<a class=skip href="#answer">to the answer</a><h1>{escaped(title)}</h1><main>{answer(found)}{next_steps(found)}'
+        f"{''.join(sections)}{missing}{trials_table(table)}{edge_warning(found)}{settings_section(search)}</main>"
+    )
+    if more is None:
+        return document(title, body, payload(table, figures))
+    body = body.replace("<main>", f"<p class=soft role=status>{escaped(more)}</p><main>", 1)
+    return document(title, body, payload(table, figures), f'<meta http-equiv="refresh" content="{RELOAD_SECONDS}">')
+
+
+def payload(table: pd.DataFrame, figures: list[Figure]) -> str:
+    """What the page's script reads, as JSON."""
+    plots = ",".join(f'"{figure.name}":{to_json(figure.plot)}' for figure in figures)
+    return f'{{"columns":{inlined(list(table.columns))},"rows":{inlined(rows_of(table))},"figures":{{{plots}}}}}'

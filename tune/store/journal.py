@@ -1,0 +1,107 @@
+"""The memory of a search: one JSON object a line, appended and synced before anything acts on it.
+
+Events: `session`, `session_end` (one run of the command, `before` seconds after it began), `trial` (a configuration
+begins), `resume` (a paused trial goes on), `report` (an evaluation, its decision), `checkpoint` (its state is stored),
+`pruned` (checkpoints will be deleted), `lost` (a process died, the trial starts again), `failed` (an error ended it).
+myllm/training/run_artifacts.py reads some of them, too.
+"""
+
+import errno
+import fcntl
+import itertools
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from myllm.system.errors import InputError
+
+FILE_NAME = "journal.jsonl"
+BLOCK_BYTES = 2**16  # read at once where the end is looked for
+BATCH = 1000  # lines parsed together: they share the strings of their keys, a quarter of the memory
+
+
+def events_of(run_dir: Path) -> Iterator[dict[str, Any]]:
+    """All events, in order. A last line that a crash cut short is left out. Raises InputError for any other damage."""
+    path, before = run_dir / FILE_NAME, 0
+    if not path.is_file():
+        return
+    with open(path, "rb") as file:
+        while lines := list(itertools.islice(file, BATCH)):
+            if not lines[-1].endswith(b"\n"):
+                lines.pop()
+            try:
+                yield from json.loads(b"[" + b",".join(lines) + b"]")
+            except ValueError:
+                number = before + 1 + next(at for at, line in enumerate(lines) if not _is_json(line))
+                raise InputError(f"{path}: line {number} is damaged; restore the file from a backup") from None
+            before += len(lines)
+
+
+def read_journal(run_dir: Path) -> list[dict[str, Any]]:
+    """The same as a list."""
+    return list(events_of(run_dir))
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
+
+
+def _whole_lines(path: Path) -> int:
+    """Bytes up to the last line break."""
+    end = path.stat().st_size
+    with open(path, "rb") as file:
+        while end > 0:
+            start = max(0, end - BLOCK_BYTES)
+            file.seek(start)
+            found = file.read(end - start).rfind(b"\n")
+            if found >= 0:
+                return start + found + 1
+            end = start
+    return 0
+
+
+class Journal:
+    """Appends events. On opening, a last line that a crash cut short is removed.
+
+    Raises InputError where another process has the journal open: one search a folder. The lock goes with `close`
+    or its process.
+    """
+
+    def __init__(self, run_dir: Path):
+        path = run_dir / FILE_NAME
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (open for the search's whole life)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(f"{run_dir}: another search is running in this folder; wait for it, or stop it") from None
+        self._size = _whole_lines(path)
+        self._file.truncate(self._size)
+
+    def close(self) -> None:
+        """Lets another search have the folder."""
+        self._file.close()
+
+    def append(self, event: str, **values: Any) -> dict[str, Any]:
+        """Writes one event and returns it, its `time` (seconds, UNIX) added; once this returns it survives a crash.
+
+        Raises OSError where it can't be written, on a full disk for example; the journal is then as it was.
+        """
+        entry = {"event": event, "time": round(time.time(), 3)} | values
+        line = (json.dumps(entry) + "\n").encode()
+        try:
+            written = self._file.write(line)
+            if written != len(line):  # a full disk takes a part first
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(self._file.fileno())
+        except OSError:
+            self._file.truncate(self._size)
+            raise
+        self._size += len(line)
+        return entry

@@ -1,0 +1,25 @@
+"""Commands as they are printed: quoted for a shell, and right where the user stands."""
+
+import os
+import shlex
+import sys
+from pathlib import Path
+
+from myllm.system.files import ROOT
+
+
+def command(script: str, *arguments: str | Path) -> str:
+    """The command line that runs a script of this project, by the Python that the user named; paths among `arguments`
+    are shown relative to the working folder."""
+    shown = [shown_path(word) if isinstance(word, Path) else word for word in arguments]
+    return shlex.join([sys.orig_argv[0] or sys.executable, shown_path(ROOT / script), *shown])
+
+
+def shown_path(path: Path) -> str:
+    """`path` relative to the working folder, or absolute where that is shorter or the working folder is gone."""
+    try:
+        relative = os.path.relpath(path)
+    except OSError:
+        return str(path)
+    shown = min(relative, str(path), key=len) if relative.startswith("..") else relative
+    return f"./{shown}" if shown.startswith("-") else shown
