@@ -21,22 +21,23 @@ from replay import Replay
 
 from myllm.system.errors import Parser, run_command
 from tune.analysis.stopping_audit import sample_of
-from tune.config.options import SearchConfig
-from tune.core.schedulers.audit import Audited
+from tune.config.options import SearchOptions
+from tune.core.ranking import ranking
+from tune.core.schedulers.audit import WithAudit
 from tune.core.simulator import play
-from tune.core.trials import AUDIT, standings
+from tune.core.trials import AUDIT
 
 SEARCHES = ((4, 0.25), (8, 0.1), (16, 0.1), (16, 0.3), (32, 0.1))
-"""(full trainings' worth of time a slot, --audit)"""
+"""(full trainings' worth of time a slot, --audit_fraction)"""
 
 
 def audited(world: Curves, length: int, share: float) -> dict[str, Any] | None:
     """What the audit of one search says, beside the truth; None where nothing came to the end."""
-    replay = Replay(world, SearchConfig(time_budget=1.0), 2, random.Random(f"{length}"))
-    replay.coordinator.scheduler = Audited(replay.coordinator.scheduler, share, 0)
+    replay = Replay(world, SearchOptions(time_budget=1.0), 2, random.Random(f"{length}"))
+    replay.coordinator.scheduler = WithAudit(replay.coordinator.scheduler, share, 0)
     play(replay.coordinator, replay.loss, length * world.budget)
     trials, sample = replay.trials, sample_of(replay.trials)
-    tokens, ordered = standings(trials)
+    tokens, ordered = ranking(trials)
     if tokens < world.budget or not sample.audited:
         return None
     best = ordered[0].mean_at(world.budget)
@@ -62,7 +63,7 @@ def audited(world: Curves, length: int, share: float) -> dict[str, Any] | None:
             found["width of the correlation"] = rung["high"] - rung["low"]
             found["kept, said"] = rung["kept"]["2"]
             found["kept, true"] = float((early < early[last.argmin()]).mean() < 1 / 2)
-    own = sum(t.tokens - t.begun_at for t in trials.by_id.values() if t.kind == AUDIT)
+    own = sum(t.tokens - t.begun_at for t in trials.by_id.values() if t.source == AUDIT)
     found["tokens, share of the search's"] = own / (trials.tokens - own)
     return found
 

@@ -23,12 +23,12 @@ from scipy.special import logit
 
 from myllm.system.errors import Parser, run_command
 from tune.analysis.posterior import expected_losses, interval
-from tune.analysis.response_surface import Axis, Surface
-from tune.analysis.results import believed, leaders
-from tune.config.options import SearchConfig
+from tune.analysis.response_surface import Axis, ResponseSurface
+from tune.analysis.results import leaderboard, posterior_summary
+from tune.config.options import SearchOptions
 from tune.core.search_space import LINEAR, Range
 from tune.core.simulator import play
-from tune.core.trials import DEFAULT_TRIAL
+from tune.core.trials import BASELINE_TRIAL
 
 LENGTHS = (4, 8, 16, 32)
 """full trainings' worth of time a slot"""
@@ -37,14 +37,14 @@ BINS = (0.0, 0.4, 0.6, 0.8, 0.95, 1.01)
 
 def search_in(world, length: int, order: str) -> dict | None:
     """What the report of one search says, beside the truth; None where no configuration was seen twice."""
-    replay = Replay(world, SearchConfig(time_budget=1.0), 2, random.Random(order))
+    replay = Replay(world, SearchOptions(time_budget=1.0), 2, random.Random(order))
     middle = int(np.abs(world.points - 0.5).max(axis=1).argmin())
     replay.waiting.remove(middle)
     replay.waiting.insert(0, middle)  # the first to arrive is the default
     play(replay.coordinator, replay.loss, length * world.budget)
     trials = replay.trials
-    table = leaders(trials)
-    best = believed(table).iloc[0]
+    table = leaderboard(trials)
+    best = posterior_summary(table).iloc[0]
     if np.isnan(best["low"]) or table["tokens_seen"].iloc[0] < world.budget or table["seeds"].iloc[0] < 2:
         return None
     truth = {trial_id: world.truth[trials.by_id[trial_id].config["row"]] for trial_id in table.index}
@@ -57,8 +57,8 @@ def search_in(world, length: int, order: str) -> dict | None:
         "is_best": mine <= min(truth.values()),
         "width": best["high"] - best["low"],
     }
-    if DEFAULT_TRIAL in truth and table.index[0] != DEFAULT_TRIAL:
-        found["gain"] = best["gain_low"] <= truth[DEFAULT_TRIAL] - mine <= best["gain_high"]
+    if BASELINE_TRIAL in truth and table.index[0] != BASELINE_TRIAL:
+        found["gain"] = best["gain_low"] <= truth[BASELINE_TRIAL] - mine <= best["gain_high"]
     return found
 
 
@@ -83,7 +83,7 @@ def in_theory(searches: int, rng: np.random.Generator) -> tuple[float, float]:
     return float(np.mean(held)), float(np.mean(gains))
 
 
-class Random(Surface):
+class Random(ResponseSurface):
     """The surface of trials of a random function: Fourier features of a Matern 5/2 process."""
 
     def __init__(self, count: int, rng: np.random.Generator, dimensions: int = 4, features: int = 400):

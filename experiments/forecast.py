@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SEARCHES = {
     "default": [],
     "asha, v1": ["--scheduler", "asha", "--space", "v1", "--num_samples", "24"],
-    "fifo, one slot": ["--scheduler", "fifo", "--num_samples", "4", "--confirm", "0", "--max_concurrent", "1"],
+    "fifo, one slot": ["--scheduler", "fifo", "--num_samples", "4", "--replicate_best", "0", "--max_concurrent", "1"],
     "two minutes": ["--time_budget", "2m"],
     "hyperband, short trainings": ["--scheduler", "hyperband", "--budget_tokens", "262144", "--num_samples", "20"],
 }

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from myllm.config import GPTConfig
 from myllm.datasets.windows import Windows
 from myllm.system.errors import InputError
-from myllm.training.gpu import Recorder, send
+from myllm.training.gpu import CUDAGraphRunner, send
 from myllm.training.run import Run
 from myllm.training.train import Report, learning_rate_at
 
@@ -105,7 +105,7 @@ class FusedRuns:
             view.requires_grad_().grad = grad
         decayed = torch.cat([torch.full((p.numel(),), float(p.dim() >= 2)) for p in runs[0].parameters])
         self.decay = decayed.to(self.device) * self._columns([(run.config.weight_decay,) for run in runs])[0]
-        self.recorder = Recorder(self._pass, self.device) if self.device.type == "cuda" else None
+        self.recorder = CUDAGraphRunner(self._pass, self.device) if self.device.type == "cuda" else None
 
     def _columns(self, settings: list[tuple[float, ...]]) -> tuple[torch.Tensor, ...]:
         """Of several values a run, each as a column (K, 1), in one transfer."""
@@ -239,7 +239,7 @@ class FusedRuns:
                         train_loss=seen["train"][k],
                         val_loss=seen["val"][k],
                         val_loss_ema=seen["ema"][k] if self.average is not None else math.nan,
-                        learning_rate=rates[run],
+                        lr=rates[run],
                         grad_norm=grad_norms[k] if self.config.version == "v2" else math.nan,
                         train_seconds=run.train_seconds,
                         tok_per_sec=speed,

@@ -26,7 +26,7 @@ from curves import Curves, Surrogate, read_curves
 from replay import Replay
 
 from myllm.system.errors import Parser, run_command
-from tune.config.options import SearchConfig
+from tune.config.options import SearchOptions
 from tune.core.schedulers import SCHEDULERS
 
 LENGTHS = (1, 2, 3, 4, 6, 8, 12, 16, 32)
@@ -41,7 +41,7 @@ class Judge:
     def __init__(self, slots: int, lengths: tuple[int, ...], known_end: bool):
         self.slots, self.lengths, self.known_end = slots, lengths, known_end
 
-    def regrets(self, curves: Curves, config: SearchConfig, order: int) -> list[float]:
+    def regrets(self, curves: Curves, config: SearchOptions, order: int) -> list[float]:
         """Regret in nats per token after each length in one order; without a pick that of the mean configuration."""
         picks = [
             Replay(curves, config, self.slots, random.Random(order), self.known_end).run(length) for length in self.lengths
@@ -58,9 +58,9 @@ class Judge:
                 rises.append((float(more.mean()), float(error), f"{self.lengths[here]} to {self.lengths[there]}"))
         return max(rises)
 
-    def judge(self, name: str, searches: list[tuple[Curves, int]], config: SearchConfig) -> tuple[list[float], float]:
+    def judge(self, name: str, searches: list[tuple[Curves, int]], config: SearchOptions) -> tuple[list[float], float]:
         """(ratio at each length, rise) over the searches, each an order in a table or world; prints both."""
-        fifo = replace(config, scheduler="fifo", rungs=None, confirm=0)
+        fifo = replace(config, scheduler="fifo", rungs=None, replicate_best=0)
         ours, chance = (
             np.array([self.regrets(curves, rule, order) for curves, order in searches]) for rule in (config, fifo)
         )
@@ -79,9 +79,9 @@ def main() -> None:
     here = Path(__file__).parent / "data"
     parser = Parser(prog="judge.py", description=__doc__.splitlines()[0])
     parser.add_argument("--history", type=Path, nargs="+", default=sorted(here.glob("*.csv.gz")), help="tables")
-    parser.add_argument("--scheduler", default=SearchConfig.scheduler, help=", ".join(SCHEDULERS))
+    parser.add_argument("--scheduler", default=SearchOptions.scheduler, help=", ".join(SCHEDULERS))
     parser.add_argument("--rungs", help="share:one in how many goes on, ... (unset: the scheduler's own)")
-    parser.add_argument("--confirm", type=int, default=0, help="configurations run again at the end")
+    parser.add_argument("--replicate_best", type=int, default=0, help="configurations run again at the end")
     parser.add_argument("--slots", type=int, nargs="+", default=[2], help="trials at once")
     parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS, help="full trainings' worth of time a slot")
     parser.add_argument("--orders", type=int, default=400, help="random arrival orders of a table")
@@ -89,8 +89,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the worlds")
     parser.add_argument("--unknown_end", action="store_true", help="the search does not know when its time is up")
     args = parser.parse_args()
-    options = {name: getattr(args, name) for name in ("scheduler", "rungs", "confirm")}
-    config = SearchConfig(time_budget=1.0, **options)
+    options = {name: getattr(args, name) for name in ("scheduler", "rungs", "replicate_best")}
+    config = SearchOptions(time_budget=1.0, **options)
     print(f"{'regret/ratio after':26} {'  '.join(f'{length:8}' for length in args.lengths)}  trainings a slot")
     for slots in args.slots:
         setting = Judge(slots, tuple(args.lengths), not args.unknown_end)

@@ -9,10 +9,10 @@ from pathlib import Path
 from rich.console import Console
 
 from myllm.system.errors import Parser, run_command
-from tune.analysis.results import search_seconds
-from tune.config.spec import Search
+from tune.config.spec import SearchSpec
+from tune.core.clock import search_seconds
 from tune.core.trials import Trials
-from tune.estimate.forecast import measured_pace, play_on
+from tune.estimate.forecast import measured_pace, simulate_rest
 from tune.monitor.screen import View, render
 from tune.store.journal import read_journal
 
@@ -24,18 +24,18 @@ def main() -> None:
     parser.add_argument("run", help="run folder, experiments/runs/NAME")
     parser.add_argument("--share", type=float, default=0.6, help="of the journal's events")
     args = parser.parse_args()
-    search, events = Search.read(Path(args.run)), read_journal(Path(args.run))
+    search, events = SearchSpec.read(Path(args.run)), read_journal(Path(args.run))
     events = events[: int(len(events) * args.share)]
-    trials = Trials(search.budget_tokens, search.config.trials, search.config.rung_metric, events)
+    trials = Trials(search.budget_tokens, search.options.trials, search.options.rung_metric, events)
     seconds, pace = search_seconds(events), measured_pace(events, per_segment=0.5)
     trained = sum(trial.train_seconds for trial in trials.by_id.values())
     view = View(
-        name=search.config.name,
+        name=search.options.name,
         trials=trials,
-        milestones=search.scheduler().milestones,
+        rung_tokens=search.scheduler().rung_tokens,
         slots=[*trials.running.values(), *[None] * trials.workers][: trials.workers],
         seconds=seconds,
-        outlook=play_on(search, events, pace, trials.workers, seconds),
+        outlook=simulate_rest(search, events, pace, trials.workers, seconds),
         training_share=min(1.0, trained / (trials.workers * seconds)),
     )
     console = Console(record=True, width=WIDTH, file=io.StringIO(), force_terminal=True)

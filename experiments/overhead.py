@@ -30,8 +30,8 @@ from typing import Any, BinaryIO
 from myllm.config import get_preset
 from myllm.system.errors import InputError, Parser, RunError, run_command
 from myllm.system.files import cache_dir
-from tune.config.options import SearchConfig
-from tune.config.spec import Search
+from tune.config.options import SearchOptions
+from tune.config.spec import SearchSpec
 from tune.core.search_space import get_space, sample
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -46,8 +46,8 @@ def training(folder: Path, index: int, report: Any) -> None:
     from tune.config.open_run import open_run
 
     torch.set_num_threads(1)
-    search = Search.read(folder)
-    config = sample(get_space("v2"), get_preset(search.config.preset), 0, index)
+    search = SearchSpec.read(folder)
+    config = sample(get_space("v2"), get_preset(search.options.preset), 0, index)
     for seen in train(open_run(search, config)):
         row = {"time": time.time(), "trial": index, "train_seconds": seen.train_seconds}
         with open(folder / "reports.jsonl", "a") as file:
@@ -107,16 +107,16 @@ def terminal(log: BinaryIO) -> Iterator[int]:
 
 def measure(method: str, args: Any, folder: Path) -> dict[str, float]:
     """Runs one method once. Raises RunError where it fails."""
-    config = SearchConfig(space="v2", budget_tokens=args.budget_tokens, num_samples=args.trials)
+    config = SearchOptions(space="v2", budget_tokens=args.budget_tokens, num_samples=args.trials)
     if method != "ours":
-        from tune.config.resolve import prepare_search
+        from tune.config.resolve import resolve_search
 
-        prepare_search(config, cache_dir()).write(folder)
+        resolve_search(config, cache_dir()).write(folder)
     worker = [sys.executable, __file__, "--worker", method, str(folder), str(args.trials), str(args.slots)]
     ours = [
         "--scheduler",
         "fifo",
-        "--confirm",
+        "--replicate_best",
         "0",
         "--searcher",
         "random",

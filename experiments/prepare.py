@@ -4,7 +4,7 @@
     python experiments/prepare.py --megabytes 2000 --rounds 1 --formats txt jsonl parquet
     python experiments/prepare.py --megabytes 100 --rounds 1 --formats line.txt line.jsonl run.txt
 
-Writes paragraphs of the embedded corpus, in random order, in each format into a temporary folder, prepares each with
+Writes paragraphs of the built-in corpus, in random order, in each format into a temporary folder, prepares each with
 `prepare` in a process of its own, and prints a Markdown table: bytes of text (not of the file) per second, and the peak
 resident memory of that process. In `line` all is one document on one line, in `run` one character. What the speed is
 compared with is `encode_ordinary_batch` on two threads, on the same documents and in the same run, before and after; it
@@ -32,7 +32,7 @@ BASELINE_THREADS = 2
 
 
 def documents(megabytes: float, seed: int = 0) -> Iterator[str]:
-    """Texts of about DOCUMENT_CHARS characters: paragraphs of the embedded corpus in random order."""
+    """Texts of about DOCUMENT_CHARS characters: paragraphs of the built-in corpus in random order."""
     from myllm.datasets.builtin_corpus import corpus_text
 
     paragraphs = [part for part in re.split(r"\n\n+", corpus_text("train")) if part.strip()]

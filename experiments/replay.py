@@ -1,7 +1,7 @@
 """Replays recorded full-length curves through the code that decides in a search, with a simulated clock and without Ray.
 
     python experiments/replay.py --history experiments/data/embedded-cosine.csv.gz
-    python experiments/replay.py --history FILE.csv --scheduler asha-stop --confirm 0
+    python experiments/replay.py --history FILE.csv --scheduler asha-stop --replicate_best 0
 
 The file is one that curves.py reads. In each of --orders random orders every configuration arrives once, with one of its
 seeds, and --slots of them train at once; a training takes the same time whatever its batch size. Repeats play the
@@ -28,13 +28,14 @@ import pandas as pd
 from curves import Curves, read_curves
 
 from myllm.system.errors import InputError, Parser, run_command
-from tune.config.options import SearchConfig
+from tune.config.options import SearchOptions
 from tune.core.coordinator import Coordinator
 from tune.core.gaussian_process import most_promising, projected, unjudged
+from tune.core.ranking import ranking
 from tune.core.schedulers import SCHEDULERS
-from tune.core.schedulers.baseline import WithReference
+from tune.core.schedulers.baseline import WithBaseline
 from tune.core.simulator import Watch, play
-from tune.core.trials import COMPLETED, PROPOSED, REPEAT, Trial, Trials, standings
+from tune.core.trials import COMPLETED, REPLICATE, SUGGESTED, Trial, Trials
 
 TRAININGS = (1, 2, 3, 4, 6, 8, 9, 12, 16, 24, 32)
 """full trainings' worth of time a slot at which the pick is judged"""
@@ -45,7 +46,7 @@ I_EPOCH_FINALISTS = (1, 2, 3, 4, 6, 8)
 class Replay:
     """One search over recorded curves, in a random order. Times are in tokens of one slot."""
 
-    def __init__(self, curves: Curves, config: SearchConfig, slots: int, rng: random.Random, known_end: bool = True):
+    def __init__(self, curves: Curves, config: SearchOptions, slots: int, rng: random.Random, known_end: bool = True):
         n, seeds = curves.losses.shape[:2]
         self.curves, self.slots, self.known_end = curves, slots, known_end
         self.order = rng.sample(range(n), n)
@@ -55,7 +56,7 @@ class Replay:
         self.mark_at = {tokens: index for index, tokens in enumerate(curves.marks)}
         rule = SCHEDULERS[config.scheduler](config.resolved_rungs, curves.budget, curves.marks[0])
         self.trials = Trials(curves.budget, n, events=[{"event": "session", "workers": slots}])
-        scheduler = WithReference(rule, config.confirmations)
+        scheduler = WithBaseline(rule, config.confirmations)
         self.coordinator = Coordinator(
             self.trials, scheduler, self.configure, lambda event, **values: {"event": event} | values
         )
@@ -64,12 +65,12 @@ class Replay:
         """The next configuration to arrive, as its row in the curves; proposed ones are chosen among those that wait."""
         row = self.waiting[0]
         points = self.curves.points
-        milestones = self.coordinator.scheduler.milestones
-        known = projected(trials, milestones) if proposed and points.shape[1] else []
+        rung_tokens = self.coordinator.scheduler.rung_tokens
+        known = projected(trials, rung_tokens) if proposed and points.shape[1] else []
         if known:
             told, losses, seeds = zip(*known, strict=True)
             rows = [trial.config["row"] for trial in told]
-            pending = [trial.config["row"] for trial in unjudged(trials, milestones)]
+            pending = [trial.config["row"] for trial in unjudged(trials, rung_tokens)]
             chosen = most_promising(points[rows], np.array(losses), np.array(seeds), points[pending], points[self.waiting])
             row = self.waiting[chosen]
         self.waiting.remove(row)
@@ -77,8 +78,8 @@ class Replay:
 
     def loss(self, trial: Trial, tokens: int) -> float:
         """The recorded loss; repeats play the configuration's other seeds in turn."""
-        repeats = [repeat.trial_id for repeat in self.trials.by_id[trial.of].repeats]
-        number = 1 + repeats.index(trial.trial_id) if trial.kind == REPEAT else 0
+        replicates = [repeat.trial_id for repeat in self.trials.by_id[trial.parent_id].replicates]
+        number = 1 + replicates.index(trial.trial_id) if trial.source == REPLICATE else 0
         seeds = self.seeds[trial.config["row"]]
         return float(self.curves.losses[trial.config["row"], seeds[number % len(seeds)], self.mark_at[tokens]])
 
@@ -86,19 +87,19 @@ class Replay:
         """The true loss of the configuration named best after that time: over seeds that did not help to pick it."""
         end = trainings * self.curves.budget
         play(self.coordinator, self.loss, end, self.known_end, watch)
-        _, best = standings(self.trials)
+        _, best = ranking(self.trials)
         if not best:
             return None
         row, seeds = best[0].config["row"], self.seeds[best[0].config["row"]]
         if self.curves.truth is not None:
             return float(self.curves.truth[row])
-        used = 1 + sum(bool(repeat.losses) for repeat in best[0].repeats)
+        used = 1 + sum(bool(repeat.losses) for repeat in best[0].replicates)
         return float(self.curves.finals[row, seeds[used:] or seeds].mean())
 
 
 def regrets(
     curves: Curves,
-    config: SearchConfig,
+    config: SearchOptions,
     slots: int = 2,
     orders: int = 300,
     seed: int = 0,
@@ -122,7 +123,7 @@ def i_epoch(curves: Curves, slots: int = 2, orders: int = 300, seed: int = 0) ->
     Share and number are those that did best for each length, seen in hindsight, so no method could know them. The orders
     are those of regrets().
     """
-    played = [Replay(curves, SearchConfig(), slots, random.Random(f"{seed} {order}")) for order in range(orders)]
+    played = [Replay(curves, SearchOptions(), slots, random.Random(f"{seed} {order}")) for order in range(orders)]
     best: dict[int, float | None] = {}
     for trainings in TRAININGS:
         found = []
@@ -162,7 +163,7 @@ def noise(curves: Curves, best: int = 20) -> float:
     return float(np.sqrt(curves.finals[rows].var(axis=1, ddof=1).mean()))
 
 
-def draw_timeline(curves: Curves, config: SearchConfig, slots: int, trainings: int, seed: int, path: Path) -> None:
+def draw_timeline(curves: Curves, config: SearchOptions, slots: int, trainings: int, seed: int, path: Path) -> None:
     """One replayed search: workers against time, each stretch of a trial in the colour of what became of it."""
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
@@ -173,9 +174,9 @@ def draw_timeline(curves: Curves, config: SearchConfig, slots: int, trainings: i
     colours = {"left at a rung": "0.75", "proposed": "C2", "second seed at a rung": "C4", "finished": "C0", "repeat": "C1"}
 
     def fate(trial: Trial) -> str:
-        if trial.kind == REPEAT:
+        if trial.source == REPLICATE:
             return "repeat" if trial.status == COMPLETED else "second seed at a rung"
-        return "finished" if trial.status == COMPLETED else "proposed" if trial.kind == PROPOSED else "left at a rung"
+        return "finished" if trial.status == COMPLETED else "proposed" if trial.source == SUGGESTED else "left at a rung"
 
     figure = Figure(figsize=(9, 2.2), layout="constrained")
     axes = figure.add_subplot()
@@ -189,7 +190,7 @@ def draw_timeline(curves: Curves, config: SearchConfig, slots: int, trainings: i
 
 
 def main() -> None:
-    defaults = SearchConfig(time_budget=1.0)  # the defaults of a search that knows its end
+    defaults = SearchOptions(time_budget=1.0)  # the defaults of a search that knows its end
     parser = Parser(prog="replay.py", description=__doc__.splitlines()[0])
     parser.add_argument("--history", required=True, type=Path, help="CSV file of full-length curves")
     parser.add_argument("--slots", type=int, default=2, help="trials at once")
@@ -198,7 +199,7 @@ def main() -> None:
     parser.add_argument("--rung_metric", default=defaults.rung_metric, help="val_loss or val_loss_ema")
     parser.add_argument("--reduction_factor", type=int, help="short way to rungs, as in search.py")
     parser.add_argument("--grace_period", type=float, help="short way to rungs, as in search.py")
-    parser.add_argument("--confirm", type=int, help="configurations run again (unset: as search.py)")
+    parser.add_argument("--replicate_best", type=int, help="configurations run again (unset: as search.py)")
     parser.add_argument("--orders", type=int, default=300, help="random arrival orders")
     parser.add_argument("--seed", type=int, default=0, help="of the orders")
     parser.add_argument("--timeline", type=Path, metavar="FILE.png", help="draw one search of 8 trainings a slot there")
@@ -207,7 +208,7 @@ def main() -> None:
     for name in ("slots", "orders"):
         if getattr(args, name) < 1:
             raise InputError(f"--{name} is {getattr(args, name)}; it must be a whole number, 1 or more")
-    names = ("scheduler", "rungs", "rung_metric", "reduction_factor", "grace_period", "confirm")
+    names = ("scheduler", "rungs", "rung_metric", "reduction_factor", "grace_period", "replicate_best")
     config = replace(defaults, **{name: getattr(args, name) for name in names})
     curves = read_curves(args.history, config.rung_metric)
     if args.timeline:
@@ -216,7 +217,7 @@ def main() -> None:
         "regret": regrets(curves, config, args.slots, args.orders, args.seed),
         "i_epoch": i_epoch(curves, args.slots, args.orders, args.seed),
     }
-    rungs = SCHEDULERS[config.scheduler](config.resolved_rungs, curves.budget, curves.marks[0]).milestones
+    rungs = SCHEDULERS[config.scheduler](config.resolved_rungs, curves.budget, curves.marks[0]).rung_tokens
     found["rank_correlation"] = rank_correlations(curves, list(rungs))
     found["noise_between_seeds"] = noise(curves)
     n, seeds = curves.losses.shape[:2]

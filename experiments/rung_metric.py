@@ -26,9 +26,9 @@ from myllm.config import get_preset
 from myllm.system.files import cache_dir
 from myllm.training.train import Run, mean_loss, train
 from tune.config.open_run import open_run
-from tune.config.options import SearchConfig
-from tune.config.resolve import prepare_search
-from tune.config.spec import RUNS_DIR, Search
+from tune.config.options import SearchOptions
+from tune.config.resolve import resolve_search
+from tune.config.spec import RUNS_DIR, SearchSpec
 from tune.core.search_space import get_space, sample
 
 BRANCHES = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
@@ -57,9 +57,9 @@ def be_modest() -> None:
     torch.set_num_threads(1)
 
 
-def record(search: Search, draw_seed: int, index: int, seed: int, path: Path) -> None:
+def record(search: SearchSpec, draw_seed: int, index: int, seed: int, path: Path) -> None:
     """Trains configuration `index` with `seed` and writes its curve to `path`, whole or not at all."""
-    hyper_parameters = sample(get_space("v2"), get_preset(search.config.preset), draw_seed, index)
+    hyper_parameters = sample(get_space("v2"), get_preset(search.options.preset), draw_seed, index)
     run = open_run(search, hyper_parameters, seed=seed)
     config = run.config
     rows = []
@@ -86,8 +86,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--name", required=True, help="of the study: experiments/data/NAME.csv.gz")
     parser.add_argument("--preset", default="nano", help="model shape")
-    parser.add_argument("--train_file", default="embedded", help="training data")
-    parser.add_argument("--val_file", default="embedded", help="validation data")
+    parser.add_argument("--train_file", default="builtin", help="training data")
+    parser.add_argument("--val_file", default="builtin", help="validation data")
     parser.add_argument("--tokenizer", default="byte", help="byte, a tiktoken encoding, or a .tiktoken file")
     parser.add_argument("--draw_seed", type=int, default=20, help="of the configurations; not that of a test or search")
     parser.add_argument("--configs", type=int, default=64, help="sampled configurations")
@@ -99,7 +99,7 @@ def main() -> None:
     args = parser.parse_args()
     settings = {name: getattr(args, name) for name in ("preset", "tokenizer", "budget_tokens")}
     settings |= {name: (getattr(args, name),) for name in ("train_file", "val_file")}
-    search = prepare_search(SearchConfig(space="v2", **settings), cache_dir())
+    search = resolve_search(SearchOptions(space="v2", **settings), cache_dir())
     changes = {"schedule": args.schedule, "ema_ratio": 0.1, "eval_windows": args.eval_windows}
     search = dataclasses.replace(search, training=dataclasses.replace(search.training, **changes))
     folder = RUNS_DIR / f"study-{args.name}"

@@ -36,11 +36,11 @@ import psutil
 
 from myllm.config import PRESETS
 from myllm.system.errors import Parser, run_command
-from tune.config.options import SearchConfig
-from tune.config.spec import Data, Search
+from tune.config.options import SearchOptions
+from tune.config.spec import Data, SearchSpec
 from tune.core.coordinator import Coordinator
 from tune.core.schedulers import SCHEDULERS
-from tune.core.schedulers.baseline import WithReference
+from tune.core.schedulers.baseline import WithBaseline
 from tune.core.search_space import get_space, sample
 from tune.core.searchers import Proposals
 from tune.core.simulator import play
@@ -51,14 +51,14 @@ ROOT = Path(__file__).resolve().parent.parent
 BUDGET, MARKS = 3200, 32
 
 
-def search_of(trials: int | None, **changes: Any) -> Search:
+def search_of(trials: int | None, **changes: Any) -> SearchSpec:
     """The settings of a search that trains nothing."""
     preset = PRESETS["nano"]
     training = preset.training(batch_size=1, max_len=10, stride=10, budget_tokens=BUDGET)
-    data = Data("embedded", "embedded", "byte", "0", {"train": {}, "val": {}}, {}, 1.0)
-    config = SearchConfig(num_samples=trials, name="scale", **changes)
+    data = Data("builtin", "builtin", "byte", "0", {"train": {}, "val": {}}, {}, 1.0)
+    config = SearchOptions(num_samples=trials, name="scale", **changes)
     ranges = {name: str(values) for name, values in get_space("v2").ranges(preset).items()}
-    return Search(config, preset.model(257), training, data, BUDGET // MARKS, ranges)
+    return SearchSpec(config, preset.model(257), training, data, BUDGET // MARKS, ranges)
 
 
 def decisions(count: int) -> tuple[float, float]:
@@ -68,18 +68,20 @@ def decisions(count: int) -> tuple[float, float]:
     rng = random.Random(0)
     levels = [2 + rng.random() for _ in range(count)]
     noise = [rng.random() / 20 for _ in range(997)]
-    rule = SCHEDULERS["half"](SCHEDULERS["half"].default_rungs, BUDGET, BUDGET // MARKS)
+    rule = SCHEDULERS["explore-finish"](SCHEDULERS["explore-finish"].default_rungs, BUDGET, BUDGET // MARKS)
     trials = Trials(BUDGET, count, events=[{"event": "session", "workers": 8}])
     coordinator = Coordinator(
         trials,
-        WithReference(rule, 3),
+        WithBaseline(rule, 3),
         lambda index, trials, proposed: configs[index % 64],
         lambda event, **values: {"event": event} | values,
     )
     begin = time.process_time()
-    play(coordinator, lambda trial, tokens: levels[int(trial.of)] + noise[(int(trial.of) * 31 + tokens) % 997])
+    play(
+        coordinator, lambda trial, tokens: levels[int(trial.parent_id)] + noise[(int(trial.parent_id) * 31 + tokens) % 997]
+    )
     a_trial = (time.process_time() - begin) / count
-    proposals = Proposals(space.ranges(preset), 0, rule.milestones)
+    proposals = Proposals(space.ranges(preset), 0, rule.rung_tokens)
     proposals.propose(count, trials)
     begin = time.process_time()
     for index in range(10):
@@ -96,8 +98,14 @@ def write_journal(folder: Path, count: int) -> None:
         file.write(json.dumps({"event": "session", "time": 0.0, "session": 0, "workers": 8}) + "\n")
         for index in range(count):
             trial_id = f"{index:05d}"
-            trial = {"event": "trial", "time": float(index), "trial_id": trial_id, "kind": "drawn", "of": trial_id}
-            file.write(json.dumps(trial | {"until": BUDGET, "config": sample(space, preset, 0, index)}) + "\n")
+            trial = {
+                "event": "trial",
+                "time": float(index),
+                "trial_id": trial_id,
+                "source": "sampled",
+                "parent_id": trial_id,
+            }
+            file.write(json.dumps(trial | {"segment_end_tokens": BUDGET, "config": sample(space, preset, 0, index)}) + "\n")
             for mark in range(1, MARKS + 1):
                 values = {name: 3 + rng.random() for name in REPORTED} | {"step": mark * 8, "tokens_seen": mark * 100}
                 event = {"event": "report", "time": index + mark / 64, "trial_id": trial_id}
@@ -135,10 +143,10 @@ def journal(count: int) -> None:
         print(f"tune/report.py on it: {how}", flush=True)
 
 
-def pretend(config: dict[str, Any], search: Search, milestones: tuple[int, ...], **task: Any) -> None:
+def pretend(config: dict[str, Any], search: SearchSpec, rung_tokens: tuple[int, ...], **task: Any) -> None:
     """A training that waits: as tuner.run_trial, a trainable of Ray's.
 
-    In its reports `step` is its process, `learning_rate` when it began, `grad_norm` when it reported, seconds since 1970.
+    In its reports `step` is its process, `lr` when it began, `grad_norm` when it reported, seconds since 1970.
     """
     from ray import tune
 
@@ -151,9 +159,9 @@ def pretend(config: dict[str, Any], search: Search, milestones: tuple[int, ...],
         time.sleep(wait)
         metrics = dict.fromkeys(REPORTED, 1.0) | {"tokens_seen": tokens, "diverged": False}
         metrics |= {"train_seconds": wait * tokens / search.report_tokens}
-        metrics |= {"step": os.getpid(), "learning_rate": began, "grad_norm": time.time()}
+        metrics |= {"step": os.getpid(), "lr": began, "grad_norm": time.time()}
         metrics["val_loss"] = 2 + math.sin(config["learning_rate"] * 1e6) + 1 / tokens
-        if tokens not in (*milestones, search.budget_tokens):
+        if tokens not in (*rung_tokens, search.budget_tokens):
             tune.report(metrics)
             continue
         with tempfile.TemporaryDirectory() as folder:
@@ -202,13 +210,13 @@ def busy(slots: int, seconds: float, wait: float, folder: Path) -> dict[str, flo
     by_process: dict[int, list[dict[str, Any]]] = {}
     for report in reports:
         by_process.setdefault(report["step"], []).append(report)
-    first, last = max(rows[0]["learning_rate"] for rows in by_process.values()), events[0]["time"] + seconds - wait
+    first, last = max(rows[0]["lr"] for rows in by_process.values()), events[0]["time"] + seconds - wait
     within = [report for report in reports if first < report["grad_norm"] <= last]
     gaps = [
-        after["learning_rate"] - before["grad_norm"]
+        after["lr"] - before["grad_norm"]
         for rows in by_process.values()
         for before, after in itertools.pairwise(rows)
-        if first < before["grad_norm"] <= last and after["learning_rate"] != before["learning_rate"]
+        if first < before["grad_norm"] <= last and after["lr"] != before["learning_rate"]
     ]
     driver, servers, machine = watch.shares(first, last)
     return {

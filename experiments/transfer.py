@@ -5,7 +5,7 @@
     python experiments/transfer.py transfer.csv --show      # the tables of what is there
 
 nano at a quarter of its budget, in batches of 4 (384 steps); the same with 2 and 4 times the width, and with 4 times the
-tokens. Eight rates, three seeds, a warm-up of a tenth, the embedded corpus; val_loss (nats per token) over 256 windows at
+tokens. Eight rates, three seeds, a warm-up of a tenth, the built-in corpus; val_loss (nats per token) over 256 windows at
 the end.
 """
 
@@ -90,7 +90,7 @@ def main() -> None:
         done = {(row["setting"], float(row["learning_rate"]), int(row["seed"])) for row in csv.DictReader(path.open())}
     else:
         path.write_text(",".join(COLUMNS) + "\n")
-    windows = [Windows(prepare("embedded", split, "byte", tokenizer), 128, 128) for split in ("train", "val")]
+    windows = [Windows(prepare("builtin", split, "byte", tokenizer), 128, 128) for split in ("train", "val")]
     for setting in args.only:
         for seed in SEEDS:
             for rate in RATES:

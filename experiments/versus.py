@@ -54,15 +54,15 @@ from typing import Any
 import torch
 
 from myllm.config import get_preset
-from myllm.datasets.data_paths import EMBEDDED
+from myllm.datasets.data_paths import BUILTIN
 from myllm.system.errors import InputError, Parser, RunError, run_command
 from myllm.system.files import cache_dir
 from myllm.system.machine import available_cpus
 from myllm.training.train import Report, train
 from tune.config.open_run import open_run
-from tune.config.options import SearchConfig
-from tune.config.resolve import prepare_search
-from tune.config.spec import RUNS_DIR, Search
+from tune.config.options import SearchOptions
+from tune.config.resolve import resolve_search
+from tune.config.spec import RUNS_DIR, SearchSpec
 from tune.core.search_space import Range, get_space, sample
 
 # What only one method or only the main process needs is imported where it is used: start-up is on the clock.
@@ -78,7 +78,7 @@ Pick = tuple[Config | None, int, int]
 """(hyper-parameters or None, trials begun, trials at the full budget) of a search up to some time"""
 
 
-def training(search: Search, config: Config, **changes: Any) -> Iterator[Report]:
+def training(search: SearchSpec, config: Config, **changes: Any) -> Iterator[Report]:
     """Trains the hyper-parameters `config` to the full budget on one thread, with a report at every mark."""
     torch.set_num_threads(1)
     yield from train(open_run(search, config, **changes))
@@ -90,8 +90,8 @@ def training(search: Search, config: Config, **changes: Any) -> Iterator[Report]
 def our_command(job: dict[str, Any], folder: Path, searcher: str) -> list[str]:
     """The search as people run it."""
     search = job["search"]
-    options = {n: getattr(search.config, n) for n in ("space", "preset")}
-    options |= {n: getattr(search.config, n)[0] for n in ("train_file", "val_file")} | {"tokenizer": search.data.tokenizer}
+    options = {n: getattr(search.options, n) for n in ("space", "preset")}
+    options |= {n: getattr(search.options, n)[0] for n in ("train_file", "val_file")} | {"tokenizer": search.data.tokenizer}
     options |= {"budget_tokens": search.budget_tokens, "seed": job["seed"], "searcher": searcher}
     options |= {"time_budget": job["seconds"], "max_concurrent": job["slots"], "storage_path": folder, "name": "search"}
     return [sys.executable, "tune/search.py", *(part for n, v in options.items() for part in (f"--{n}", str(v)))]
@@ -99,18 +99,19 @@ def our_command(job: dict[str, Any], folder: Path, searcher: str) -> list[str]:
 
 def our_pick(folder: Path, until: float, budget_tokens: int) -> Pick:
     """The leader of the standings, by the journal up to then."""
-    from tune.core.trials import COMPLETED, Trials, standings
+    from tune.core.ranking import ranking
+    from tune.core.trials import COMPLETED, Trials
     from tune.store.journal import read_journal
 
     events = [event for event in read_journal(folder / "search") if event["time"] <= until]
     trials = Trials(budget_tokens, num_samples=0, events=events)
     completed = sum(trial.status == COMPLETED for trial in trials.drawn)
-    _, best = standings(trials)
+    _, best = ranking(trials)
     return best[0].config if best else None, len(trials.drawn), completed
 
 
 def search_with_ray(job: dict[str, Any], folder: Path, scratch: str, index: int) -> None:
-    """Searches until job["until"]; notes every report when the driver sees it."""
+    """Searches until job["segment_end_tokens"]; notes every report when the driver sees it."""
     import ray
     from ray import tune
     from ray.tune.schedulers import ASHAScheduler
@@ -140,7 +141,7 @@ def search_with_ray(job: dict[str, Any], folder: Path, scratch: str, index: int)
             scheduler=ASHAScheduler(max_t=MARKS, grace_period=GRACE_MARKS, reduction_factor=REDUCTION_FACTOR),
             search_alg=BasicVariantGenerator(points_to_evaluate=job["first"], random_state=job["seed"]),
             num_samples=-1,
-            time_budget_s=job["until"] - time.time(),
+            time_budget_s=job["segment_end_tokens"] - time.time(),
         ),
         run_config=tune.RunConfig(storage_path=f"{scratch}/results", callbacks=[Notes()], verbose=0),
     )
@@ -169,7 +170,7 @@ def open_study(folder: Path, **settings: Any) -> Any:
 
 
 def search_with_optuna(job: dict[str, Any], folder: Path, scratch: str, index: int) -> None:
-    """Process `index` of those that search until job["until"]."""
+    """Process `index` of those that search until job["segment_end_tokens"]."""
     import optuna
 
     def objective(trial: optuna.Trial) -> float:
@@ -191,7 +192,7 @@ def search_with_optuna(job: dict[str, Any], folder: Path, scratch: str, index: i
     study = open_study(folder, sampler=sampler, pruner=pruner)
     for config in job["first"] if index == 0 else ():
         study.enqueue_trial(config)
-    study.optimize(objective, timeout=job["until"] - time.time())
+    study.optimize(objective, timeout=job["segment_end_tokens"] - time.time())
 
 
 def optunas_pick(folder: Path, until: float, budget_tokens: int) -> Pick:
@@ -208,7 +209,7 @@ PICKS = {"ours": our_pick, "ours-tpe": our_pick, "ray": rays_pick, "optuna": opt
 
 def read_job(folder: Path) -> dict[str, Any]:
     """What the process of a search in `folder` is to do."""
-    return json.loads((folder / "job.json").read_text()) | {"search": Search.read(folder.parent)}
+    return json.loads((folder / "job.json").read_text()) | {"search": SearchSpec.read(folder.parent)}
 
 
 def run_search(method: str, job: dict[str, Any], folder: Path) -> None:
@@ -221,7 +222,7 @@ def run_search(method: str, job: dict[str, Any], folder: Path) -> None:
         log = stack.enter_context(open(folder / "log.txt", "w"))
         start = time.time()
         settings = {name: value for name, value in job.items() if name != "search"}
-        (folder / "job.json").write_text(json.dumps(settings | {"until": start + job["seconds"]}))
+        (folder / "job.json").write_text(json.dumps(settings | {"segment_end_tokens": start + job["seconds"]}))
         worker = [sys.executable, __file__, "--worker", method, str(folder), scratch]
         commands = {"ours": [our_command(job, folder, "gp")], "ours-tpe": [our_command(job, folder, "optuna")]}
         commands |= {"ray": [[*worker, "0"]], "optuna": [[*worker, str(index)] for index in range(job["slots"])]}
@@ -248,14 +249,14 @@ def run_search(method: str, job: dict[str, Any], folder: Path) -> None:
 # Scores
 
 
-def retrained_loss(search: Search, config: Config, seed: int) -> float:
+def retrained_loss(search: SearchSpec, config: Config, seed: int) -> float:
     """val_loss (nats per token) at the full budget over 16 times the search's validation windows; infinite if diverged."""
     eval_windows = 16 * search.training.eval_windows
     *_, last = training(search, config, seed=seed, eval_freq=search.budget_tokens, eval_windows=eval_windows)
     return math.inf if last.diverged else last.val_loss
 
 
-def retrain(search: Search, configs: list[Config], seeds: list[int], slots: int, path: Path) -> dict:
+def retrain(search: SearchSpec, configs: list[Config], seeds: list[int], slots: int, path: Path) -> dict:
     """(configuration, seed) -> loss; trains what `path` lacks, `slots` at once, and adds it there as it comes."""
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     losses = {(json.dumps(row["config"]), row["seed"]): row["val_loss"] for row in rows}
@@ -305,8 +306,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--name", required=True, help="of the study: experiments/runs/versus-NAME")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS, help="those to compare")
     parser.add_argument("--preset", default="nano", help="model shape")
-    parser.add_argument("--train_file", default=EMBEDDED, help="training data: .bin, UTF-8 text, or 'embedded'")
-    parser.add_argument("--val_file", default=EMBEDDED, help="validation data, likewise")
+    parser.add_argument("--train_file", default=BUILTIN, help="training data: .bin, UTF-8 text, or 'builtin'")
+    parser.add_argument("--val_file", default=BUILTIN, help="validation data, likewise")
     parser.add_argument("--tokenizer", default="byte", help="byte, a tiktoken encoding, or a .tiktoken file")
     parser.add_argument("--budget_tokens", type=int, help="tokens of one full training (unset: the preset's)")
     parser.add_argument("--slots", type=int, default=2, help="trainings at once, a core each")
@@ -333,13 +334,13 @@ def main() -> None:
     os.environ |= {"CUDA_VISIBLE_DEVICES": "", "RAY_USAGE_STATS_ENABLED": "0"}  # cores only; nothing leaves the machine
     asked = {n: getattr(args, n) for n in ("preset", "tokenizer", "budget_tokens")}
     asked |= {n: (getattr(args, n),) for n in ("train_file", "val_file")}
-    search = prepare_search(SearchConfig(space="v2", **asked), cache_dir())
+    search = resolve_search(SearchOptions(space="v2", **asked), cache_dir())
     reference = sample(get_space("v2"), get_preset(args.preset), 0, 0)
     job = {"slots": args.slots, "seconds": args.seconds, "first": [reference] if args.reference else []}
     folder = RUNS_DIR / f"versus-{args.name}"
     path = folder / "settings.json"
     if path.exists():
-        before = Search.read(folder)
+        before = SearchSpec.read(folder)
         same = json.loads(path.read_text()) == job
         if not same or any(getattr(before, n) != getattr(search, n) for n in ("model", "training", "data")):
             raise InputError(f"--name {args.name}: {path} has other settings; choose another name")

@@ -277,7 +277,7 @@ class Preset:
         return TrainConfig(**(values | changes))
 
 
-# Reference values: nano from a few trainings on the embedded corpus (experiments/LOG.md), micro from there, roughly by the
+# Reference values: nano from a few trainings on the built-in corpus (experiments/LOG.md), micro from there, roughly by the
 # inverse cube root of the size (the OLMo ladder's law); mini is nanoGPT's character model
 # (config/train_shakespeare_char.py); gpt2 and larger follow table 2.1 of the GPT-3 paper (arXiv 2005.14165) for rates,
 # 0.5M tokens a batch (1M for xl), and 20 tokens a parameter (arXiv 2203.15556).

@@ -14,8 +14,8 @@ from myllm.datasets.windows import Windows
 from myllm.training.train import Run
 from tune.core.coordinator import Coordinator
 from tune.core.schedulers import SCHEDULERS
-from tune.core.schedulers.baseline import WithReference
-from tune.core.trials import CONTINUE, DRAWN, REPORTED, Trials
+from tune.core.schedulers.baseline import WithBaseline
+from tune.core.trials import CONTINUE, REPORTED, SAMPLED, Trials
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
@@ -67,14 +67,14 @@ def byte_files(tmp_path_factory) -> tuple[Path, Path]:
 @pytest.fixture(scope="session")
 def undisturbed(byte_files, tmp_path_factory):
     """undisturbed(slots, **options): the search with these options that nothing befell. Each is run once."""
-    from harness import Search  # beside the fault tests
+    from harness import FaultSearch  # beside the fault tests
 
     searches = {}
 
     def find(slots=1, **options):
         key = slots, *sorted(options.items())
         if key not in searches:
-            searches[key] = Search(tmp_path_factory.mktemp("undisturbed") / "run", byte_files, slots, **options)
+            searches[key] = FaultSearch(tmp_path_factory.mktemp("undisturbed") / "run", byte_files, slots, **options)
             searches[key].finish()
         return searches[key]
 
@@ -131,9 +131,15 @@ def summary(run_dir: Path) -> str:
 BUDGET, MARK = 3200, 100
 
 
-def begun(trial_id, kind=DRAWN, until=BUDGET, config=None, **more):
+def begun(trial_id, source=SAMPLED, segment_end_tokens=BUDGET, config=None, **more):
     """A trial's first event."""
-    return {"event": "trial", "trial_id": trial_id, "kind": kind, "until": until, "config": config or {}} | more
+    return {
+        "event": "trial",
+        "trial_id": trial_id,
+        "source": source,
+        "segment_end_tokens": segment_end_tokens,
+        "config": config or {},
+    } | more
 
 
 def report(trial_id, tokens, loss, decision=CONTINUE, **changes):
@@ -142,10 +148,12 @@ def report(trial_id, tokens, loss, decision=CONTINUE, **changes):
     return values | dict.fromkeys(set(REPORTED) - set(values), 1.0) | {"diverged": False} | changes
 
 
-def new_search(name="half", rungs=None, num_samples=9, workers=1, confirm=None, events=(), configure=None, record=None):
+def new_search(
+    name="explore-finish", rungs=None, num_samples=9, workers=1, confirm=None, events=(), configure=None, record=None
+):
     """A Coordinator whose events go to `record`, a list; with `confirm` the rule has the reference beside it."""
     scheduler = SCHEDULERS[name](SCHEDULERS[name].default_rungs if rungs is None else rungs, BUDGET, MARK)
-    scheduler = scheduler if confirm is None else WithReference(scheduler, confirm)
+    scheduler = scheduler if confirm is None else WithBaseline(scheduler, confirm)
     trials = Trials(BUDGET, num_samples, events=[{"event": "session", "workers": workers}, *events])
     record = [] if record is None else record
 

@@ -10,8 +10,8 @@ import numpy as np
 from conftest import BUDGET, MARK, ROOT, begun, new_search, report
 
 from myllm.config import PRESETS
-from tune.config.options import SearchConfig
-from tune.config.spec import Data, Search
+from tune.config.options import SearchOptions
+from tune.config.spec import Data, SearchSpec
 from tune.core.search_space import SPACES
 from tune.core.searchers import searcher
 from tune.core.simulator import play
@@ -28,7 +28,7 @@ BIGRAM = (
     HEAD
     + """
 class Bigram(torch.nn.Module):
-    settings = {"width": 8, "kind": "plain"}
+    settings = {"width": 8, "source": "plain"}
 
     def __init__(self, settings, vocab_size):
         super().__init__()
@@ -44,19 +44,19 @@ class Bigram(torch.nn.Module):
 
 def search_of(preset="nano", space="v2", **changes):
     """The settings of a search, without data."""
-    config = SearchConfig(preset=preset, space=space, **changes)
+    config = SearchOptions(preset=preset, space=space, **changes)
     training = PRESETS[preset].training(version=SPACES[space].version)
-    data = Data("embedded", "embedded", "byte", "0", {}, {}, 1.0)
-    return Search(config, PRESETS[preset].model(257), training, data, training.budget_tokens // 32, {})
+    data = Data("builtin", "builtin", "byte", "0", {}, {}, 1.0)
+    return SearchSpec(config, PRESETS[preset].model(257), training, data, training.budget_tokens // 32, {})
 
 
 def asha_search(searcher="optuna", space="v1", preset="nano", seed=1, num_samples=40, warm_start=(), **changes):
     """The settings of a search of so many trials with asha; its losses are made up."""
     options = dict(space=space, preset=preset, seed=seed, num_samples=num_samples, warm_start=tuple(map(str, warm_start)))
-    config = SearchConfig(searcher=searcher, scheduler="asha", rungs=RUNGS, **options)
-    data = Data("embedded", "embedded", "byte", "0", {"train": {"tokens": 7}, "val": {"tokens": 5}}, {}, 1.0)
+    config = SearchOptions(searcher=searcher, scheduler="asha", rungs=RUNGS, **options)
+    data = Data("builtin", "builtin", "byte", "0", {"train": {"tokens": 7}, "val": {"tokens": 5}}, {}, 1.0)
     training = dataclasses.replace(PRESETS[preset].training(), batch_size=1, max_len=MARK, budget_tokens=BUDGET)
-    search = Search(config, PRESETS[preset].model(257), training, data, MARK, {"learning_rate": "1 to 2"})
+    search = SearchSpec(config, PRESETS[preset].model(257), training, data, MARK, {"learning_rate": "1 to 2"})
     return dataclasses.replace(search, **changes)
 
 
@@ -75,7 +75,7 @@ def loss_of(config, tokens, preset="nano"):
 
 def searched(search, workers=1, end=math.inf, events=(), record=None, num_samples=None):
     """The search on that surface, with asha."""
-    config = search.config
+    config = search.options
     asked = dict(num_samples=num_samples or config.num_samples, workers=workers, events=events, record=record)
     coordinator = new_search("asha", config.resolved_rungs, configure=searcher(search), **asked)
     play(coordinator, lambda trial, tokens: loss_of(trial.config, tokens, config.preset), end)

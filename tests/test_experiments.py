@@ -9,8 +9,8 @@ import pytest
 from conftest import ROOT, run_command_line
 from curves import Curves, read_curves
 
-from tune.config.options import SearchConfig
-from tune.config.resolve import prepare_search
+from tune.config.options import SearchOptions
+from tune.config.resolve import resolve_search
 
 
 def load(name):
@@ -29,8 +29,8 @@ def test_every_script_loads(path):
 
 def test_a_curve_that_is_recorded_can_be_replayed(byte_files, tmp_path):
     train, val = ((str(path),) for path in byte_files)
-    config = SearchConfig(space="v2", train_file=train, val_file=val, budget_tokens=65536)
-    load("rung_metric").record(prepare_search(config, tmp_path), 1, 0, 3, tmp_path / "one.csv")
+    config = SearchOptions(space="v2", train_file=train, val_file=val, budget_tokens=65536)
+    load("rung_metric").record(resolve_search(config, tmp_path), 1, 0, 3, tmp_path / "one.csv")
     curves = read_curves(tmp_path / "one.csv")
     assert curves.losses.shape == (1, 1, 8) and np.isfinite(curves.finals).all()
 
@@ -53,7 +53,7 @@ def test_a_replay_of_known_curves(tmp_path):
     assert curves.budget == 40 and curves.means[0] == 1.25 and curves.means[3] == 3.5  # diverged: the worst
 
     def regrets(scheduler, rungs=None, orders=100):
-        config = SearchConfig(time_budget=1.0, scheduler=scheduler, rungs=rungs, confirm=0)
+        config = SearchOptions(time_budget=1.0, scheduler=scheduler, rungs=rungs, replicate_best=0)
         return replay.regrets(curves, config, slots=1, orders=orders, lengths=(1, 2, 3, 4))
 
     found = regrets("fifo", orders=200)

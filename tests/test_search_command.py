@@ -14,9 +14,9 @@ from conftest import ROOT, run_command_line, summary
 
 from myllm.config import PRESETS
 from myllm.system.errors import InputError
-from tune.config.options import SearchConfig
+from tune.config.options import SearchOptions
 from tune.config.overrides import list_spaces
-from tune.config.resolve import Resources, prepare_search
+from tune.config.resolve import Resources, resolve_search
 from tune.core.search_space import SPACES
 from tune.ray_backend.tuner import run_search
 from tune.search import read_experiment, resume
@@ -37,7 +37,18 @@ def run_name(request):
 def small(byte_files, run_name):
     """Flags of a search that takes seconds: the least budget, on tiny files."""
     train, val = byte_files
-    flags = ["--train_file", train, "--val_file", val, "--budget_tokens", "262144", "--num_samples", "2", "--confirm", "0"]
+    flags = [
+        "--train_file",
+        train,
+        "--val_file",
+        val,
+        "--budget_tokens",
+        "262144",
+        "--num_samples",
+        "2",
+        "--replicate_best",
+        "0",
+    ]
     flags += ["--scheduler", "asha"]
     return ["tune/search.py", *map(str, flags), "--max_concurrent", "1", "--name", run_name]
 
@@ -118,8 +129,8 @@ def test_interrupted_and_resumed_equals_never_stopped(small, run_name):
 )
 def test_trials_that_end_badly_are_kept_with_the_reason(part, field, value, status, tmp_path, byte_files):
     train, val = map(str, byte_files)
-    config = SearchConfig(train_file=(train,), val_file=(val,), num_samples=1, budget_tokens=262144, name="x", space="v1")
-    search = prepare_search(config, tmp_path)
+    config = SearchOptions(train_file=(train,), val_file=(val,), num_samples=1, budget_tokens=262144, name="x", space="v1")
+    search = resolve_search(config, tmp_path)
     search = dataclasses.replace(search, **{part: dataclasses.replace(getattr(search, part), **{field: value})})
     assert run_search(tmp_path, search, Resources(1, 0, 1))
     trials = pd.read_csv(tmp_path / "trials.csv")
@@ -198,12 +209,12 @@ def test_bad_input_is_one_line_and_exit_code_2_before_ray_starts(byte_files, tmp
         (["--keep_checkpoints", "none"], "--keep_checkpoints 'none'"),
         (["--max_failures", "-1"], "--max_failures is -1"),
         (["--storage_path", "klingon://x"], "--storage_path klingon://x"),
-        (["--trust"], "--trust belongs to --resume"),
+        (["--allow_other_owner"], "--allow_other_owner belongs to --resume"),
         (["--grace_period", "1.5"], "--grace_period is 1.5"),
-        (["--confirm", "-1"], "--confirm is -1"),
-        (["--audit", "0"], "--audit is 0"),
-        (["--audit", "1.5"], "above 0 and at most 1"),
-        (["--audit", "nan"], "--audit is nan"),
+        (["--replicate_best", "-1"], "--replicate_best is -1"),
+        (["--audit_fraction", "0"], "--audit_fraction is 0"),
+        (["--audit_fraction", "1.5"], "above 0 and at most 1"),
+        (["--audit_fraction", "nan"], "--audit_fraction is nan"),
         (["--max_concurrent", "0"], "--max_concurrent is 0"),
         (["--seed", "-1"], "--seed is -1"),
         (["--name", "../escape"], "--name '../escape'"),
@@ -243,7 +254,7 @@ def test_bad_input_is_one_line_and_exit_code_2_before_ray_starts(byte_files, tmp
 def test_a_dry_run_tells_what_a_search_will_take_and_leaves_nothing_behind(byte_files, run_name):
     train, val = map(str, byte_files)
     flags = ["--train_file", train, "--val_file", val, "--budget_tokens", "262144", "--name", run_name]
-    flags += ["--time_budget", "1h30m", "--audit", "0.01"]
+    flags += ["--time_budget", "1h30m", "--audit_fraction", "0.01"]
     done = run_command_line("tune/search.py", *flags, "--max_concurrent", "1", "--dry_run")
     assert done.returncode == 0, done.stderr
     assert "1 h 30 min of trials" in done.stdout and not (RUNS / run_name).exists()
@@ -261,7 +272,7 @@ def test_report_of_no_run_is_an_error(tmp_path):
 def test_every_shipped_experiment_parses(path, monkeypatch):
     monkeypatch.setenv("TINYSHAKESPEARE", "/data")
     monkeypatch.setenv("OPENWEBTEXT", "/data")
-    SearchConfig(**read_experiment(str(path), {}))
+    SearchOptions(**read_experiment(str(path), {}))
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from myllm.system.errors import InputError, Parser, run_command
 from myllm.system.files import obstacle, write_text
-from tune.analysis.response_surface import Surface
+from tune.analysis.response_surface import ResponseSurface
 from tune.analysis.results import load, tables
 from tune.analysis.stopping_audit import audit_lines
 from tune.config.spec import FILE_NAME
@@ -52,13 +52,13 @@ def write_report(run_dir: Path, whole: bool = True, still: bool = False) -> str:
 
     size = (run_dir / JOURNAL).stat().st_size if still else 0
     search, trials, events = load(run_dir)
-    table, history = tables(trials, search.config.seed)
+    table, history = tables(trials, search.options.seed)
     found = facts(run_dir, search, trials, events)
     said = text(found, run_dir)
     notes = {"budget": time_spent(trials, events, found)}
     surface = None
     try:
-        surface = Surface(search, trials) if whole else None
+        surface = ResponseSurface(search, trials) if whole else None
     except ValueError as error:
         notes["importance"] = f"What matters: nothing can be said yet, {error}."
     with threadpool_limits(1):  # matrices are small: on busy cores two threads would wait for each other

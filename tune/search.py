@@ -29,14 +29,15 @@ from pathlib import Path
 from typing import Any
 
 from myllm.config import field_help, value_type
-from myllm.datasets.data_paths import is_embedded
+from myllm.datasets.data_paths import is_builtin
 from myllm.models.custom_model import absolute, is_changed
 from myllm.system.errors import InputError, Parser, RunError, run_command
 from myllm.system.files import cache_dir
 from myllm.system.machine import available_cpus, gpu_names
 from tune.config import overrides
-from tune.config.options import AUTO, PICKED, SearchConfig
-from tune.config.spec import RUNS_DIR, Search
+from tune.config.old_names import OPTIONS, current_names
+from tune.config.options import AUTO, PICKED, SearchOptions
+from tune.config.spec import RUNS_DIR, SearchSpec
 from tune.core.trials import UNLIMITED_TRIALS
 from tune.ray_backend.cluster import join_cluster
 from tune.ray_backend.preflight import check_places, runs_dir
@@ -47,8 +48,8 @@ from tune.text.durations import duration, parse_duration
 # What takes long to import comes where it is used: --help and most errors need none of it.
 
 RESUME_FLAGS = (
-    *("num_samples", "time_budget", "confirm", "audit", "max_failures", "keep_checkpoints"),
-    *("cpus_per_trial", "gpus_per_trial", "max_concurrent", "address", "dashboard", "patience", "wandb", "mlflow"),
+    *("num_samples", "time_budget", "replicate_best", "audit_fraction", "max_failures", "keep_checkpoints"),
+    *("cpus_per_trial", "gpus_per_trial", "max_concurrent", "address", "dashboard", "stall_timeout", "wandb", "mlflow"),
 )
 """what may change on --resume: nothing that would make earlier trials and later ones incomparable"""
 SHORTEST_SEARCH = 10  # seconds of --time_budget
@@ -79,8 +80,8 @@ def parse_args() -> argparse.Namespace:
     parser = Parser(
         prog="search.py", description="Searches hyper-parameters of GPT pre-training.", argument_default=argparse.SUPPRESS
     )
-    helps = field_help(SearchConfig)
-    for field in dataclasses.fields(SearchConfig):
+    helps = field_help(SearchOptions)
+    for field in dataclasses.fields(SearchOptions):
         kind = value_type(field)
         default = "" if field.default in (None, ()) else f" (default: {field.default})"
         how: dict[str, Any] = {"type": kind}
@@ -101,7 +102,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--dry_run", action="store_true", help="check all, time a few steps, tell what it will take, and end"
     )
-    parser.add_argument("--trust", action="store_true", help="resume a run folder that belongs to another user")
+    parser.add_argument("--allow_other_owner", action="store_true", help="resume a run folder that belongs to another user")
+    for old, name in OPTIONS.items():
+        parser.add_alias(f"--{old}", f"--{name}")
     return parser.parse_args()
 
 
@@ -112,15 +115,15 @@ def read_experiment(path: str, given: dict[str, Any]) -> dict[str, Any]:
     `given` stands in for it.
     """
     try:
-        values = tomllib.loads(Path(path).read_text())
+        values = current_names(tomllib.loads(Path(path).read_text()))
     except FileNotFoundError:
         raise InputError(f"--experiment {path}: no such file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         hint = '; beside a table [space] the space is named in it, base = "v2"' if "overwrite" in str(error) else ""
         raise InputError(f"--experiment {path}: not TOML ({error}){hint}") from None
-    kinds = {field.name: value_type(field) for field in dataclasses.fields(SearchConfig)}
+    kinds = {field.name: value_type(field) for field in dataclasses.fields(SearchOptions)}
     if isinstance(values.get("space"), dict):
-        values |= overrides.from_table(values.pop("space"), f"--experiment {path}")
+        values |= current_names(overrides.from_table(values.pop("space"), f"--experiment {path}"))
     for key, value in values.items():
         if key not in kinds:
             raise InputError(f"--experiment {path}: unknown key {key!r}; known are {', '.join(kinds)}")
@@ -143,7 +146,7 @@ def read_experiment(path: str, given: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-def start(given: dict[str, Any]) -> tuple[Path, Search]:
+def start(given: dict[str, Any]) -> tuple[Path, SearchSpec]:
     """A new run folder and its checked settings."""
     experiment = given.pop("experiment", None)
     values = overrides.merge(read_experiment(experiment, given) if experiment else {}, given)
@@ -151,7 +154,7 @@ def start(given: dict[str, Any]) -> tuple[Path, Search]:
     values["warm_start"] = tuple(os.path.abspath(path) for path in values.get("warm_start", ()))
     values |= {"model": absolute(values["model"])} if values.get("model") else {}
     values |= {"storage_path": os.path.expanduser(values["storage_path"])} if values.get("storage_path") else {}
-    config = SearchConfig(**values)
+    config = SearchOptions(**values)
     if (config.time_budget or SHORTEST_SEARCH) < SHORTEST_SEARCH:
         raise InputError(
             f"--time_budget is {config.time_budget:g} s; it must be {SHORTEST_SEARCH} or more: the start takes some of them"
@@ -162,24 +165,26 @@ def start(given: dict[str, Any]) -> tuple[Path, Search]:
     if os.path.lexists(run_dir):
         again = command("tune/search.py", "--resume", run_dir)
         raise InputError(f"--name {name}: {run_dir} exists; go on with: {again}; or choose another name")
-    from tune.config.resolve import prepare_search
+    from tune.config.resolve import resolve_search
     from tune.core.searchers import warm_start_trials
 
-    search = prepare_search(dataclasses.replace(config, name=name), cache_dir())
+    search = resolve_search(dataclasses.replace(config, name=name), cache_dir())
     return run_dir, dataclasses.replace(search, warm_start=warm_start_trials(search))
 
 
-def resume(given: dict[str, Any]) -> tuple[Path, Search]:
+def resume(given: dict[str, Any]) -> tuple[Path, SearchSpec]:
     """The run folder to go on with, and its settings with what may change."""
     from tune.config.resolve import check_comparable
 
     run_dir = Path(os.path.realpath(given.pop("resume")))
-    trust = given.pop("trust", False)
-    search = Search.read(run_dir)
+    trust = given.pop("allow_other_owner", False)
+    search = SearchSpec.read(run_dir)
     owner = run_dir.stat().st_uid
     if owner != os.getuid() and not trust:
-        raise InputError(f"{run_dir} belongs to another user (id {owner}); look at what is in it, then resume with --trust")
-    before = search.config
+        raise InputError(
+            f"{run_dir} belongs to another user (id {owner}); look at what is in it, then resume with --allow_other_owner"
+        )
+    before = search.options
     given |= {"model": absolute(given["model"])} if "model" in given else {}
     for flag, value in given.items():
         value = tuple(value) if isinstance(value, list) else value
@@ -192,7 +197,7 @@ def resume(given: dict[str, Any]) -> tuple[Path, Search]:
     if given.get("num_samples", asked) < asked:
         raise InputError(f"--num_samples is {given['num_samples']}, the total; the run already asked for {asked}")
     config = dataclasses.replace(before, **{flag: value for flag, value in given.items() if flag in RESUME_FLAGS})
-    return run_dir, check_comparable(dataclasses.replace(search, config=config), cache_dir())
+    return run_dir, check_comparable(dataclasses.replace(search, options=config), cache_dir())
 
 
 @contextlib.contextmanager
@@ -207,7 +212,7 @@ def nothing_lost(again: str) -> Iterator[None]:
 def main() -> int:
     engine = ENGINE or Engine()
     try:
-        return run(vars(parse_args()), engine)
+        return run(current_names(vars(parse_args())), engine)
     finally:
         engine.stop()
 
@@ -215,18 +220,18 @@ def main() -> int:
 def run(given: dict[str, Any], engine: Engine) -> int:
     """Checks what was `given`, searches, and says what was found; returns the exit code."""
     if given.pop("list_spaces", False):
-        print(overrides.list_spaces(given.get("preset", SearchConfig.preset)))
+        print(overrides.list_spaces(given.get("preset", SearchOptions.preset)))
         return 0
     resumed, dry_run = "resume" in given, given.pop("dry_run", False)
     if dry_run:
         engine.stop()  # it is not needed, and steps are to be timed alone
-    if not resumed and given.pop("trust", False):
-        raise InputError("--trust belongs to --resume")
+    if not resumed and given.pop("allow_other_owner", False):
+        raise InputError("--allow_other_owner belongs to --resume")
     run_dir, search = (resume if resumed else start)(given)
-    config = search.config
+    config = search.options
     if config.dashboard and importlib.util.find_spec("aiohttp_cors") is None:
         raise InputError("--dashboard needs more of Ray: pip install 'ray[default]'")
-    from tune.config.resolve import changed_code, settle_resources
+    from tune.config.resolve import changed_code, resolve_resources
 
     if config.address is None:
         check_address_space()
@@ -234,20 +239,20 @@ def run(given: dict[str, Any], engine: Engine) -> int:
     else:
         available = join_cluster(config.address)
     if any(getattr(config, name) == AUTO for name in PICKED):
-        from tune.estimate.auto_resources import settle_auto
+        from tune.estimate.auto_resources import resolve_auto
 
         with engine.before_the_search():
-            search, found = settle_auto(search, *available)
-        config = search.config
+            search, found = resolve_auto(search, *available)
+        config = search.options
         print(found, flush=True)
-    resources = settle_resources(config, *available)
+    resources = resolve_resources(config, *available)
     if resumed and (changes := changed_code(search)):
         print(f"note: the code has changed since the search began: {changes}")
     if resumed and is_changed(search.model):
         print(f"note: {search.model.source} has changed since the search began, which goes on with the code of then")
     check_places(run_dir, search, resumed)
     again = command("tune/search.py", "--resume", run_dir)
-    data = "the embedded corpus" if is_embedded(config.train_file) else " ".join(config.train_file)
+    data = "the built-in corpus" if is_builtin(config.train_file) else " ".join(config.train_file)
     trials = f"{config.trials} trials" if config.trials < UNLIMITED_TRIALS else f"{duration(config.time_budget)} of trials"
     print(
         f"{trials} of space {config.space}, preset {config.preset}, on {data}: "

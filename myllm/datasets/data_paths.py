@@ -11,10 +11,12 @@ from myllm.datasets.documents import kind_of
 from myllm.system.errors import InputError
 from myllm.system.files import check_regular
 
-EMBEDDED = "embedded"
-"""Name of the corpus that every Python brings along: the source files of its standard library."""
+BUILTIN = "builtin"
+"""name of the corpus that every Python brings along: the source files of its standard library"""
+BUILTIN_BEFORE = "embedded"
+"""its name before 0.1.0"""
 Source = str | Sequence[str]
-"""a path, a glob, a folder, EMBEDDED, or several of the first three"""
+"""a path, a glob, a folder, BUILTIN, or several of the first three"""
 TOKENS = ("bin", "npy")
 IN_FOLDERS = re.compile(
     r".+\.(bin|npy|parquet|arrow|(txt|jsonl|ndjson)(\.(gz|bz2|zst))?|json\.(gz|bz2|zst))$", re.IGNORECASE
@@ -29,15 +31,16 @@ SPLITS = {
 """words in file names that say what a file is for"""
 
 
-def is_embedded(source: Source) -> bool:
-    """Whether `source` is the embedded corpus."""
-    return source == EMBEDDED or (not isinstance(source, str) and list(source) == [EMBEDDED])
+def is_builtin(source: Source) -> bool:
+    """Whether `source` is the built-in corpus."""
+    names = [source] if isinstance(source, str) else list(source)
+    return len(names) == 1 and names[0] in (BUILTIN, BUILTIN_BEFORE)
 
 
 def absolute(source: Source) -> Source:
     """`source` as it can be named from any folder."""
-    if is_embedded(source):
-        return EMBEDDED
+    if is_builtin(source):
+        return BUILTIN
     return os.path.abspath(source) if isinstance(source, str) else [os.path.abspath(one) for one in source]
 
 

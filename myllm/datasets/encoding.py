@@ -90,11 +90,11 @@ def encode_pieces(
             for job, position in jobs(pieces, tokenizer):
                 waiting.append((pool.submit(encode_job, job, tokenizer), position))
                 while len(waiting) > 2 * threads:
-                    future, reached = waiting.popleft()
-                    yield future.result(), reached
+                    future, count_by_rung = waiting.popleft()
+                    yield future.result(), count_by_rung
             while waiting:
-                future, reached = waiting.popleft()
-                yield future.result(), reached
+                future, count_by_rung = waiting.popleft()
+                yield future.result(), count_by_rung
         finally:
             for future, _ in waiting:
                 future.cancel()

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from myllm.datasets.builtin_corpus import corpus_text
-from myllm.datasets.data_paths import Source, are_tokens, find_files, is_embedded
+from myllm.datasets.data_paths import Source, are_tokens, find_files, is_builtin
 from myllm.datasets.documents import Piece, kind_of, read_pieces
 from myllm.datasets.encoding import encode_pieces
 from myllm.datasets.token_file import TokenFile, names_of, write_token_file
@@ -69,20 +69,20 @@ def prepare(
     token_dtype: str | None = None,
     text_column: str | None = None,
 ) -> TokenFile:
-    """The checked TokenFile behind what a user names: token files, text, or `embedded` (then `split` is train or val).
+    """The checked TokenFile behind what a user names: token files, text, or `builtin` (then `split` is train or val).
 
     Text is tokenized once into `cache_dir` (default: files.cache_dir()), under the hash of its content and of the
     tokenizer's. `token_dtype` says what bare .bin files hold, `text_column` which column is the text. Raises InputError for
     bad files, for ids beyond the vocabulary, and for files that belong to another tokenizer.
     """
-    if not is_embedded(source):
+    if not is_builtin(source):
         files = find_files(source)
         if are_tokens(files):
             return _check_belongs(TokenFile(files, token_dtype), tokenizer_name, tokenizer)
     if token_dtype:
         raise InputError(f"--token_dtype {token_dtype} is for .bin files of token ids; {source} is text")
-    if is_embedded(source):
-        text, what = corpus_text(split), "the embedded corpus"
+    if is_builtin(source):
+        text, what = corpus_text(split), "the built-in corpus"
         key, pieces, size = hashlib.sha256(text.encode()).hexdigest(), [Piece(text, True, len(text))], len(text)
     else:
         what = names_of(files)
@@ -153,7 +153,7 @@ def default_tokenizer(source: Source) -> str:
 
     Raises InputError where the files are known not to be GPT-2's: beside a nanoGPT meta.pkl, or as llm.c's Llama-3 shards.
     """
-    if is_embedded(source):
+    if is_builtin(source):
         return "byte"
     files = find_files(source)
     if not are_tokens(files):

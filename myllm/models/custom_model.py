@@ -46,7 +46,7 @@ RESERVED = {field.name for field in dataclasses.fields(TrainConfig)} | {"vocab_s
 
 
 @dataclass(frozen=True)
-class OwnModelConfig:
+class CustomModelConfig:
     """A model of the user's own: its code and its settings."""
 
     source: str
@@ -80,25 +80,25 @@ class OwnModelConfig:
         return self.source.rpartition(":")[2]
 
 
-ModelConfig = GPTConfig | OwnModelConfig
+ModelConfig = GPTConfig | CustomModelConfig
 UNSAID = {field.name: field.default for field in dataclasses.fields(GPTConfig) if field.default is not dataclasses.MISSING}
 """what a checkpoint of GPT-2's decoder means where it is older than a setting"""
 
 
 def settings_of(model: ModelConfig) -> dict[str, Any]:
     """What of a model may be set, by name."""
-    return dict(model.settings) if isinstance(model, OwnModelConfig) else dict(vars(model))
+    return dict(model.settings) if isinstance(model, CustomModelConfig) else dict(vars(model))
 
 
 def described(model: ModelConfig) -> dict[str, Any]:
     """What a model is, by name, without its code: its settings, and of an own one where it came from."""
-    own = {"class": model.source, "sha256": model.sha256} if isinstance(model, OwnModelConfig) else {}
+    own = {"class": model.source, "sha256": model.sha256} if isinstance(model, CustomModelConfig) else {}
     return own | settings_of(model)
 
 
 def with_settings(model: ModelConfig, changes: dict[str, Any]) -> ModelConfig:
     """The model with other settings. Raises InputError for those that it can't have."""
-    if isinstance(model, OwnModelConfig):
+    if isinstance(model, CustomModelConfig):
         return dataclasses.replace(model, settings=model.settings | changes)
     return dataclasses.replace(model, **changes)
 
@@ -112,21 +112,21 @@ def fix_settings(model: ModelConfig, texts: Iterable[str]) -> ModelConfig:
         name, _, value = text.partition("=")
         if name not in known:
             hint = f"; it is the training's, --{name}" if name in RESERVED else ""
-            raise InputError(f"--fix {text}: the model has no setting {name!r}{hint}; it has {', '.join(known)}")
+            raise InputError(f"--set {text}: the model has no setting {name!r}{hint}; it has {', '.join(known)}")
         try:
             changes[name] = parse_value(type(known[name]), value)
         except ValueError as error:
-            raise InputError(f"--fix {text}: {error}") from None
+            raise InputError(f"--set {text}: {error}") from None
     try:
         return with_settings(model, changes)
     except InputError as error:
-        raise InputError(f"--fix {' '.join(texts)}: {error}") from None
+        raise InputError(f"--set {' '.join(texts)}: {error}") from None
 
 
 def read_model(values: Any, where: str) -> ModelConfig:
     """The model that a JSON file describes. Raises InputError."""
     own = isinstance(values, dict) and "source" in values
-    return from_dict(OwnModelConfig if own else GPTConfig, values, where)
+    return from_dict(CustomModelConfig if own else GPTConfig, values, where)
 
 
 def difference(model: ModelConfig, saved: dict[str, Any]) -> str | None:
@@ -134,7 +134,7 @@ def difference(model: ModelConfig, saved: dict[str, Any]) -> str | None:
 
     The same class with other code is no obstacle by itself: what it changed shows where the weights are put in.
     """
-    if isinstance(model, OwnModelConfig) != ("source" in saved):
+    if isinstance(model, CustomModelConfig) != ("source" in saved):
         theirs = saved.get("source", "GPT-2's decoder")
         return f"the checkpoint's model is {theirs}, this one {getattr(model, 'source', 'the built-in one')}"
     own = "source" in saved
@@ -201,7 +201,7 @@ def digest(files: dict[str, str]) -> str:
 
 def is_changed(model: ModelConfig) -> bool:
     """Whether an own model's files are no longer what its configuration holds, or gone."""
-    if not isinstance(model, OwnModelConfig):
+    if not isinstance(model, CustomModelConfig):
         return False
     try:
         return digest(read_files(Path(model.source.rpartition(":")[0]))) != model.sha256
@@ -265,7 +265,7 @@ def _load(source: str, sha256: str, code: str) -> type:
     return found
 
 
-def load_class(model: OwnModelConfig) -> type:
+def load_class(model: CustomModelConfig) -> type:
     """The class of an own model, its code executed once a process. Raises InputError."""
     return _load(model.source, model.sha256, json.dumps(model.files))
 
@@ -277,14 +277,14 @@ def told(error: BaseException) -> str:
     return f"{type(error).__name__}: {one_line(error)}"[:300] + where[:120]
 
 
-def own_model(spec: str, vocab_size: int, block_size: int) -> OwnModelConfig:
+def custom_model(spec: str, vocab_size: int, block_size: int) -> CustomModelConfig:
     """The model that --model names, with its own reference settings. Raises InputError."""
     source = absolute(spec)
     try:
         files = read_files(Path(source.rpartition(":")[0]))
     except InputError as error:
         raise InputError(f"--model {error}") from None
-    empty = OwnModelConfig(source, files, digest(files), {"block_size": block_size}, vocab_size)
+    empty = CustomModelConfig(source, files, digest(files), {"block_size": block_size}, vocab_size)
     settings = getattr(load_class(empty), "settings", {})
     if not isinstance(settings, dict):
         raise InputError(f"--model {source}: its `settings` is a {type(settings).__name__}; it must be a dict of defaults")
@@ -293,7 +293,7 @@ def own_model(spec: str, vocab_size: int, block_size: int) -> OwnModelConfig:
 
 def builder(model: ModelConfig) -> Callable[[], Any]:
     """What makes the torch module; an own model's file, which may draw random numbers, is executed before it is called."""
-    if isinstance(model, OwnModelConfig):
+    if isinstance(model, CustomModelConfig):
         return functools.partial(load_class(model), dict(model.settings), model.vocab_size)
     from myllm.models.gpt import GPT
 

@@ -12,13 +12,13 @@ import torch
 
 from myllm.config import PRESETS, Preset
 from myllm.models.custom_model import (
+    CustomModelConfig,
     ModelConfig,
-    OwnModelConfig,
     builder,
+    custom_model,
     fix_settings,
     is_changed,
     load_class,
-    own_model,
     read_model,
     told,
     with_settings,
@@ -42,22 +42,22 @@ def choose_model(given: dict[str, Any], config: dict[str, Any], where: str, pres
         found, named = read_model(config["model"], f"{where}: model"), config.get("preset")
         if given.get("preset", named) == named:
             model = found
-        elif isinstance(found, OwnModelConfig):
+        elif isinstance(found, CustomModelConfig):
             raise InputError(
                 f"--preset {given['preset']}: {where} is for your own model {found.source}, which has no presets; leave "
-                "--preset out, and change the model's size with --fix NAME=VALUE"
+                "--preset out, and change the model's size with --set NAME=VALUE"
             )
         elif named in PRESETS:
             usual = PRESETS[named].model(vocab_size)
             chosen = {name: getattr(found, name) for name in CHOSEN if getattr(found, name) != getattr(usual, name)}
             model = with_settings(model, chosen)
     if "model" in given:
-        before, model = model, own_model(given["model"], vocab_size, model.block_size)
-        if isinstance(before, OwnModelConfig):
+        before, model = model, custom_model(given["model"], vocab_size, model.block_size)
+        if isinstance(before, CustomModelConfig):
             if before.sha256 != model.sha256:
                 print(f"note: {model.source} is not the code that {where} was found with")
             model = with_settings(model, before.settings)
-    elif isinstance(model, OwnModelConfig):
+    elif isinstance(model, CustomModelConfig):
         owner = os.stat(where).st_uid
         if owner != os.getuid():
             raise InputError(
@@ -66,8 +66,8 @@ def choose_model(given: dict[str, Any], config: dict[str, Any], where: str, pres
             )
         if is_changed(model):
             print(f"note: {model.source} has changed since; this is the code that {where} was found with")
-    model = fix_settings(model, given.get("fix", ()))
-    if isinstance(model, OwnModelConfig):
+    model = fix_settings(model, given.get("set", ()))
+    if isinstance(model, CustomModelConfig):
         check_trains(model)
     return model
 
@@ -77,7 +77,7 @@ def quiet() -> contextlib.AbstractContextManager:
     return contextlib.redirect_stdout(io.StringIO())
 
 
-def check_builds(model: OwnModelConfig) -> None:
+def check_builds(model: CustomModelConfig) -> None:
     """Raises InputError where the class can't be built from these settings; in no memory where the meta device will do."""
     build = builder(model)
     try:
@@ -93,7 +93,7 @@ def check_builds(model: OwnModelConfig) -> None:
             ) from None
 
 
-def check_trains(model: OwnModelConfig) -> None:
+def check_trains(model: CustomModelConfig) -> None:
     """Builds an own model, and takes a loss and its gradient on this CPU. Raises InputError for all that is wrong."""
     cls, name = load_class(model), model.class_name
 
@@ -161,7 +161,7 @@ def check_trains(model: OwnModelConfig) -> None:
 @torch.no_grad()
 def _check_logits(
     module: torch.nn.Module,
-    model: OwnModelConfig,
+    model: CustomModelConfig,
     ids: torch.Tensor,
     targets: torch.Tensor,
     wrong: Callable[[str], InputError],

@@ -44,6 +44,10 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **kwargs):
         super().__init__(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **kwargs)
 
+    def add_alias(self, alias: str, flag: str) -> None:
+        """Lets `alias`, which --help does not name, stand for `flag`."""
+        self._option_string_actions[alias] = self._option_string_actions[flag]
+
     def error(self, message: str):
         raise InputError(f"{message} (see --help)")
 

@@ -10,7 +10,7 @@ import torch
 
 from myllm.config import get_preset
 from myllm.datasets.tokenizer import Tokenizer, byte_tokenizer, end_of_text, get_tokenizer, identity, resolve
-from myllm.models.custom_model import OwnModelConfig, builder, told
+from myllm.models.custom_model import CustomModelConfig, builder, told
 from myllm.models.model_check import choose_model
 from myllm.system.errors import InputError
 from myllm.training.gpu import pick_device
@@ -20,7 +20,7 @@ from myllm.training.train_utils import generate, load_state, load_trial, text_to
 LENGTH, SAMPLE_LENGTH, TEMPERATURE, TOP_K = 200, 50, 0.8, 40
 FLAGS = {"length", "temperature", "top_k"}
 """how text is drawn"""
-ALLOWED = FLAGS | {"generate", "load_model", "from_trial", "config", "model", "fix", "tokenizer", "device", "seed"}
+ALLOWED = FLAGS | {"generate", "load_model", "from_trial", "config", "model", "set", "tokenizer", "device", "seed"}
 """flags that go with --generate; `start_context` always has a value"""
 
 
@@ -40,7 +40,7 @@ def check_flags(given: dict[str, Any]) -> None:
 
 def can_write(model: torch.nn.Module, config: Any) -> bool:
     """Whether logits can be had: of the user's own model its class says how."""
-    return not isinstance(config, OwnModelConfig) or hasattr(model, "logits")
+    return not isinstance(config, CustomModelConfig) or hasattr(model, "logits")
 
 
 def draw(model: torch.nn.Module, config: Any, start: str, tokenizer: Tokenizer, given: dict[str, Any], seed: int) -> str:
@@ -55,7 +55,7 @@ def draw(model: torch.nn.Module, config: Any, start: str, tokenizer: Tokenizer, 
     try:
         drawn = generate(model, ids, *how, end_of_text(tokenizer), generator, config.block_size)
     except Exception as error:
-        if not isinstance(config, OwnModelConfig):
+        if not isinstance(config, CustomModelConfig):
             raise
         raise InputError(f"--model {config.source}: logits(ids) raises {told(error)}") from None
     return token_ids_to_text(drawn[0], tokenizer)

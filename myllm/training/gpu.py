@@ -64,7 +64,7 @@ def without_garbage_collection() -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Recording:
+class CapturedGraph:
     """A call, and the tensors that it reads and writes."""
 
     graph: torch.cuda.CUDAGraph
@@ -72,7 +72,7 @@ class Recording:
     result: torch.Tensor
 
 
-class Recorder:
+class CUDAGraphRunner:
     """Replays calls of `step` on a GPU as CUDA graphs, one for each set of shapes it is called with.
 
     A small model's step is some hundred kernels of a few microseconds; launched one by one they keep a GPU waiting
@@ -88,7 +88,7 @@ class Recorder:
 
     def forget(self) -> None:
         """Frees the recordings' memory; what follows is recorded anew."""
-        self.recordings: dict[tuple[torch.Size, ...], Recording] = {}
+        self.recordings: dict[tuple[torch.Size, ...], CapturedGraph] = {}
         self.warm: set[tuple[torch.Size, ...]] = set()
 
     def __call__(self, *values: torch.Tensor | float) -> torch.Tensor:
@@ -137,4 +137,4 @@ class Recorder:
             self.records = False
             warn(f"training without CUDA graphs, which this model does not allow: {str(error).splitlines()[0]}")
             return
-        self.recordings[shapes] = Recording(graph, inputs, result)
+        self.recordings[shapes] = CapturedGraph(graph, inputs, result)

@@ -19,14 +19,14 @@ from typing import Any
 import torch
 
 from myllm.config import PRESETS, Preset, TrainConfig, from_dict
-from myllm.models.custom_model import ModelConfig, OwnModelConfig, builder, difference, read_model, settings_of
+from myllm.models.custom_model import CustomModelConfig, ModelConfig, builder, difference, read_model, settings_of
 from myllm.models.model_check import quiet
 
 WIDTH_LAW = "1/width, Yang et al., arXiv 2203.03466"
 
 
 @dataclass(frozen=True)
-class Change:
+class Transfer:
     """A setting that is not what the search found."""
 
     name: str
@@ -59,9 +59,9 @@ def times_as_wide(model: ModelConfig, before: ModelConfig) -> float:
     return statistics.median([sizes[0][name] / sizes[1][name] for name in sizes[0].keys() & sizes[1].keys()] or [1.0])
 
 
-def carried(
+def transferred(
     config: dict[str, Any], where: str, flags: dict[str, Any], model: ModelConfig, preset: Preset
-) -> tuple[TrainConfig, list[Change]]:
+) -> tuple[TrainConfig, list[Transfer]]:
     """The training that a best_config.json, read from `where`, describes, with `flags` in it, for `model`; and what moved.
 
     Where windows were the whole context they are that of the model again, and a step keeps its tokens. A preset other than
@@ -77,15 +77,15 @@ def carried(
         if found.stride == old and "stride" not in flags:
             values["stride"] = model.block_size
         values["max_len"] = model.block_size
-        changes.append(Change("max_len", old, model.block_size, "the model's context"))
+        changes.append(Transfer("max_len", old, model.block_size, "the model's context"))
         if "batch_size" not in flags:
             values["batch_size"] = max(1, round(found.batch_size * old / model.block_size))
             changes.append(
-                Change("batch_size", found.batch_size, values["batch_size"], "as many tokens a step, as near as may be")
+                Transfer("batch_size", found.batch_size, values["batch_size"], "as many tokens a step, as near as may be")
             )
     elif found.stride == found.max_len != values["max_len"] and "stride" not in flags:
         values["stride"] = values["max_len"]
-        changes.append(Change("stride", found.stride, values["stride"], "that of --max_len, as before"))
+        changes.append(Transfer("stride", found.stride, values["stride"], "that of --max_len, as before"))
     if preset.micro_batch_size and PRESETS.get(config.get("preset")) is not preset and "micro_batch_size" not in flags:
         values["micro_batch_size"] = min(preset.micro_batch_size, values["batch_size"])
     step = values["batch_size"] * values["max_len"]
@@ -94,8 +94,8 @@ def carried(
     return from_dict(TrainConfig, values, f"{where}: train"), changes
 
 
-def rescaled_rate(config: dict[str, Any], training: TrainConfig, model: ModelConfig) -> tuple[TrainConfig, Change | None]:
-    """`training`, which `carried` made of a best_config.json, with the learning rate for its model; the Change is None
+def rescaled_rate(config: dict[str, Any], training: TrainConfig, model: ModelConfig) -> tuple[TrainConfig, Transfer | None]:
+    """`training`, which `transferred` made of a best_config.json, with the learning rate for its model; the Change is None
     where that is as wide as the config's.
     """
     before = read_model(config["model"], "model") if "model" in config else model
@@ -105,8 +105,8 @@ def rescaled_rate(config: dict[str, Any], training: TrainConfig, model: ModelCon
     if width == 1:
         return training, None
     if width < 1:
-        return training, Change("learning_rate", rate, rate, f"not raised to {new:.4g}, above what was tried; {why}")
-    return dataclasses.replace(training, learning_rate=new), Change("learning_rate", rate, new, why)
+        return training, Transfer("learning_rate", rate, rate, f"not raised to {new:.4g}, above what was tried; {why}")
+    return dataclasses.replace(training, learning_rate=new), Transfer("learning_rate", rate, new, why)
 
 
 def search_command(
@@ -120,14 +120,14 @@ def search_command(
     fixed = {n: getattr(training, n) for n in names if getattr(training, n) not in (None, getattr(reference, n))}
     if training.beta2_half_life is not None:  # it decides beta2
         fixed.pop("beta2", None)
-    own = isinstance(model, OwnModelConfig)
+    own = isinstance(model, CustomModelConfig)
     usual = {} if own else settings_of(preset.model(model.vocab_size))
     fixed |= {n: value for n, value in settings_of(model).items() if usual.get(n) != value}
     rate = training.learning_rate
-    words = ["python", "tune/search.py", "--preset", preset_name, "--space", "own"]
+    words = ["python", "tune/search.py", "--preset", preset_name, "--space", "custom"]
     words += ["--model", model.source] if own else []
     words += ["--range", f"learning_rate={rate / 2:.2g}:{max(2 * rate, found_rate):.2g}"]
-    words += ["--fix", *(f"{name}={value}" for name, value in fixed.items())] if fixed else []
+    words += ["--set", *(f"{name}={value}" for name, value in fixed.items())] if fixed else []
     for flag, values in flags.items():
         words += [f"--{flag}", *values]
     return shlex.join([*words, "--budget_tokens", str(tokens), "--num_samples", "8"])

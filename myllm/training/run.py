@@ -16,7 +16,7 @@ from myllm.system.files import cache_dir
 from myllm.training.adamw import AdamW
 from myllm.training.compiling import Compilation
 from myllm.training.ema import move_average
-from myllm.training.gpu import Recorder, arithmetic, random_state, set_random_state
+from myllm.training.gpu import CUDAGraphRunner, arithmetic, random_state, set_random_state
 
 T = TypeVar("T")
 
@@ -72,7 +72,9 @@ class Run:
         self.recorder = self.update_recorder = None
         if self.device.type == "cuda":
             torch.set_float32_matmul_precision("highest" if config.float32_matmul == "float32" else "high")
-            self.recorder, self.update_recorder = (Recorder(step, self.device) for step in (self._pass, self._update))
+            self.recorder, self.update_recorder = (
+                CUDAGraphRunner(step, self.device) for step in (self._pass, self._update)
+            )
         mode = config.compile if config.compile != "auto" or self.recorder else "off"
         shape = str(model_config), config.max_len, self.dtype, self.device
         self.compilation = Compilation(mode, shape, self.n_layer, self._switch, self.device)

@@ -1,9 +1,9 @@
 """What a search leaves behind for the final model, read from plain files: best_config.json, or a trial and its checkpoint.
 
-Of a run's folder this needs, and no more: search.json's `data` (DATA_KEYS), and its `config` with `preset`, `storage_path`
+Of a run's folder this needs, and no more: search.json's `data` (DATA_KEYS), and its `options` with `preset`, `storage_path`
 and `name`; journal.jsonl, one event a line, of which `trial` has a `trial_id`, `checkpoint` a `trial_id`, `tokens_seen` and
-`path`, and `pruned` a `trial_id` and a list `tokens_seen`; and state.pt in each checkpoint's folder, below RUN/ray or the
-URI of storage_path with the search's name. So a folder that was moved is read as well.
+`path`, and `checkpoints_deleted` a `trial_id` and a list `tokens_seen`; and state.pt in each checkpoint's folder, below
+RUN/ray or the URI of storage_path with the search's name. So a folder that was moved is read as well.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ DATA_KEYS = ("train_file", "val_file", "token_dtype", "text_column", "tokenizer"
 
 
 @dataclass(frozen=True)
-class FoundTrial:
+class TrialCheckpoint:
     """A trial of a search, and where its weights are."""
 
     run_dir: Path
@@ -57,7 +57,7 @@ def _json(path: Path, where: str) -> dict[str, Any]:
     return values
 
 
-def find_trial(spec: str) -> FoundTrial:
+def find_trial(spec: str) -> TrialCheckpoint:
     """The trial that RUN/TRIAL names, TRIAL an id or an unambiguous part of one. Raises InputError."""
     where, run_dir, name = f"--from_trial {spec}", Path(spec).parent, Path(spec).name
     if (Path(spec) / "search.json").is_file():
@@ -74,13 +74,13 @@ def find_trial(spec: str) -> FoundTrial:
             "a search with --keep_checkpoints all keeps every one"
         )
     try:
-        data, config = search["data"], search["config"]
+        data, config = search["data"], search.get("options") or search["config"]  # its name before 0.1.0
         uri = config["storage_path"] if "://" in (config["storage_path"] or "") else None
         files = tuple(
             uri_below(uri, config["name"], path, "state.pt") if uri else str(run_dir / "ray" / path / "state.pt")
             for _, path in sorted(stored[trial_id].items(), reverse=True)
         )
-        return FoundTrial(run_dir, trial_id, config["preset"], {key: data.get(key) for key in DATA_KEYS}, files)
+        return TrialCheckpoint(run_dir, trial_id, config["preset"], {key: data.get(key) for key in DATA_KEYS}, files)
     except (KeyError, TypeError, AttributeError):
         raise InputError(f"{where}: {run_dir / 'search.json'} is damaged, or of another version") from None
 
@@ -105,7 +105,7 @@ def _checkpoints(journal: Path, where: str) -> dict[str, dict[int, str]]:
                 stored[event["trial_id"]] = {}
             elif event["event"] == "checkpoint":
                 stored[event["trial_id"]][event["tokens_seen"]] = event["path"]
-            elif event["event"] == "pruned":
+            elif event["event"] in ("checkpoints_deleted", "pruned"):  # its name before 0.1.0
                 for tokens in event["tokens_seen"]:
                     stored[event["trial_id"]].pop(tokens, None)
     except FileNotFoundError:

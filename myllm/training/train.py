@@ -34,7 +34,7 @@ class Report:
     """nats per token over the fixed validation windows, dropout off"""
     val_loss_ema: float
     """the same of the averaged weights; NaN without them"""
-    learning_rate: float
+    lr: float
     """of the last step"""
     grad_norm: float
     """global L2 norm of the last step's gradient, before clipping; NaN in V1, which does not compute it"""
@@ -131,7 +131,7 @@ def train(run: Run, until_step: int | None = None) -> Iterator[Report]:
             train_loss=train_loss,
             val_loss=val_loss,
             val_loss_ema=val_loss_ema,
-            learning_rate=rate,
+            lr=rate,
             grad_norm=grad_norm.item(),
             train_seconds=run.train_seconds,
             tok_per_sec=steps_since * config.tokens_per_step / training_seconds,

@@ -11,7 +11,7 @@ import torch
 from myllm.datasets.tokenizer import ENDS_OF_TEXT, Tokenizer
 from myllm.system.errors import InputError, warn
 from myllm.system.files import whole_file
-from myllm.training.run_artifacts import FoundTrial, find_trial, local_file
+from myllm.training.run_artifacts import TrialCheckpoint, find_trial, local_file
 
 
 def text_to_token_ids(text: str, tokenizer: Tokenizer) -> torch.Tensor:
@@ -124,7 +124,7 @@ def load_state(path: str | Path) -> dict[str, Any]:
     return state
 
 
-def load_trial(spec: str) -> tuple[FoundTrial, dict[str, Any], str]:
+def load_trial(spec: str) -> tuple[TrialCheckpoint, dict[str, Any], str]:
     """The trial that RUN/TRIAL names, its newest state that can be read, and where that is. Raises InputError."""
     trial = find_trial(spec)
     *newer, oldest = trial.checkpoints

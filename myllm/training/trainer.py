@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from myllm.config import PRESETS, TrainConfig, field_help, from_dict, get_preset, value_type
-from myllm.datasets.data_paths import EMBEDDED, is_embedded
+from myllm.datasets.data_paths import BUILTIN, is_builtin
 from myllm.datasets.load_tokens import default_tokenizer, prepare
 from myllm.datasets.token_layout import DTYPES
 from myllm.datasets.tokenizer import get_tokenizer, identity, resolve
@@ -35,7 +35,7 @@ from myllm.system.files import check_writable
 from myllm.system.progress_bar import Bar
 from myllm.training import generate
 from myllm.training.gpu import pick_device
-from myllm.training.hparam_transfer import Change, carried, rescaled_rate, search_command
+from myllm.training.hparam_transfer import Transfer, rescaled_rate, search_command, transferred
 from myllm.training.run_artifacts import read_config
 from myllm.training.train import Report, Run, learning_rate_at, train
 from myllm.training.train_utils import load_state, load_trial, plot_losses, save_state, text_to_token_ids
@@ -55,13 +55,13 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--preset", help=f"model shape and reference settings: {', '.join(PRESETS)} (default: nano)")
     parser.add_argument("--model", help="your own model, FILE.py:Class (default: GPT-2's decoder)")
     parser.add_argument(
-        "--fix", nargs="+", action="extend", metavar="NAME=VALUE", help="settings of the model: n_layer=4 ..."
+        "--set", nargs="+", action="extend", metavar="NAME=VALUE", help="settings of the model: n_layer=4 ..."
     )
     parser.add_argument(
         "--version", choices=["v1", "v2"], help="v1: plain loop; v2: warm-up, cosine, clipping (default: v2)"
     )
-    parser.add_argument("--train_file", nargs="+", help="token files or text: names, glob, or folder (default: embedded)")
-    parser.add_argument("--val_file", nargs="+", help="validation data, likewise (default: embedded)")
+    parser.add_argument("--train_file", nargs="+", help="token files or text: names, glob, or folder (default: builtin)")
+    parser.add_argument("--val_file", nargs="+", help="validation data, likewise (default: builtin)")
     parser.add_argument("--tokenizer", help="byte, a tiktoken encoding, .tiktoken or tokenizer.json (default: by the data)")
     parser.add_argument("--token_dtype", choices=list(DTYPES), help="what bare .bin files hold (default: uint16)")
     parser.add_argument(
@@ -80,6 +80,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--temperature", type=float, help="how evenly they are drawn, 0: the likeliest (default: 0.8)")
     parser.add_argument("--top_k", type=int, help="of how many, the likeliest, each is drawn (default: 40)")
     parser.add_argument("--plot", help="PNG of the losses, written at the end")
+    parser.add_alias("--fix", "--set")  # its name before 0.1.0
     for action in parser._actions:
         if action.default is None:
             action.default = argparse.SUPPRESS  # absent means "not given"; its default stands in its help
@@ -91,7 +92,7 @@ def kinds_of(*files: str | list[str] | None) -> set[str]:
     return {Path(name).suffix for names in files for name in ([names] if isinstance(names, str) else names or ())}
 
 
-def settle(args: argparse.Namespace, config: dict[str, Any], where: str) -> tuple[Run, str, list[Change]]:
+def settle(args: argparse.Namespace, config: dict[str, Any], where: str) -> tuple[Run, str, list[Transfer]]:
     """The Run that flags, the config of the file `where`, and preset describe (the earlier wins).
 
     Returns also the tokenizer's name, and what of the config was rescaled to another model or budget.
@@ -99,10 +100,10 @@ def settle(args: argparse.Namespace, config: dict[str, Any], where: str) -> tupl
     given = vars(args)
     preset = get_preset(given.get("preset", config.get("preset", "nano")))
     data = config.get("data", {})
-    train_file = given.get("train_file", data.get("train_file", EMBEDDED))
-    val_file = given.get("val_file", data.get("val_file", EMBEDDED))
-    if is_embedded(train_file) != is_embedded(val_file):
-        raise InputError("--train_file and --val_file belong together: give both, or neither for the embedded corpus")
+    train_file = given.get("train_file", data.get("train_file", BUILTIN))
+    val_file = given.get("val_file", data.get("val_file", BUILTIN))
+    if is_builtin(train_file) != is_builtin(val_file):
+        raise InputError("--train_file and --val_file belong together: give both, or neither for the built-in corpus")
     tokenizer_name = resolve(given.get("tokenizer", data.get("tokenizer", default_tokenizer(train_file))))
     tokenizer = get_tokenizer(tokenizer_name)
     if data.get("tokenizer_sha256") not in (None, identity(tokenizer)):
@@ -116,7 +117,7 @@ def settle(args: argparse.Namespace, config: dict[str, Any], where: str) -> tupl
         )
     flags = {name: given[name] for name in [*TRAIN_FLAGS, "version"] if name in given}
     if "train" in config:
-        train_config, rescaled = carried(config, where, flags, model_config, preset)
+        train_config, rescaled = transferred(config, where, flags, model_config, preset)
     else:
         flags.setdefault("max_len", model_config.block_size)
         batch_tokens = flags.get("batch_size", preset.batch_size) * flags["max_len"]
@@ -184,11 +185,11 @@ def restore(run: Run, state: dict[str, Any], path: str) -> None:
 def describe(report: Report, epoch: float) -> str:
     return (
         f"epoch {epoch:.2f} step {report.step}: train_loss {report.train_loss:.4f} val_loss {report.val_loss:.4f} "
-        f"lr {report.learning_rate:.2e} {report.tok_per_sec:,.0f} tok/s"
+        f"lr {report.lr:.2e} {report.tok_per_sec:,.0f} tok/s"
     )
 
 
-def tell_rescaled(run: Run, config: dict[str, Any], given: dict[str, Any], rescaled: list[Change]) -> None:
+def tell_rescaled(run: Run, config: dict[str, Any], given: dict[str, Any], rescaled: list[Transfer]) -> None:
     """Says what is not as the search found it, what is, and by which command one would look again."""
     tokens, before = run.total_steps * run.config.tokens_per_step, config.get("train", {}).get("budget_tokens")
     times = tokens / before if before and "learning_rate" not in given else 1.0
@@ -204,7 +205,7 @@ def tell_rescaled(run: Run, config: dict[str, Any], given: dict[str, Any], resca
         return  # of which only v1's own space searches
     names = ("train_file", "val_file", "tokenizer", "token_dtype", "text_column")
     data = {name: given.get(name, config.get("data", {}).get(name)) for name in names}
-    embedded = is_embedded(data["train_file"] or EMBEDDED)
+    embedded = is_builtin(data["train_file"] or BUILTIN)
     flags = {} if embedded else {n: [v] if isinstance(v, str) else v for n, v in data.items() if v is not None}
     preset = given.get("preset", config.get("preset", "nano"))
     again = search_command(run.config, run.model_config, preset, tokens, config["train"]["learning_rate"], flags)

@@ -13,14 +13,14 @@ from helpers import search_of
 
 from myllm.config import PRESETS, GPTConfig
 from myllm.system.errors import InputError
-from tune.analysis.posterior import chances, expected_losses, interval
-from tune.analysis.results import Spent, believed, leaders, search_seconds, tables
-from tune.config.options import SearchConfig
-from tune.config.resolve import settle_resources
-from tune.config.spec import Search
+from tune.analysis.posterior import expected_losses, interval, probability_of_best
+from tune.analysis.results import leaderboard, posterior_summary, tables
+from tune.config.options import SearchOptions
+from tune.config.resolve import resolve_resources
+from tune.config.spec import SearchSpec
+from tune.core.clock import SearchClock, TimeBudget, search_seconds
 from tune.core.search_space import SPACES, get_space, sample
-from tune.core.trials import PAUSE, REPEAT, STOP, Trials
-from tune.ray_backend.session import Stopwatch
+from tune.core.trials import PAUSE, REPLICATE, STOP, Trials
 from tune.store.journal import FILE_NAME, Journal, read_journal
 
 
@@ -67,7 +67,7 @@ def test_an_unknown_hyper_parameter_is_an_error():
 def test_settings_are_read_back_as_they_were_written(tmp_path):
     search = search_of(name="x", rungs="0.5:2", warm_start=("a", "b"))
     search.write(tmp_path)
-    assert Search.read(tmp_path) == search
+    assert SearchSpec.read(tmp_path) == search
     values = json.loads((tmp_path / "search.json").read_text())
     for wrong, words in (
         (values | {"format": 1}, "is of format 1"),
@@ -77,9 +77,9 @@ def test_settings_are_read_back_as_they_were_written(tmp_path):
     ):
         (tmp_path / "search.json").write_text(json.dumps(wrong))
         with pytest.raises(InputError, match=words):
-            Search.read(tmp_path)
+            SearchSpec.read(tmp_path)
     with pytest.raises(InputError, match="no run folder"):
-        Search.read(tmp_path / "other")
+        SearchSpec.read(tmp_path / "other")
 
 
 def test_a_torn_last_line_is_dropped_and_other_damage_is_named(tmp_path):
@@ -119,18 +119,18 @@ def test_tables_and_statuses():
     trials, history = tables(trials_of(events), seed=7)
     assert trials["status"].tolist() == ["completed", "stopped", "diverged", "running", "failed", "completed", "paused"]
     assert trials["best_val_loss"].tolist()[:2] == [3.0, 2.0]
-    assert leaders(trials_of(events)).index.tolist() == ["00005", "00000"] and trials["checkpoint"][5] == "ray/x"
+    assert leaderboard(trials_of(events)).index.tolist() == ["00005", "00000"] and trials["checkpoint"][5] == "ray/x"
     assert trials["reason"][4] == "boom" and len(history) == 7 and set(trials["seed"]) == {7}
-    early = leaders(trials_of([*events[:7], events[7], events[9], events[11]]))  # none at the end: the furthest mark counts
+    early = leaderboard(trials_of([*events[:7], events[7], events[9], events[11]]))  # none at the end
     assert early.index.tolist() == ["00003", "00001", "00000"] and set(early["tokens_seen"]) == {100}
-    assert leaders(trials_of([])).empty
+    assert leaderboard(trials_of([])).empty
 
 
 def test_one_that_ended_alone_is_compared_where_others_have_come():
     events = [begun("00000"), begun("00001"), report("00000", 100, 3.0), report("00000", 200, 2.5, STOP)]
-    assert leaders(trials_of(events)).index.tolist() == ["00000"]
+    assert leaderboard(trials_of(events)).index.tolist() == ["00000"]
     events.append(report("00001", 100, 2.8, PAUSE))
-    table = leaders(trials_of(events))
+    table = leaderboard(trials_of(events))
     assert table.index.tolist() == ["00001", "00000"] and set(table["tokens_seen"]) == {100}
 
 
@@ -138,7 +138,7 @@ def seen_twice(losses):
     """Events of trials that ended with these losses; `00001-seed` repeats 00001."""
     events = []
     for trial_id, loss in losses.items():
-        more = {"kind": REPEAT, "of": trial_id[:5]} if "-" in trial_id else {}
+        more = {"source": REPLICATE, "parent_id": trial_id[:5]} if "-" in trial_id else {}
         events += [begun(trial_id, config={"learning_rate": 1.0} | ({"seed": 8} if more else {}), **more)]
         bad = math.isnan(loss)
         events += [report(trial_id, 100 if bad else 200, loss, STOP, diverged=bad)]
@@ -147,16 +147,16 @@ def seen_twice(losses):
 
 def test_the_best_is_named_among_those_that_ran_on_two_seeds():
     events = seen_twice({"00000": 3.0, "00001": 2.0, "00002": 2.5, "00001-seed": 4.0, "00002-seed": 2.7, "00000-seed": 3.0})
-    table = leaders(trials_of(events))
+    table = leaderboard(trials_of(events))
     assert table.index.tolist() == ["00002", "00000", "00001"]  # of equal means the earlier first
     assert table["val_loss"].tolist() == pytest.approx([2.6, 3.0, 3.0])
     assert table["spread"].tolist() == pytest.approx([0.2, 0.0, 2.0])
-    belief = believed(table)
+    belief = posterior_summary(table)
     assert belief["probability_best"].sum() == pytest.approx(1) and belief["probability_best"].idxmax() == "00002"
     assert (belief["low"] < table["val_loss"]).all() and (belief["high"] > table["val_loss"]).all()
-    assert believed(leaders(trials_of(events[:6]))).isna().all(axis=None)  # nothing seen twice: nothing is claimed
+    assert posterior_summary(leaderboard(trials_of(events[:6]))).isna().all(axis=None)  # nothing seen twice
     trials, _ = tables(trials_of(events), seed=7)
-    assert trials["seed"].tolist() == [7, 8, 7, 8, 7, 8] and trials["of"].tolist() == [
+    assert trials["seed"].tolist() == [7, 8, 7, 8, 7, 8] and trials["parent_id"].tolist() == [
         "",
         "00000",
         "",
@@ -165,11 +165,11 @@ def test_the_best_is_named_among_those_that_ran_on_two_seeds():
         "00002",
     ]
     once = [event for event in events if "-" not in event["trial_id"]]
-    assert leaders(trials_of(once)).index[0] == "00001"
+    assert leaderboard(trials_of(once)).index[0] == "00001"
 
 
 def test_a_configuration_that_diverges_on_another_seed_is_not_the_best():
-    table = leaders(trials_of(seen_twice({"00000": 2.0, "00001": 3.0, "00000-seed": math.nan, "00001-seed": 3.1})))
+    table = leaderboard(trials_of(seen_twice({"00000": 2.0, "00001": 3.0, "00000-seed": math.nan, "00001-seed": 3.1})))
     assert table.index.tolist() == ["00001", "00000"] and table["val_loss"].tolist() == [pytest.approx(3.05), math.inf]
 
 
@@ -191,9 +191,9 @@ def test_beliefs_where_the_answer_is_known():
 
 
 def test_nobody_is_the_best_for_sure():
-    sure = chances(np.repeat([[1.0, 2.0, 3.0]], 100, axis=0))
+    sure = probability_of_best(np.repeat([[1.0, 2.0, 3.0]], 100, axis=0))
     assert sure.sum() == pytest.approx(1) and 0.98 < sure[0] < 0.995
-    even = chances(np.random.default_rng(0).random((10_000, 2)))
+    even = probability_of_best(np.random.default_rng(0).random((10_000, 2)))
     assert even.sum() == pytest.approx(1) and even[0] == pytest.approx(0.7, abs=0.02)  # it was ahead at the rungs, too
 
 
@@ -209,17 +209,17 @@ def test_seconds_count_every_session_and_no_pause():
     assert search_seconds([{"event": event, "time": time} for event, time in kinds]) == 14
     assert search_seconds([]) == 0
     back = [
-        {"event": "session", "time": 100, "before": 2.5},
+        {"event": "session", "time": 100, "startup_seconds": 2.5},
         {"event": "report", "time": 90},
         {"event": "report", "time": 95},
     ]
-    spent = Spent(back)  # the clock was set back by ten seconds
+    spent = SearchClock(back)  # the clock was set back by ten seconds
     assert (spent.search, spent.starting) == (7.5, 2.5)
 
 
 def test_resources_share_what_there_is():
     def settle(cpus, gpus, **changes):
-        found = settle_resources(SearchConfig(**changes), cpus, gpus)
+        found = resolve_resources(SearchOptions(**changes), cpus, gpus)
         return found.cpus_per_trial, found.gpus_per_trial, found.workers
 
     assert settle(2, 0) == (1, 0, 2)
@@ -238,11 +238,11 @@ def test_resources_share_what_there_is():
 @pytest.mark.parametrize("name", ["..", "../x", "a/b", "", ".cache", "a\n", "/etc"])
 def test_names_cannot_leave_the_runs_folder(name):
     with pytest.raises(InputError, match="--name"):
-        SearchConfig(name=name)
+        SearchOptions(name=name)
 
 
 def test_the_stopwatch_counts_tokens_at_the_pace_of_the_slower_reports():
-    watch = Stopwatch(100.0)
+    watch = TimeBudget(100.0)
     assert watch.read(10.0, 4.0).left == math.inf  # nothing is measured yet
     for index in range(8):
         pace = 100.0 if index < 4 else 50.0
@@ -253,7 +253,7 @@ def test_the_stopwatch_counts_tokens_at_the_pace_of_the_slower_reports():
     later = watch.read(70.0, 4.0)  # while workers wait: what is shared out stays what it is
     assert later.used + later.left == pytest.approx(clock.used + clock.left)
     assert watch.read(130.0, 4.0).left == 0.0
-    assert Stopwatch(None).read(1e9, 4.0).left == math.inf
+    assert TimeBudget(None).read(1e9, 4.0).left == math.inf
 
 
 def test_search_configurations_are_frozen():

@@ -9,24 +9,26 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import BUDGET, MARK, begun, new_search, report
-from harness import Search
+from harness import FaultSearch
 from helpers import SCHEMA, search_of
 from scipy.stats import hypergeom, spearmanr
 
-from tune.analysis.results import Spent, load
-from tune.analysis.stopping_audit import audit_facts, audit_lines, correlation, ranking, sample_of, share_interval
+from tune.analysis.results import load
+from tune.analysis.stopping_audit import audit_facts, audit_lines, correlation, rung_ranking, sample_of, share_interval
+from tune.core.clock import SearchClock
+from tune.core.ranking import ranking
 from tune.core.schedulers import SCHEDULERS
-from tune.core.schedulers.audit import Audited
+from tune.core.schedulers.audit import WithAudit
 from tune.core.simulator import play
-from tune.core.trials import AUDIT, COMPLETED, DIVERGED, PAUSE, PAUSED, STOP, STOPPED, Trials, standings
-from tune.estimate.forecast import Pace, play_on
+from tune.core.trials import AUDIT, COMPLETED, DIVERGED, PAUSE, PAUSED, STOP, STOPPED, Trials
+from tune.estimate.forecast import Throughput, simulate_rest
 from tune.report import write_report
 from tune.store.checkpoints import worth_keeping
 
 
 def loss(trial, tokens):
     """Of a configuration and a mark, always the same; some diverge late."""
-    number = int(trial.of)
+    number = int(trial.parent_id)
     value = 2 + number % 7 / 7 + 0.3 * random.Random(number * 7919 + tokens).random() - tokens / BUDGET
     return math.nan if number % 11 == 5 and tokens == BUDGET else value
 
@@ -36,13 +38,13 @@ def played(name, audit=None, events=(), end=math.inf, num_samples=40, confirm=2)
     record = []
     search = new_search(name, num_samples=num_samples, workers=2, confirm=confirm, events=events, record=record)
     if audit:
-        search.scheduler = Audited(search.scheduler, audit, seed=3)
+        search.scheduler = WithAudit(search.scheduler, audit, seed=3)
     play(search, loss, end)
     return search, [*events, *record]
 
 
 def audits_of(events):
-    return [event["trial_id"] for event in events if event["event"] == "trial" and event["kind"] == AUDIT]
+    return [event["trial_id"] for event in events if event["event"] == "trial" and event["source"] == AUDIT]
 
 
 @pytest.mark.parametrize("end", [math.inf, 5 * BUDGET])
@@ -58,20 +60,20 @@ def test_the_rule_decides_as_it_would_have_and_the_audit_comes_last(name, end):
     for trial in audited.trials.audits.values():
         assert trial.status in (COMPLETED, DIVERGED) and trial.tokens == BUDGET
         assert (
-            trial.begun_at == audited.trials.by_id[trial.of].tokens
-            and trial.config is audited.trials.by_id[trial.of].config
+            trial.begun_at == audited.trials.by_id[trial.parent_id].tokens
+            and trial.config is audited.trials.by_id[trial.parent_id].config
         )
     for search in (plain, audited):  # what is named, and what a rule may ask
         assert [t.status for t in search.trials.drawn] == [t.status for t in plain.trials.drawn]
-        assert search.trials.reached == plain.trials.reached
-        assert search.trials.bounds == plain.trials.bounds and not search.trials.running
-    assert [t.trial_id for t in standings(audited.trials)[1]] == [t.trial_id for t in standings(plain.trials)[1]]
+        assert search.trials.count_by_rung == plain.trials.count_by_rung
+        assert search.trials.segments_by_end == plain.trials.segments_by_end and not search.trials.running
+    assert [t.trial_id for t in ranking(audited.trials)[1]] == [t.trial_id for t in ranking(plain.trials)[1]]
     assert audited.trials.tokens == sum(t.tokens - t.begun_at for t in audited.trials.by_id.values())
 
 
 def test_the_rules_clock_stands_still_during_an_audit():
     search, seen = new_search("asha", num_samples=400), set()
-    search.scheduler = Audited(search.scheduler, 0.2, seed=3)
+    search.scheduler = WithAudit(search.scheduler, 0.2, seed=3)
     rule = search.scheduler.rule.suggest
 
     def suggest(trials, clock):
@@ -84,11 +86,11 @@ def test_the_rules_clock_stands_still_during_an_audit():
 
 
 def test_an_audit_that_was_broken_off_goes_on_with_the_same_trials():
-    _, events = played("half", 0.3)
-    whole, first = set(audits_of(events)), events.index(next(e for e in events if e.get("kind") == AUDIT))
+    _, events = played("explore-finish", 0.3)
+    whole, first = set(audits_of(events)), events.index(next(e for e in events if e.get("source") == AUDIT))
     assert len(whole) > 3
     for cut in range(first - 5, len(events), 3):
-        again, found = played("half", 0.3, events=events[:cut])
+        again, found = played("explore-finish", 0.3, events=events[:cut])
         assert set(audits_of(found)) == whole
         assert {t.status for t in again.trials.audits.values()} <= {COMPLETED, DIVERGED}
 
@@ -102,24 +104,28 @@ def test_a_larger_share_keeps_those_chosen_before():
 
 
 def test_a_search_that_grows_after_its_audit_decides_as_if_there_had_been_none():
-    _, events = played("half", 0.3, num_samples=20)
+    _, events = played("explore-finish", 0.3, num_samples=20)
     plain = [event for event in events if not event["trial_id"].endswith("-audit")]
-    grown, expected = played("half", events=plain, num_samples=30)
-    audited, found = played("half", 0.3, events=events, num_samples=30)
+    grown, expected = played("explore-finish", events=plain, num_samples=30)
+    audited, found = played("explore-finish", 0.3, events=events, num_samples=30)
     own = [event for event in found if not event["trial_id"].endswith("-audit")]
     assert own == expected and len(own) > len(plain)
     assert audited.trials.drawn[-1].config == grown.trials.drawn[-1].config
 
 
 def test_who_is_chosen_is_drawn_by_lot():
-    lots = [Audited(new_search("half").scheduler, 0.1, seed).lot(f"{i:05d}") for seed in range(20) for i in range(200)]
+    lots = [
+        WithAudit(new_search("explore-finish").scheduler, 0.1, seed).lot(f"{i:05d}")
+        for seed in range(20)
+        for i in range(200)
+    ]
     assert all(0 <= lot < 1 for lot in lots) and 0.09 < sum(lot < 0.1 for lot in lots) / len(lots) < 0.11
     assert abs(np.corrcoef(lots[:200], lots[200:400])[0, 1]) < 0.2
 
 
 def test_the_state_of_those_that_may_be_chosen_is_kept():
     search, _ = played("asha-stop", num_samples=20)
-    rule = Audited(search.scheduler, 0.5, seed=3)
+    rule = WithAudit(search.scheduler, 0.5, seed=3)
     stopped = [trial for trial in search.trials.drawn if trial.status == STOPPED]
     for trial in stopped:
         trial.checkpoints = {MARK: "a", trial.tokens: "b"}
@@ -132,25 +138,29 @@ def test_an_audits_time_is_not_the_searchs():
     def at(time, event, **more):
         return {"event": event, "time": time} | more
 
-    events = [at(100, "session"), at(110, "trial", kind="drawn"), at(150, "report"), at(151, "trial", kind=AUDIT)]
+    events = [at(100, "session"), at(110, "trial", source="sampled"), at(150, "report"), at(151, "trial", source=AUDIT)]
     events += [
         at(191, "report"),
         at(1000, "session"),
         at(1010, "report"),
-        at(1020, "trial", kind="drawn"),
+        at(1020, "trial", source="sampled"),
         at(1050, "report"),
     ]
-    assert (Spent(events[:4]).search, Spent(events[:4]).audit) == (51, 0)
-    assert (Spent(events[:7]).search, Spent(events[:7]).audit, Spent(events[:7]).auditing) == (51, 50, True)
-    assert (Spent(events).search, Spent(events).audit, Spent(events).auditing) == (81, 60, False)
+    assert (SearchClock(events[:4]).search, SearchClock(events[:4]).audit) == (51, 0)
+    assert (SearchClock(events[:7]).search, SearchClock(events[:7]).audit, SearchClock(events[:7]).auditing) == (
+        51,
+        50,
+        True,
+    )
+    assert (SearchClock(events).search, SearchClock(events).audit, SearchClock(events).auditing) == (81, 60, False)
     plain = [at(100, "session"), at(110, "trial"), at(150, "report")]
     plain += [at(900, "session"), at(907, "report"), at(920, "report")]
-    assert (Spent(plain).search, Spent(plain).starting) == (70, 17)
+    assert (SearchClock(plain).search, SearchClock(plain).starting) == (70, 17)
 
 
 def test_a_forecast_counts_the_audit_after_the_time_of_the_search():
-    pace, times = Pace(1e-5, 1e-3, 0.1), {"time_budget": 3600.0}
-    plain, audited = (play_on(search_of(**times, **more), [], pace, 2) for more in ({}, {"audit": 0.1}))
+    pace, times = Throughput(1e-5, 1e-3, 0.1), {"time_budget": 3600.0}
+    plain, audited = (simulate_rest(search_of(**times, **more), [], pace, 2) for more in ({}, {"audit_fraction": 0.1}))
     assert audited.audits > 3 and audited.trials == plain.trials and audited.came == plain.came
     assert audited.seconds - audited.audit_seconds <= 3600 < audited.seconds
     each = search_of().budget_tokens * 1e-5
@@ -166,8 +176,8 @@ def test_the_interval_of_a_share_holds_and_knows_what_was_seen():
     assert share_interval(0, 5, 50)[0] == 0 and share_interval(5, 5, 50)[1] == 1
     intervals = [share_interval(count, 12, 100) for count in range(13)]
     true = np.arange(5, 96)
-    chances = hypergeom(100, true[:, None], 12).pmf(np.arange(13))  # of each count
-    held = sum(chances[:, n] * ((low <= true / 100) & (true / 100 <= high)) for n, (low, high) in enumerate(intervals))
+    odds = hypergeom(100, true[:, None], 12).pmf(np.arange(13))  # of each count
+    held = sum(odds[:, n] * ((low <= true / 100) & (true / 100 <= high)) for n, (low, high) in enumerate(intervals))
     assert 0.88 < held.mean() < 0.93 and held.min() > 0.78
 
 
@@ -194,7 +204,7 @@ def test_the_cost_and_the_ranking_of_a_population_are_held():
             events += [report(trial_id, BUDGET, end[index], STOP)] if finished else []
         for index in rng.permutation(order[6:])[:10]:
             trial_id = f"{index:05d}-audit"
-            events += [begun(trial_id, AUDIT, of=f"{index:05d}"), report(trial_id, BUDGET, end[index], STOP)]
+            events += [begun(trial_id, AUDIT, parent_id=f"{index:05d}"), report(trial_id, BUDGET, end[index], STOP)]
         sample = sample_of(Trials(BUDGET, 60, events=events))
         best, cost = end[order[:6]].min(), sample.cost(end[order[:6]].min())
         held.append(cost["low"] <= max(0.0, best - end[order[6:]].min()) <= cost["high"])
@@ -214,7 +224,7 @@ def with_audits(*finals, better=2.5):
         events += [report(trial_id, BUDGET, better + index / 10, STOP)] if index < 2 else []
     for index, final in enumerate(finals, 2):
         trial_id, last = f"{index:05d}-audit", {"diverged": True} if math.isnan(final) else {}
-        events += [begun(trial_id, AUDIT, of=f"{index:05d}"), report(trial_id, BUDGET, final, STOP, **last)]
+        events += [begun(trial_id, AUDIT, parent_id=f"{index:05d}"), report(trial_id, BUDGET, final, STOP, **last)]
     events = [event | {"time": float(at)} for at, event in enumerate(events)]
     return audit_facts(search_of(rungs="0.125:2"), Trials(BUDGET, 10, events=events), events)
 
@@ -240,33 +250,35 @@ def test_the_rung_that_would_have_ranked_better_is_named():
         return {"share": share, "one_in": one_in, "kept": {"2": 0.95, "4": 0.9, "8": 0.5} | kept}
 
     early, late = rung(1 / 32, 2, **{"2": 0.6}), rung(1 / 8, None)
-    assert ranking([rung(1 / 64, None), early, late]).endswith(
+    assert rung_ranking([rung(1 / 64, None), early, late]).endswith(
         "with probability 0.60; one at 1/8 instead would have with 0.95."
     )
-    assert ranking([rung(1 / 32, 8), rung(1 / 8, None)]).endswith("one in 4 there with 0.90.")
-    assert "ranked well" in ranking([rung(1 / 32, 2), late]) and ranking([late]) == ""
-    assert ranking([early]).endswith("none of those looked at would have with 0.90.")
+    assert rung_ranking([rung(1 / 32, 8), rung(1 / 8, None)]).endswith("one in 4 there with 0.90.")
+    assert "ranked well" in rung_ranking([rung(1 / 32, 2), late]) and rung_ranking([late]) == ""
+    assert rung_ranking([early]).endswith("none of those looked at would have with 0.90.")
 
 
 # Live
 
 
 def test_an_audit_goes_on_from_the_rungs_and_a_search_that_has_ended_takes_a_larger_one(byte_files, tmp_path):
-    search = Search(tmp_path / "run", byte_files, num_samples=7, confirm=0, scheduler="asha", rungs="0.25:7", audit=0.5)
+    search = FaultSearch(
+        tmp_path / "run", byte_files, num_samples=7, replicate_best=0, scheduler="asha", rungs="0.25:7", audit_fraction=0.5
+    )
     search.finish()
     trials, history = (table.set_index("trial_id") for table in search.tables())
-    audits, best = trials[trials["kind"] == AUDIT], (search.folder / "best_config.json").read_text()
+    audits, best = trials[trials["source"] == AUDIT], (search.folder / "best_config.json").read_text()
     left = trials[trials["status"] == PAUSED]
     assert len(audits) == math.ceil(len(left) / 2) and set(audits["status"]) == {COMPLETED} and audits["checkpoint"].all()
     for audit, row in audits.iterrows():
         of = left.loc[audit.removesuffix("-audit")]
         assert history.loc[audit, "tokens_seen"].min() > of["tokens_seen"] and row["learning_rate"] == of["learning_rate"]
 
-    search.change(audit=1.0)  # as --resume RUN --audit 1
+    search.change(audit_fraction=1.0)  # as --resume RUN --audit_fraction 1
     search.finish()
     assert (search.folder / "best_config.json").read_text() == best
     again = search.tables()[0].set_index("trial_id")
-    assert (again["kind"] == AUDIT).sum() == len(left)
+    assert (again["source"] == AUDIT).sum() == len(left)
     pd.testing.assert_frame_equal(again.loc[trials.index].drop(columns="checkpoint"), trials.drop(columns="checkpoint"))
     said, found = write_report(search.folder), json.loads((search.folder / "summary.json").read_text())
     jsonschema.validate(found, SCHEMA)
@@ -274,7 +286,7 @@ def test_an_audit_goes_on_from_the_rungs_and_a_search_that_has_ended_takes_a_lar
     assert f"{len(left)} of the {len(left)} left behind" in said and found["audit"]["rungs"][0]["one_in"] is None
     assert {rung["share"]: rung["one_in"] for rung in found["audit"]["rungs"]}[0.25] == 7
     budget = pd.read_csv(search.folder / "figures" / "budget.csv")
-    assert found["cost"]["tokens"] == budget[["drawn", "proposed", "repeat", AUDIT]].to_numpy().sum()
+    assert found["cost"]["tokens"] == budget[["sampled", "suggested", "replicate", AUDIT]].to_numpy().sum()
     page = (search.folder / "report.html").read_text()
     assert "left behind, drawn by lot" in page and "id=audit" in page
-    assert load(search.folder)[1].repeats == 0
+    assert load(search.folder)[1].replicates == 0

@@ -11,10 +11,10 @@ from helpers import NANO, asha_search, draws_of, searched, write_run
 from myllm.config import GPTConfig, TrainConfig
 from myllm.system.errors import InputError
 from tune.analysis.results import write_results
-from tune.config.options import SearchConfig
-from tune.config.overrides import asked, from_table, kinds, merge
-from tune.config.resolve import prepare_search, settle_marks
-from tune.config.spec import Search
+from tune.config.options import SearchOptions
+from tune.config.overrides import from_table, kinds, merge, overrides
+from tune.config.resolve import resolve_marks, resolve_search
+from tune.config.spec import SearchSpec
 from tune.core.gaussian_process import most_promising
 from tune.core.search_space import LINEAR, LOG, LOG_BELOW_ONE, Choice, Range
 from tune.core.searchers import warm_start_trials
@@ -25,7 +25,7 @@ from tune.store.journal import FILE_NAME
 EVERYTHING = dict(
     range=("learning_rate=1e-4:3e-3", "dropout=0:0.3", "n_layer=1:4", "beta2=0.9:0.999", "weight_decay=0:0.1:linear"),
     choices=("batch_size=32,8,16", "n_embd=64,96", "schedule=wsd,cosine", "bias=true,false"),
-    fix=("warmup_ratio=0.05", "n_head=4", "micro_batch_size=4"),
+    set=("warmup_ratio=0.05", "n_head=4", "micro_batch_size=4"),
 )
 
 
@@ -36,13 +36,13 @@ def prepared(byte_files, tmp_path):
 
     def prepare(**options):
         options = {"budget_tokens": 262144, "name": "x"} | options
-        return prepare_search(SearchConfig(train_file=train, val_file=val, **options), tmp_path / "cache")
+        return resolve_search(SearchOptions(train_file=train, val_file=val, **options), tmp_path / "cache")
 
     return prepare
 
 
 def test_a_name_gets_the_scale_and_type_that_are_its_own():
-    said = {name: one.values for name, one in asked(SearchConfig(**EVERYTHING), NANO.model(257)).items()}
+    said = {name: one.values for name, one in overrides(SearchOptions(**EVERYTHING), NANO.model(257)).items()}
     assert said["learning_rate"] == Range(1e-4, 3e-3, LOG) and said["dropout"] == Range(0.0, 0.3, LINEAR)
     assert said["n_layer"] == Range(1, 4, LINEAR, whole=True) and said["beta2"] == Range(0.9, 0.999, LOG_BELOW_ONE)
     assert said["weight_decay"] == Range(0.0, 0.1, LINEAR)
@@ -75,9 +75,9 @@ def test_draws_of_every_scale_are_even_on_it_and_places_lead_back(values):
 
 @pytest.mark.parametrize("searcher", ["random", "gp", "optuna"])
 def test_every_searcher_draws_within_ranges_of_every_kind(searcher):
-    config = asha_search(searcher, "v2", num_samples=40).config
+    config = asha_search(searcher, "v2", num_samples=40).options
     search = asha_search(searcher, "v2", num_samples=40)
-    search = dataclasses.replace(search, config=dataclasses.replace(config, **EVERYTHING))
+    search = dataclasses.replace(search, options=dataclasses.replace(config, **EVERYTHING))
     ranges = search.space.ranges(NANO)
     assert "warmup_ratio" not in ranges and "clip_norm" in ranges and list(ranges)[:2] == ["learning_rate", "batch_size"]
     trials = searched(search)
@@ -121,17 +121,17 @@ def test_the_reference_is_the_nearest_within_the_ranges_and_what_moved_is_kept(p
 def test_a_trial_has_its_own_shape_and_what_is_fixed(prepared, tmp_path):
     search = prepared(**EVERYTHING | {"choices": (*EVERYTHING["choices"][:1], "n_embd=96,128", *EVERYTHING["choices"][2:])})
     search.write(tmp_path)
-    assert Search.read(tmp_path) == search
+    assert SearchSpec.read(tmp_path) == search
     draw = search.sample(3)
     model, training = search.model_config(draw), search.train_config(draw)
     assert (model.n_layer, model.n_embd, model.dropout) == (draw["n_layer"], draw["n_embd"], draw["dropout"])
     assert model.n_head == 4 and training.warmup_ratio == 0.05 and training.micro_batch_size == 4
     assert training.eval_freq * training.tokens_per_step == search.report_tokens
-    events = [{"event": "trial", "trial_id": "00000", "kind": "drawn", "until": 1, "config": draw}]
+    events = [{"event": "trial", "trial_id": "00000", "source": "sampled", "segment_end_tokens": 1, "config": draw}]
     trials = Trials(search.budget_tokens, 1, events=events)
     metrics = dict.fromkeys(("step", "val_bpb", "train_loss", "tok_per_sec", "train_seconds", "val_loss_ema"), 1.0)
     report = {"event": "report", "trial_id": "00000", "decision": "stop", "tokens_seen": search.budget_tokens}
-    report |= {"diverged": False, "val_loss": 2.0, "learning_rate": 1.0, "grad_norm": 1.0} | metrics
+    report |= {"diverged": False, "val_loss": 2.0, "lr": 1.0, "grad_norm": 1.0} | metrics
     trials.apply(report)
     write_results(tmp_path, trials, search)
     journal = [{"event": "session", "workers": 1}, *events, report]
@@ -145,13 +145,13 @@ def test_a_trial_has_its_own_shape_and_what_is_fixed(prepared, tmp_path):
 
 
 def test_small_budgets_have_fewer_reports_and_rungs_follow(prepared):
-    assert settle_marks(786_432, (4, 64), 128) == (786_432, 24_576)
-    assert settle_marks(40_000, (4, 8, 16), 128) == (38_912, 2048)  # 19 reports
-    assert settle_marks(33 * 2048, (16,), 128) == (32 * 2048, 2048)
-    assert settle_marks(100_000, (6, 4), 100) == (32 * 2400, 2400)  # whole steps of both
+    assert resolve_marks(786_432, (4, 64), 128) == (786_432, 24_576)
+    assert resolve_marks(40_000, (4, 8, 16), 128) == (38_912, 2048)  # 19 reports
+    assert resolve_marks(33 * 2048, (16,), 128) == (32 * 2048, 2048)
+    assert resolve_marks(100_000, (6, 4), 100) == (32 * 2400, 2400)  # whole steps of both
     search = prepared(budget_tokens=40_000)
     assert (search.budget_tokens, search.report_tokens) == (32_768, 8192)
-    assert search.scheduler().milestones == (8192,)  # all three rungs at the first of four reports
+    assert search.scheduler().rung_tokens == (8192,)  # all three rungs at the first of four reports
     with pytest.raises(InputError, match=r"--budget_tokens is 8200.* it must be at least 16384"):
         prepared(budget_tokens=8200)
     with pytest.raises(InputError, match="batches of 7, 11, 13 alike, 1001 windows"):
@@ -185,29 +185,29 @@ def test_small_budgets_have_fewer_reports_and_rungs_follow(prepared):
         ({"range": ("n_layer=1.5:4",)}, "'1.5' is no whole number"),
         ({"range": ("n_embd=64:128",)}, "n_embd is 65; it must be a multiple of n_head (2)"),
         ({"choices": ("n_embd=64,96", "n_head=2,5")}, "n_embd is 64; it must be a multiple of n_head (5)"),
-        ({"fix": ("n_head=3",)}, "--fix n_head=3: n_embd is 64; it must be a multiple of n_head (3)"),
+        ({"set": ("n_head=3",)}, "--set n_head=3: n_embd is 64; it must be a multiple of n_head (3)"),
         ({"range": ("batch_size=8:64",)}, "list them, such as --choices batch_size=8,16,32,64"),
         ({"choices": ("batch_size=0,8",)}, "batch_size is 0; it must be 1 or more"),
         ({"choices": ("batch_size=8,8",)}, "a value stands there twice"),
-        ({"choices": ("batch_size=8",)}, "use --fix batch_size=8"),
+        ({"choices": ("batch_size=8",)}, "use --set batch_size=8"),
         ({"choices": ("batch_size=8,100000",)}, "are fewer than the largest batch"),
         ({"choices": ("schedule=cosine,linear",)}, "schedule is 'linear'; it must be cosine or wsd"),
         ({"range": ("schedule=a:b",)}, "list its values with --choices schedule="),
         ({"choices": ("bias=yes,no",)}, "'yes' is neither true nor false"),
-        ({"fix": ("activation=relu",)}, "activation is 'relu'"),
-        ({"range": ("clip_norm=0.5:2",), "fix": ("clip_norm=1",)}, "--range clip_norm=0.5:2 says it already"),
-        ({"fix": ("clip_norm=-1",)}, "--fix clip_norm=-1.0: clip_norm is -1.0; it must be a positive number"),
+        ({"set": ("activation=relu",)}, "activation is 'relu'"),
+        ({"range": ("clip_norm=0.5:2",), "set": ("clip_norm=1",)}, "--range clip_norm=0.5:2 says it already"),
+        ({"set": ("clip_norm=-1",)}, "--set clip_norm=-1.0: clip_norm is -1.0; it must be a positive number"),
         ({"range": ("clip_norm=0.5:2",), "space": "v1"}, "the training loop of space v1 has no clip_norm"),
         ({"range": ("beta2=0.9:0.99",), "space": "v3"}, "beta2_half_life, which is set too, decides beta2"),
         ({"range": ("cooldown_ratio=0.1:0.3",)}, "only schedule wsd has a cooldown"),
         (
-            {"range": ("cooldown_ratio=0.1:0.9", "warmup_ratio=0.1:0.5"), "fix": ("schedule=wsd",)},
+            {"range": ("cooldown_ratio=0.1:0.9", "warmup_ratio=0.1:0.5"), "set": ("schedule=wsd",)},
             "add up to more than 1",
         ),
-        ({"choices": ("micro_batch_size=1,2",)}, "set it with --fix micro_batch_size=VALUE"),
-        ({"range": ("block_size=32:64",)}, "set it with --fix block_size=VALUE"),
+        ({"choices": ("micro_batch_size=1,2",)}, "set it with --set micro_batch_size=VALUE"),
+        ({"range": ("block_size=32:64",)}, "set it with --set block_size=VALUE"),
         ({"range": ("seed=1:4",)}, "there is no 'seed' to set"),
-        ({"space": "own"}, "nothing is left to search"),
+        ({"space": "custom"}, "nothing is left to search"),
     ],
 )
 def test_each_mistake_is_one_line_that_says_what_would_be_right(prepared, options, words):
@@ -217,7 +217,7 @@ def test_each_mistake_is_one_line_that_says_what_would_be_right(prepared, option
 
 
 def test_a_space_of_ones_own_and_a_context_of_ones_own(prepared):
-    search = prepared(space="own", range=("dropout=0:0.2",), fix=("block_size=32", "batch_size=12"))
+    search = prepared(space="custom", range=("dropout=0:0.2",), set=("block_size=32", "batch_size=12"))
     assert search.ranges == {"dropout": "0 to 0.2"} and search.model.block_size == 32
     config = search.train_config(search.sample(5))
     assert (config.max_len, config.stride, config.batch_size) == (32, 32, 12)
@@ -233,9 +233,9 @@ def test_a_table_says_the_same_and_flags_beside_it_win_name_by_name(tmp_path):
     values = read_experiment(str(path), {})
     assert values["space"] == "v1" and values["num_samples"] == 4
     assert values["range"] == ["learning_rate=1e-4:3e-3", "n_embd=32:64:linear"]
-    assert values["choices"] == ["batch_size=8,16,32", "bias=true,false"] and values["fix"] == ["weight_decay=0.02"]
-    both = merge(values, {"fix": ["batch_size=4"], "range": ["weight_decay=0.1:1"]})
-    assert both["fix"] == ["batch_size=4"] and both["choices"] == ["bias=true,false"]
+    assert values["choices"] == ["batch_size=8,16,32", "bias=true,false"] and values["set"] == ["weight_decay=0.02"]
+    both = merge(values, {"set": ["batch_size=4"], "range": ["weight_decay=0.1:1"]})
+    assert both["set"] == ["batch_size=4"] and both["choices"] == ["bias=true,false"]
     assert both["range"] == ["learning_rate=1e-4:3e-3", "n_embd=32:64:linear", "weight_decay=0.1:1"]
     path.write_text('space = "v2"\n[space]\ndropout = 0.1\n')
     with pytest.raises(InputError, match="the space is named in it"):
@@ -248,14 +248,14 @@ def test_a_warm_start_across_two_spaces_takes_what_their_names_share(tmp_path):
     folder = write_run(tmp_path / "a", [(1.0, 2.0), (0.2, 3.1), (0.01, 3.3)])  # space v1
     search = asha_search("optuna", "v1", warm_start=[folder], num_samples=16)
     changes = {"range": ("dropout=0:0.3", "learning_rate=1e-4:1"), "choices": ("batch_size=8,32",)}
-    search = dataclasses.replace(search, config=dataclasses.replace(search.config, **changes))
+    search = dataclasses.replace(search, options=dataclasses.replace(search.options, **changes))
     warm = warm_start_trials(search)
     tried = [trial["config"] for trial in warm]
     rate = NANO.learning_rate
     assert tried[0] == {"learning_rate": pytest.approx(0.2 * rate), "batch_size": 8, "dropout": 0.0}
     assert tried[1]["learning_rate"] == 1e-4  # the end of the range: it was below
     assert not any(trial["same"] for trial in warm)  # the batch was 16: tried anew, but its loss is another training's
-    search = dataclasses.replace(search, config=dataclasses.replace(search.config, choices=()))
+    search = dataclasses.replace(search, options=dataclasses.replace(search.options, choices=()))
     assert [trial["same"] for trial in warm_start_trials(search)] == [True, False]
     longer = dataclasses.replace(search, training=dataclasses.replace(search.training, budget_tokens=2 * BUDGET))
     warm = warm_start_trials(longer)  # another budget: tried, but what was lost at the end of half of it says another thing

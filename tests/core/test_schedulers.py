@@ -11,25 +11,12 @@ from hypothesis import strategies as st
 
 from myllm.system.errors import InputError
 from tune.core.orders import Order
+from tune.core.ranking import LEAD, by_expected_final_loss, by_seeds_and_mean, ranking
 from tune.core.schedulers import SCHEDULERS, geometric_rungs, parse_rungs
 from tune.core.schedulers.asha import Asha
-from tune.core.schedulers.base import Clock, Repeat, Resume, Start
+from tune.core.schedulers.base import Clock, Replicate, Resume, Start
 from tune.core.simulator import play
-from tune.core.trials import (
-    COMPLETED,
-    DIVERGED,
-    DRAWN,
-    LEAD,
-    PAUSED,
-    PROPOSED,
-    REPEAT,
-    REPORTED,
-    STOPPED,
-    Trials,
-    by_expectation,
-    by_seeds_and_mean,
-    standings,
-)
+from tune.core.trials import COMPLETED, DIVERGED, PAUSED, REPLICATE, REPORTED, SAMPLED, STOPPED, SUGGESTED, Trials
 
 
 def test_rungs_lie_on_marks():
@@ -48,7 +35,7 @@ def test_rungs_are_read():
 
 def constant(losses):
     """Trial number i always reports losses[i]; so do its repeats."""
-    return lambda trial, tokens: losses[int(trial.of)]
+    return lambda trial, tokens: losses[int(trial.parent_id)]
 
 
 def reached(search):
@@ -109,12 +96,12 @@ def test_hyperband_starts_brackets_at_each_rung():
 
 
 def test_half_lets_the_better_half_go_on_and_asks_for_proposals_when_enough_is_known():
-    search = new_search("half", num_samples=200)
+    search = new_search("explore-finish", num_samples=200)
     play(search, constant([float((37 * i) % 101) for i in range(200)]), end=20 * BUDGET)
     trials = search.trials
-    proposed = [trial for trial in trials.drawn if trial.kind == PROPOSED]
+    proposed = [trial for trial in trials.drawn if trial.source == SUGGESTED]
     assert proposed and all(800 in trial.losses for trial in proposed)  # they wait at no rung before
-    drawn = [trial for trial in trials.drawn if trial.kind != PROPOSED]
+    drawn = [trial for trial in trials.drawn if trial.source != SUGGESTED]
     for here, there in ((100, 400), (400, 800)):
         came = [trial for trial in drawn if here in trial.losses]
         gone = [trial for trial in came if there in trial.losses]
@@ -126,16 +113,18 @@ def test_half_lets_the_better_half_go_on_and_asks_for_proposals_when_enough_is_k
 
 def test_half_believes_no_single_seed():
     def loss(trial, tokens):
-        lucky = trial.of == "00001" and trial.kind != REPEAT  # 00001 would be the best, were it not for its other seeds
-        return 0.0 if lucky and tokens == BUDGET else float(trial.of) + 1
+        lucky = (
+            trial.parent_id == "00001" and trial.source != REPLICATE
+        )  # 00001 would be the best, were it not for its other seeds
+        return 0.0 if lucky and tokens == BUDGET else float(trial.parent_id) + 1
 
-    search = new_search("half", rungs=((1 / 8, 2),), num_samples=4)
+    search = new_search("explore-finish", rungs=((1 / 8, 2),), num_samples=4)
     play(search, loss, end=12 * BUDGET)
-    _, best = standings(search.trials)
+    _, best = ranking(search.trials)
     assert best[0].trial_id == "00000" and len(best[0].seeds_at(BUDGET)) >= 2
     assert len(search.trials.by_id["00001"].seeds_at(BUDGET)) >= 2
-    first = next(trial for trial in search.trials.by_id.values() if trial.kind == REPEAT)
-    assert first.of == "00000" and first.losses.keys() >= {400}  # a second seed at the rung, before it goes on
+    first = next(trial for trial in search.trials.by_id.values() if trial.source == REPLICATE)
+    assert first.parent_id == "00000" and first.losses.keys() >= {400}  # a second seed at the rung, before it goes on
 
 
 def trials_of(losses):
@@ -144,8 +133,8 @@ def trials_of(losses):
     for index, seeds in enumerate(losses):
         for number, reports in enumerate(seeds):
             trial_id, of = f"{index:05d}" + number * f"-seed{number}", f"{index:05d}"
-            event = {"event": "trial", "trial_id": trial_id, "kind": REPEAT if number else DRAWN, "of": of}
-            trials.apply(event | {"until": BUDGET, "config": {}})
+            event = {"event": "trial", "trial_id": trial_id, "source": REPLICATE if number else SAMPLED, "parent_id": of}
+            trials.apply(event | {"segment_end_tokens": BUDGET, "config": {}})
             for tokens, loss in reports.items():
                 trials.apply(report_of(tokens, loss) | {"event": "report", "trial_id": trial_id, "decision": "pause"})
     return trials
@@ -157,20 +146,20 @@ def test_a_seed_on_its_way_counts_with_what_it_is_expected_to_end_at():
     lost = 1.95  # from there to the end, on average
     assert trials.change(800) == pytest.approx(-lost)
     assert by_seeds_and_mean(trials.by_id["00000"], BUDGET)[:3] == (2, (800,), pytest.approx((1.0 + 3.4) / 2))
-    assert [trial.trial_id for trial in by_expectation(trials)] == ["00001", "00000"]
-    assert standings(trials)[1][0].trial_id == "00001"
+    assert [trial.trial_id for trial in by_expected_final_loss(trials)] == ["00001", "00000"]
+    assert ranking(trials)[1][0].trial_id == "00001"
     too_early = trials_of([[{400: 3.0, BUDGET: 1.0}, {400: 9.0}], [{400: 3.0, BUDGET: 1.1}]])
-    assert standings(too_early)[1][0].trial_id == "00000"
+    assert ranking(too_early)[1][0].trial_id == "00000"
     # Nor at a rung: there the one that is looked at again would be behind those that were not.
     rung = trials_of([[{400: 3.0, 800: 2.0}, {400: 3.4}], [{400: 3.0, 800: 2.1}]])
-    assert standings(rung)[1][0].trial_id == "00000"
+    assert ranking(rung)[1][0].trial_id == "00000"
 
 
 def test_a_lucky_pair_of_seeds_is_behind_what_three_seeds_say():
     three, worse = [{BUDGET: 2.0}] * 3, [{BUDGET: 1.5}, {BUDGET: 2.5}]  # its mean is the same: no lead
     pair = [{BUDGET: 1.0}, {BUDGET: 2.9}]
-    assert [trial.trial_id for trial in standings(trials_of([worse, pair, three]))[1]] == ["00002", "00001", "00000"]
-    assert standings(trials_of([worse, pair]))[1][0].trial_id == "00001"  # where none has three, two are trusted
+    assert [trial.trial_id for trial in ranking(trials_of([worse, pair, three]))[1]] == ["00002", "00001", "00000"]
+    assert ranking(trials_of([worse, pair]))[1][0].trial_id == "00001"  # where none has three, two are trusted
 
 
 def test_a_pair_of_seeds_that_leads_by_more_than_noise_is_before_three():
@@ -180,10 +169,10 @@ def test_a_pair_of_seeds_that_leads_by_more_than_noise_is_before_three():
     for ahead, workers, first in ((0.9 * lead, 8, "00001"), (1.1 * lead, 8, "00000"), (9.9 * lead, 2, "00001")):
         trials = trials_of([[{BUDGET: 2.0 - ahead - 0.05}, {BUDGET: 2.0 - ahead + 0.05}], three, single])
         trials.workers = workers
-        assert standings(trials)[1][0].trial_id == first
+        assert ranking(trials)[1][0].trial_id == first
     trials = trials_of([[{BUDGET: 1.0}, {BUDGET: math.inf}], three])
     trials.workers = 8
-    assert standings(trials)[1][0].trial_id == "00001"
+    assert ranking(trials)[1][0].trial_id == "00001"
 
 
 def test_a_seed_that_diverged_is_trusted_for_nothing():
@@ -193,11 +182,11 @@ def test_a_seed_that_diverged_is_trusted_for_nothing():
         for workers in (1, 2, 8):
             trials = trials_of([diverged, sound, [{BUDGET: 9.0}]])
             trials.workers = workers
-            assert [trial.trial_id for trial in standings(trials)[1]] == ["00001", "00002", "00000"]
+            assert [trial.trial_id for trial in ranking(trials)[1]] == ["00001", "00002", "00000"]
 
 
 def test_half_ends_with_more_seeds_of_its_best_instead_of_what_could_not_be_believed_in_time():
-    search = new_search("half", num_samples=1000, workers=2)
+    search = new_search("explore-finish", num_samples=1000, workers=2)
     play(search, constant([(37 * i % 101) + 1.0 for i in range(1000)]), end=6 * BUDGET)
     done = [trial for trial in search.trials.drawn if trial.status == COMPLETED]
     assert len(done) == 2 and all(len(trial.seeds_at(BUDGET)) == 2 for trial in done)
@@ -205,8 +194,8 @@ def test_half_ends_with_more_seeds_of_its_best_instead_of_what_could_not_be_beli
 
 @pytest.mark.parametrize("samples", [1, 2, 3, 5])
 def test_a_search_of_few_still_finishes_its_best(samples):
-    search = new_search("half", num_samples=samples, confirm=1)
-    play(search, lambda trial, tokens: 9.0 if trial.of == "00000" else float(trial.of))
+    search = new_search("explore-finish", num_samples=samples, confirm=1)
+    play(search, lambda trial, tokens: 9.0 if trial.parent_id == "00000" else float(trial.parent_id))
     done = {trial.trial_id for trial in search.trials.drawn if trial.status == COMPLETED}
     assert done >= {"00000", "00001" if samples > 1 else "00000"} and len(done) < max(3, samples)
 
@@ -215,7 +204,7 @@ def test_a_search_of_few_still_finishes_its_best(samples):
 def test_the_longer_half_searches_the_more_it_finishes(workers):
     finished = []
     for trainings in (1, 2, 4, 8, 16):
-        search = new_search("half", num_samples=10_000, workers=workers)
+        search = new_search("explore-finish", num_samples=10_000, workers=workers)
         rng = random.Random(trainings)
         losses = [rng.random() for _ in range(10_000)]
         play(search, constant(losses), end=trainings * BUDGET)
@@ -250,7 +239,7 @@ def test_every_rule_ends_in_time_and_half_uses_its_time(name, seed, workers, qua
     trials = search.trials
     assert last <= end and not trials.running
     assert sum(trial.tokens for trial in trials.by_id.values()) <= workers * end
-    if name == "half" and not diverging and quarters >= 8:
+    if name == "explore-finish" and not diverging and quarters >= 8:
         assert last > end - 0.55 * BUDGET
 
 
@@ -258,7 +247,7 @@ def test_every_rule_ends_in_time_and_half_uses_its_time(name, seed, workers, qua
 def test_a_start_that_takes_long_is_not_shared_out(workers):
     late, early = [], []
     for record, start in ((early, 0.0), (late, 3.0 * BUDGET)):
-        search = new_search("half", num_samples=10_000, workers=workers, record=record)
+        search = new_search("explore-finish", num_samples=10_000, workers=workers, record=record)
         play(search, noisy(5, 0.1), start + 4 * BUDGET, begin=start, idle=start)
     assert late == early and len(late) > 20
 
@@ -302,7 +291,7 @@ def test_what_is_read_back_is_what_was(name, seed, workers, samples):
     search = new_search(name, num_samples=samples, workers=workers, record=events)
     play(search, noisy(seed, 0.2), end=2 * BUDGET)
     again = new_search(name, num_samples=samples, workers=workers, events=events).trials
-    assert again.by_id == search.trials.by_id and standings(again)[0] == standings(search.trials)[0]
+    assert again.by_id == search.trials.by_id and ranking(again)[0] == ranking(search.trials)[0]
     for tokens in (100, 200, 400, BUDGET):
         assert list(again.at(tokens)) == list(search.trials.at(tokens))
     for (key, *marks), order in search.trials._orders.items():  # each moved along with the events as if sorted anew
@@ -312,15 +301,15 @@ def test_what_is_read_back_is_what_was(name, seed, workers, samples):
 @pytest.mark.parametrize("name", sorted(SCHEDULERS))
 def test_diverged_trials_move_nobodys_cutoff(name):
     def loss(trial, tokens):
-        index = int(trial.of)
+        index = int(trial.parent_id)
         return math.nan if index % 10 else float((7 * index) % 40)
 
     search = new_search(name, num_samples=100)
     play(search, loss)
     alone = new_search(name, num_samples=10)
-    play(alone, lambda trial, tokens: float((70 * int(trial.of)) % 40))
+    play(alone, lambda trial, tokens: float((70 * int(trial.parent_id)) % 40))
     sound = [trial.tokens for trial in search.trials.drawn[::10]]
-    assert all(trial.status == DIVERGED for trial in search.trials.drawn if int(trial.of) % 10)
+    assert all(trial.status == DIVERGED for trial in search.trials.drawn if int(trial.parent_id) % 10)
     if name in ("asha", "asha-stop", "fifo"):
         assert sound == [trial.tokens for trial in alone.trials.drawn]
 
@@ -328,7 +317,7 @@ def test_diverged_trials_move_nobodys_cutoff(name):
 @pytest.mark.parametrize("name", sorted(SCHEDULERS))
 def test_the_reference_ends_and_the_best_run_again_on_a_fresh_seed(name):
     search = new_search(name, num_samples=16, confirm=3)
-    play(search, lambda trial, tokens: 9.0 if trial.of == "00000" else float(trial.of))
+    play(search, lambda trial, tokens: 9.0 if trial.parent_id == "00000" else float(trial.parent_id))
     trials = search.trials
     assert trials.by_id["00000"].status == COMPLETED and trials.by_id["00000-seed"].status == COMPLETED
     assert trials.by_id["00000-seed"].config == {"seed": 7 + 1_000_003}
@@ -343,8 +332,10 @@ def test_the_reference_ends_and_the_best_run_again_on_a_fresh_seed(name):
     ids=["short", "room", "for two", "not asked"],
 )
 def test_a_timed_search_finishes_the_reference_where_there_is_room(trainings, confirm, seeds):
-    search = new_search("half", num_samples=1000, confirm=confirm)
-    play(search, lambda trial, tokens: 9.0 if trial.of == "00000" else float(trial.of), end=trainings * BUDGET)
+    search = new_search("explore-finish", num_samples=1000, confirm=confirm)
+    play(
+        search, lambda trial, tokens: 9.0 if trial.parent_id == "00000" else float(trial.parent_id), end=trainings * BUDGET
+    )
     assert len(search.trials.by_id["00000"].seeds_at(BUDGET)) == seeds
 
 
@@ -400,14 +391,14 @@ def test_a_rule_of_fifteen_lines_plays_in_a_simulation(monkeypatch):
 def test_a_suggestion_that_cannot_be_is_an_error_and_not_a_silent_wait():
     class Wrong(Asha):
         def suggest(self, trials: Trials, clock: Clock):
-            return Resume("00000", BUDGET) if trials.drawn else Start(until=BUDGET)
+            return Resume("00000", BUDGET) if trials.drawn else Start(segment_end_tokens=BUDGET)
 
     search = new_search("asha", num_samples=2, workers=2)
     search.scheduler = Wrong((), BUDGET, MARK)
     search.next_trial(Clock(0))
     with pytest.raises(ValueError, match="trial 00000 is running"):
         search.next_trial(Clock(0))
-    assert Repeat("00000", 5) != Resume("00000", 5)
+    assert Replicate("00000", 5) != Resume("00000", 5)
 
 
 @pytest.mark.parametrize("name", sorted(SCHEDULERS))

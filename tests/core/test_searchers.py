@@ -16,11 +16,11 @@ from helpers import MILESTONES, NANO, asha_search, config_at, draws_of, log_rate
 
 from myllm.config import PRESETS
 from myllm.system.errors import InputError
-from tune.config.spec import Search
+from tune.config.spec import SearchSpec
 from tune.core.gaussian_process import most_promising
 from tune.core.search_space import SPACES, Choice, Range, get_space, sample
 from tune.core.searchers import STARTUP, _known, warm_start_trials
-from tune.core.trials import COMPLETED, DIVERGED, PAUSE, PAUSED, REPEAT, RUNNING, STOP, Trials
+from tune.core.trials import COMPLETED, DIVERGED, PAUSE, PAUSED, REPLICATE, RUNNING, STOP, Trials
 from tune.store.journal import FILE_NAME
 
 
@@ -81,8 +81,8 @@ def test_the_surrogate_finds_the_valley_and_believes_many_seeds_more_than_one():
     # A lucky seed counts less than the mean of many.
     points = np.concatenate([points, [[0.9, 0.1]]])
     losses = np.append(losses, np.log(2.6))
-    believed = [most_promising(points, losses, np.r_[seeds, n], none, candidates) for n in (0.05, 1000.0)]
-    assert np.abs(candidates[believed[1]] - [0.9, 0.1]).max() < np.abs(candidates[believed[0]] - [0.9, 0.1]).max()
+    chosen = [most_promising(points, losses, np.r_[seeds, n], none, candidates) for n in (0.05, 1000.0)]
+    assert np.abs(candidates[chosen[1]] - [0.9, 0.1]).max() < np.abs(candidates[chosen[0]] - [0.9, 0.1]).max()
 
 
 @pytest.mark.parametrize("preset", ["nano", "micro", "gpt2"])
@@ -164,7 +164,7 @@ def test_what_tpe_is_told_of_each_trial():
         report("waits", 100, 6.0),
         report("waits", 200, 5.5, PAUSE),
         report("goes on", 200, 5.25, PAUSE),
-        {"event": "resume", "trial_id": "goes on", "until": 800},
+        {"event": "resume", "trial_id": "goes on", "segment_end_tokens": 800},
         report("goes on", 300, 4.0),
         report("new", 100, 7.0),
         report("diverged", 200, 2.0),
@@ -173,7 +173,7 @@ def test_what_tpe_is_told_of_each_trial():
         {"event": "failed", "trial_id": "failed", "reason": "boom"},
     ]
     for of, loss in (("twice", 3.5), ("done", 9.0)):
-        again = begun(f"{of}-seed", REPEAT, config={"learning_rate": of, "seed": 8}, of=of)
+        again = begun(f"{of}-seed", REPLICATE, config={"learning_rate": of, "seed": 8}, parent_id=of)
         events += [again, report(f"{of}-seed", BUDGET if of == "twice" else 300, loss)]
     known = _known(Trials(BUDGET, 40, events=events), [], MILESTONES)
     told = {config["learning_rate"]: standing for config, standing in known}
@@ -216,7 +216,7 @@ def two_runs(tmp_path):
         report("00010", 300, math.nan, STOP, diverged=True),
         begun("00011", config=config_at(0.9)),
         report("00011", 100, 4.0),
-        begun("00001-seed", REPEAT, config=config_at(0.2) | {"seed": 8}, of="00001"),
+        begun("00001-seed", REPLICATE, config=config_at(0.2) | {"seed": 8}, parent_id="00001"),
         report("00001-seed", BUDGET, 3.3, STOP),
     ]
     first = write_run(tmp_path / "a", [(1.0, 2.0), (0.2, 3.1), (0.3, 3.05), (0.4, 3.3)], others=stopped)
@@ -261,9 +261,9 @@ def test_nothing_drifts_when_the_earlier_runs_vanish_or_the_search_grows(two_run
     for folder in two_runs:
         shutil.rmtree(folder)
     search.write(tmp_path)
-    search = Search.read(tmp_path)
+    search = SearchSpec.read(tmp_path)
     assert drawn(searched(search)) == drawn(whole)
-    search = dataclasses.replace(search, config=dataclasses.replace(search.config, num_samples=160))
+    search = dataclasses.replace(search, options=dataclasses.replace(search.options, num_samples=160))
     tried = draws_of(search, whole, range(1, 6))
     assert tried[:4] == drawn(whole)[1:5] and tried[4] != config_at(0.6)  # a quarter of 160 would take that one too
     grown = draws_of(search, whole, [16])[0]
@@ -283,7 +283,7 @@ def test_tpe_learns_from_earlier_runs_at_once_and_counts_a_repeated_configuratio
     assert len(known) == 11 and known[0][1] == (COMPLETED, BUDGET, 3.0)
     trials.apply(report("00001", 200, 4.5, PAUSE))
     assert _known(trials, search.warm_start, MILESTONES)[0] == known[0]  # it waits at a rung: what was known says more
-    trials.apply({"event": "resume", "trial_id": "00001", "until": BUDGET})
+    trials.apply({"event": "resume", "trial_id": "00001", "segment_end_tokens": BUDGET})
     trials.apply(report("00001", BUDGET, 3.7))
     assert _known(trials, search.warm_start, MILESTONES)[0] == (trials.drawn[1].config, (COMPLETED, BUDGET, 3.7))
 

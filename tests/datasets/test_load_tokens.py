@@ -70,7 +70,7 @@ def test_characters_are_not_taken_for_gpt2_without_a_word(tmp_path, capsys):
 
 
 def test_the_default_tokenizer_is_what_the_files_say(tmp_path):
-    assert default_tokenizer("embedded") == default_tokenizer(["embedded"]) == "byte"
+    assert default_tokenizer("builtin") == default_tokenizer(["builtin"]) == "byte"
     assert default_tokenizer(str(write_llmc(tmp_path / "g.bin", [1] * 9))) == "gpt2"
     with pytest.raises(InputError, match="ids of Llama-3, by its header; name their tokenizer"):
         default_tokenizer(str(write_llmc(tmp_path / "l.bin", [1] * 9, 20240801, 7, "<u4")))
@@ -240,6 +240,6 @@ def test_a_preparation_shows_the_time_left(tmp_path):
     def look(text):
         found.extend(re.findall(r"tokenizing .*/30\.0 MB.* (0:00:\d\d)", text))
 
-    terminal.until(look, seconds=60)
+    terminal.segment_end_tokens(look, seconds=60)
     assert terminal.process.returncode == 0 and found, terminal.text
     assert "train_ids.bin: 27000000 tokens" in terminal.text and "tokenizing" not in terminal.text

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from conftest import run_command_line
 
-from myllm.datasets.data_paths import EMBEDDED
+from myllm.datasets.data_paths import BUILTIN
 from myllm.datasets.load_tokens import prepare
 from myllm.datasets.token_file import TokenFile
 from myllm.datasets.tokenizer import get_tokenizer, token_bytes
@@ -115,7 +115,7 @@ def test_text_is_tokenized_once(tmp_path):
 
 def test_the_embedded_corpus_is_large_and_split_by_file(tmp_path):
     byte = get_tokenizer("byte")
-    train, val = (prepare(EMBEDDED, split, "byte", byte, tmp_path) for split in ("train", "val"))
+    train, val = (prepare(BUILTIN, split, "byte", byte, tmp_path) for split in ("train", "val"))
     assert len(train) > 5e6 and 2e5 < len(val) < len(train) / 5
     assert train.fingerprint()["sha256_sampled"] != val.fingerprint()["sha256_sampled"]
 

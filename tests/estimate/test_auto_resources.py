@@ -8,8 +8,8 @@ from helpers import search_of
 
 from myllm.system.errors import InputError
 from tune.config.resolve import Resources
-from tune.config.spec import Search
-from tune.estimate.auto_resources import Probe, candidates, pick, probe, settle_auto
+from tune.config.spec import SearchSpec
+from tune.estimate.auto_resources import Probe, candidates, pick, probe, resolve_auto
 
 
 def rated(*rates, fits=True):
@@ -38,7 +38,7 @@ def test_what_is_probed():
 
 def asking(**options):
     search = search_of()
-    return dataclasses.replace(search, config=dataclasses.replace(search.config, **options))
+    return dataclasses.replace(search, options=dataclasses.replace(search.options, **options))
 
 
 def doubling(search, resources):
@@ -47,18 +47,18 @@ def doubling(search, resources):
 
 
 def test_numbers_take_the_place_of_auto_and_the_reason_is_kept(tmp_path):
-    search, said = settle_auto(asking(cpus_per_trial="auto"), 4, 0, doubling)
-    assert search.config.cpus_per_trial == 1 and "--cpus_per_trial auto: 1 (" in said and "4 at once" in said
+    search, said = resolve_auto(asking(cpus_per_trial="auto"), 4, 0, doubling)
+    assert search.options.cpus_per_trial == 1 and "--cpus_per_trial auto: 1 (" in said and "4 at once" in said
     search.write(tmp_path)
-    again = Search.read(tmp_path)
+    again = SearchSpec.read(tmp_path)
     assert again == search and again.picked["cpus_per_trial"] in said
-    assert settle_auto(again, 4, 0, doubling) == (again, "")  # a resume asks nobody
-    search, said = settle_auto(asking(gpus_per_trial="auto"), 16, 1, doubling)
-    assert search.config.gpus_per_trial == 0.125 and search.config.cpus_per_trial is None
-    search, said = settle_auto(asking(gpus_per_trial="auto", cpus_per_trial="auto"), 2, 0, doubling)
-    assert (search.config.gpus_per_trial, search.config.cpus_per_trial) == (0, 1) and "no GPU here" in said
+    assert resolve_auto(again, 4, 0, doubling) == (again, "")  # a resume asks nobody
+    search, said = resolve_auto(asking(gpus_per_trial="auto"), 16, 1, doubling)
+    assert search.options.gpus_per_trial == 0.125 and search.options.cpus_per_trial is None
+    search, said = resolve_auto(asking(gpus_per_trial="auto", cpus_per_trial="auto"), 2, 0, doubling)
+    assert (search.options.gpus_per_trial, search.options.cpus_per_trial) == (0, 1) and "no GPU here" in said
     with pytest.raises(InputError, match="give a number"):
-        settle_auto(asking(cpus_per_trial="auto", address="auto"), 2, 0, doubling)
+        resolve_auto(asking(cpus_per_trial="auto", address="auto"), 2, 0, doubling)
 
 
 @pytest.mark.slow

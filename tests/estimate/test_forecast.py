@@ -8,7 +8,7 @@ from helpers import search_of
 
 from myllm.system.errors import InputError
 from tune.core.trials import CONTINUE, STOP
-from tune.estimate.forecast import MOST_TRIALS, Pace, fit_pace, measured_pace, outlooks, play_on
+from tune.estimate.forecast import MOST_TRIALS, Throughput, fit_pace, measured_pace, outlooks, simulate_rest
 from tune.text.durations import duration, parse_duration
 
 
@@ -31,7 +31,7 @@ def test_times_are_written_in_two_units():
 
 
 def test_the_pace_is_found_in_measurements():
-    pace = Pace(2e-5, 3e-3)
+    pace = Throughput(2e-5, 3e-3)
     rows = [(tokens, tokens / step, pace.seconds(tokens, step)) for tokens, step in ((1e4, 512), (2e4, 1024), (5e3, 8192))]
     found = fit_pace(rows)
     assert (found.per_token, found.per_step) == pytest.approx((2e-5, 3e-3))
@@ -46,38 +46,38 @@ def test_the_pace_is_found_in_measurements():
 
 
 def test_a_search_without_rungs_takes_what_its_trials_take():
-    search, pace = search_of(scheduler="fifo", num_samples=5, confirm=0), Pace(1e-5, 0.0, per_segment=2.0)
+    search, pace = search_of(scheduler="fifo", num_samples=5, replicate_best=0), Throughput(1e-5, 0.0, per_segment=2.0)
     one = search.budget_tokens * 1e-5 + 2.0
-    outlook = play_on(search, [], pace, workers=1)
+    outlook = simulate_rest(search, [], pace, workers=1)
     assert outlook.seconds == pytest.approx(5 * one) and outlook.tokens == 5 * search.budget_tokens
-    assert play_on(search, [], pace, workers=5, used=7.0).seconds == pytest.approx(one + 7)
-    assert outlook.came == {search.budget_tokens: 5} and outlook.trials == 5 and outlook.repeats == 0
+    assert simulate_rest(search, [], pace, workers=5, used=7.0).seconds == pytest.approx(one + 7)
+    assert outlook.came == {search.budget_tokens: 5} and outlook.trials == 5 and outlook.replicates == 0
 
 
 def test_rungs_fill_as_the_rule_lets_them():
-    whole = play_on(search_of(num_samples=16), [], Pace(1e-5, 1e-3), workers=2)
+    whole = simulate_rest(search_of(num_samples=16), [], Throughput(1e-5, 1e-3), workers=2)
     assert whole.trials == 16 and list(whole.came.values())[:3] == [16, 8, 4]
 
 
 def test_a_search_is_played_on_from_where_it_stands():
-    search, pace = search_of(scheduler="fifo", num_samples=5, confirm=0), Pace(1e-5, 0.0)
+    search, pace = search_of(scheduler="fifo", num_samples=5, replicate_best=0), Throughput(1e-5, 0.0)
     budget, events = search.budget_tokens, []
     for index in range(3):
         trial_id = f"{index:05d}"
-        events.append(begun(trial_id, until=budget, config={"learning_rate": 1e-3, "batch_size": 16}))
+        events.append(begun(trial_id, segment_end_tokens=budget, config={"learning_rate": 1e-3, "batch_size": 16}))
         tokens = budget if index < 2 else budget // 2
         events.append(report(trial_id, tokens, 3.0, STOP if index < 2 else CONTINUE))
     events = [event | {"time": 0.0} for event in events]
-    later = play_on(search, events, pace, workers=1, used=100.0)  # half of one, and two more
+    later = simulate_rest(search, events, pace, workers=1, used=100.0)  # half of one, and two more
     assert later.trials == 5 and later.seconds == pytest.approx(100 + 2.5 * budget * 1e-5)
 
 
 def test_a_search_of_an_hour_takes_an_hour_and_a_long_one_is_played_as_a_short_one():
-    pace = Pace(1e-5, 1e-3, 0.1)
+    pace = Throughput(1e-5, 1e-3, 0.1)
     hour = outlooks(search_of(time_budget=3600.0), [], pace, workers=2, used=10.0)
     assert all(0.9 * 3600 < outlook.seconds <= 3600 for outlook in hour)
-    search = search_of(scheduler="fifo", num_samples=20 * MOST_TRIALS, confirm=0)
-    long = play_on(search, [], pace, workers=4)
+    search = search_of(scheduler="fifo", num_samples=20 * MOST_TRIALS, replicate_best=0)
+    long = simulate_rest(search, [], pace, workers=4)
     assert long.trials == 20 * MOST_TRIALS and long.tokens == long.trials * search.budget_tokens
-    short = dataclasses.replace(search, config=dataclasses.replace(search.config, num_samples=MOST_TRIALS))
-    assert long.seconds == pytest.approx(20 * play_on(short, [], pace, workers=4).seconds)
+    short = dataclasses.replace(search, options=dataclasses.replace(search.options, num_samples=MOST_TRIALS))
+    assert long.seconds == pytest.approx(20 * simulate_rest(short, [], pace, workers=4).seconds)

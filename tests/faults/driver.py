@@ -11,9 +11,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # own_rule
 
 from myllm.system.errors import run_command
 from tune.config.resolve import Resources
-from tune.config.spec import Search
+from tune.config.spec import SearchSpec
 from tune.core.schedulers import SCHEDULERS
-from tune.core.trials import DEFAULT_TRIAL
+from tune.core.trials import BASELINE_TRIAL
 from tune.ray_backend import tuner
 from tune.ray_backend.cluster import join_cluster
 from tune.ray_backend.trainable import run_trial
@@ -26,7 +26,7 @@ def out_of_memory(config, **task):
     from myllm.models.gpt import GPT
 
     forward = GPT.forward
-    windows = 3 if tune.get_context().get_trial_id().startswith(DEFAULT_TRIAL) else 0
+    windows = 3 if tune.get_context().get_trial_id().startswith(BASELINE_TRIAL) else 0
 
     def limited(self, ids, targets=None):
         if len(ids) > windows:
@@ -48,9 +48,9 @@ def main():
         from own_rule import OwnRule
 
         SCHEDULERS["own"] = OwnRule
-    search = Search.read(Path(run_dir))
-    if search.config.address:
-        join_cluster(search.config.address)
+    search = SearchSpec.read(Path(run_dir))
+    if search.options.address:
+        join_cluster(search.options.address)
     finished = tuner.run_search(Path(run_dir), search, Resources(1, 0, int(slots)))
     return 0 if finished else 130
 

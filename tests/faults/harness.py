@@ -13,25 +13,25 @@ from pathlib import Path
 import pandas as pd
 
 from tune.config import spec
-from tune.config.options import SearchConfig
-from tune.config.resolve import prepare_search
+from tune.config.options import SearchOptions
+from tune.config.resolve import resolve_search
 
 DRIVER = Path(__file__).parent / "driver.py"
 TIMES = ["train_seconds", "tok_per_sec"]
-SHORT = dict(num_samples=3, confirm=2, scheduler="asha", rungs="0.25:3")
+SHORT = dict(num_samples=3, replicate_best=2, scheduler="asha", rungs="0.25:3")
 """a search in which all trials wait at a rung before the best and the reference go on, and then again on a fresh seed"""
 MARKER = "MYLLM_FAULT_TEST"  # an environment variable that all processes of one search inherit
 
 
-class Search:
+class FaultSearch:
     """A search of a tiny model in `folder`, run by driver.py in a process of its own."""
 
     def __init__(self, folder, data, slots=1, fault=None, **options):
         self.folder, self.slots, self.fault = Path(folder), slots, fault
         self.folder.mkdir()
         train, val = ((str(path),) for path in data)
-        config = SearchConfig(train_file=train, val_file=val, budget_tokens=262144, name=self.folder.name, **options)
-        search = prepare_search(config, self.folder.parent / "cache")
+        config = SearchOptions(train_file=train, val_file=val, budget_tokens=262144, name=self.folder.name, **options)
+        search = resolve_search(config, self.folder.parent / "cache")
         budget, training = search.budget_tokens // 4, search.training
         dataclasses.replace(
             search,
@@ -41,8 +41,8 @@ class Search:
         ).write(self.folder)
 
     def change(self, **config):
-        search = spec.Search.read(self.folder)
-        dataclasses.replace(search, config=dataclasses.replace(search.config, **config)).write(self.folder)
+        search = spec.SearchSpec.read(self.folder)
+        dataclasses.replace(search, options=dataclasses.replace(search.options, **config)).write(self.folder)
 
     def start(self):
         command = [sys.executable, str(DRIVER), str(self.folder), str(self.slots), *([self.fault] if self.fault else [])]

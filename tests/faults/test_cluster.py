@@ -10,7 +10,7 @@ import tempfile
 
 import pytest
 from conftest import run_command_line
-from harness import MARKER, SHORT, Search, assert_same, gone, processes_with
+from harness import MARKER, SHORT, FaultSearch, assert_same, gone, processes_with
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -33,7 +33,7 @@ def test_a_node_dies_and_the_search_ends_complete(byte_files, undisturbed, tmp_p
     (tmp_path / "home" / ".ray").mkdir(parents=True)
     (tmp_path / "home" / ".ray" / "auth_token").write_text("1" * 64)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    options = dict(num_samples=4, scheduler="fifo", confirm=0)
+    options = dict(num_samples=4, scheduler="fifo", replicate_best=0)
     whole = undisturbed(2, **options)
     cluster = subprocess.Popen(
         [sys.executable, "-c", CLUSTER],
@@ -45,14 +45,14 @@ def test_a_node_dies_and_the_search_ends_complete(byte_files, undisturbed, tmp_p
     )
     try:
         address = next(line.strip() for line in cluster.stdout if ":" in line)
-        broken = Search(tmp_path / "broken", byte_files, slots=2, address=address, **options)
+        broken = FaultSearch(tmp_path / "broken", byte_files, slots=2, address=address, **options)
         process = broken.start()
         assert broken.wait_for(process, "report", 12)
         cluster.stdin.write("\n")
         cluster.stdin.flush()
         errors = process.communicate(timeout=150)[1]
         assert process.returncode == 0, errors
-        assert any(event["event"] == "lost" for event in broken.events())
+        assert any(event["event"] == "worker_lost" for event in broken.events())
         assert_same(whole, broken)
     finally:
         cluster.stdin.write("\n")
@@ -63,7 +63,7 @@ def test_a_node_dies_and_the_search_ends_complete(byte_files, undisturbed, tmp_p
 def test_checkpoints_on_another_filesystem_survive_a_kill(byte_files, undisturbed, tmp_path):
     whole = undisturbed(**SHORT)
     uri = f"file://{tmp_path}/far"
-    broken = Search(tmp_path / "broken", byte_files, storage_path=uri, **SHORT)
+    broken = FaultSearch(tmp_path / "broken", byte_files, storage_path=uri, **SHORT)
     process = broken.start()
     assert broken.wait_for(process, "checkpoint")
     broken.kill(process)
@@ -98,7 +98,16 @@ def test_the_recipe_for_several_machines_with_its_token(byte_files, tmp_path):
         port, mode = free_port(), own | {"RAY_AUTH_MODE": "token"}
         train, val = map(str, byte_files)
         search = ["tune/search.py", "--train_file", train, "--val_file", val, "--budget_tokens", "262144", "--space", "v1"]
-        search += ["--num_samples", "2", "--confirm", "0", "--scheduler", "fifo", "--storage_path", str(tmp_path / "runs")]
+        search += [
+            "--num_samples",
+            "2",
+            "--replicate_best",
+            "0",
+            "--scheduler",
+            "fifo",
+            "--storage_path",
+            str(tmp_path / "runs"),
+        ]
         try:
             start_node("--head", f"--port={port}", "--include-dashboard=false", **mode)
             start_node(f"--address=127.0.0.1:{port}", **mode)

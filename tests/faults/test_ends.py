@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 from conftest import run_command_line
-from harness import SHORT, Search, assert_same
+from harness import SHORT, FaultSearch, assert_same
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 LOOPBACK = ("0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000")  # as /proc/net writes them
 
 
 def test_one_signal_ends_in_order_and_two_at_once(byte_files, undisturbed, tmp_path):
-    whole, broken = undisturbed(**SHORT), Search(tmp_path / "broken", byte_files, **SHORT)
+    whole, broken = undisturbed(**SHORT), FaultSearch(tmp_path / "broken", byte_files, **SHORT)
     process = broken.start()
     assert broken.wait_for_events(process, 10)
     process.send_signal(signal.SIGTERM)
@@ -48,7 +48,7 @@ def test_the_second_search_on_a_folder_is_refused_and_two_folders_do_not_disturb
 ):
     alone, first, second = (
         undisturbed(**SHORT),
-        *(Search(tmp_path / n, byte_files, **SHORT) for n in ("first", "second")),
+        *(FaultSearch(tmp_path / n, byte_files, **SHORT) for n in ("first", "second")),
     )
     processes = [first.start(), second.start()]
     assert first.wait_for_events(processes[0], 1)
@@ -63,8 +63,14 @@ def test_the_second_search_on_a_folder_is_refused_and_two_folders_do_not_disturb
 
 
 def test_a_finished_search_grows_in_the_same_rungs_and_keeps_all_checkpoints_if_told_so(byte_files, tmp_path):
-    search = Search(
-        tmp_path / "run", byte_files, num_samples=4, confirm=2, scheduler="asha", rungs="0.125:2", keep_checkpoints="all"
+    search = FaultSearch(
+        tmp_path / "run",
+        byte_files,
+        num_samples=4,
+        replicate_best=2,
+        scheduler="asha",
+        rungs="0.125:2",
+        keep_checkpoints="all",
     )
     search.finish()
     before, history = search.tables()
@@ -74,7 +80,7 @@ def test_a_finished_search_grows_in_the_same_rungs_and_keeps_all_checkpoints_if_
     search.change(num_samples=8)
     search.finish()
     after, longer = search.tables()
-    drawn = after[after["of"].isna()]
+    drawn = after[after["parent_id"].isna()]
     assert len(drawn) == 8
     assert len(history.merge(longer, how="inner")) == len(history)  # nothing of before has changed
     assert set(before["trial_id"]) <= set(after["trial_id"])
@@ -86,16 +92,16 @@ def test_a_finished_search_grows_in_the_same_rungs_and_keeps_all_checkpoints_if_
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to another user")
 def test_a_folder_of_another_user_is_refused_unless_trusted(byte_files, tmp_path):
-    search = Search(tmp_path / "run", byte_files, num_samples=2)
+    search = FaultSearch(tmp_path / "run", byte_files, num_samples=2)
     os.chown(search.folder, 12345, 12345)
     refused = run_command_line("tune/search.py", "--resume", search.folder)
     assert refused.returncode == 2 and "belongs to another user (id 12345)" in refused.stderr
-    trusted = run_command_line("tune/search.py", "--resume", search.folder, "--trust")
+    trusted = run_command_line("tune/search.py", "--resume", search.folder, "--allow_other_owner")
     assert "shape of preset nano" in trusted.stderr  # the next check
 
 
 def test_rays_ports_are_on_loopback_only(byte_files, tmp_path):
-    search = Search(tmp_path / "run", byte_files, num_samples=2, confirm=0)
+    search = FaultSearch(tmp_path / "run", byte_files, num_samples=2, replicate_best=0)
     process = search.start()
     assert search.wait_for_events(process, 6)
     sockets = set()

@@ -8,7 +8,7 @@ import random
 import time
 
 import pytest
-from harness import Search, assert_same, kill_drivers, kill_workers
+from harness import FaultSearch, assert_same, kill_drivers, kill_workers
 
 from tune.core.schedulers import SCHEDULERS
 
@@ -16,8 +16,8 @@ KILLS = int(os.environ.get("FAULT_KILLS", "3"))
 
 
 def test_one_kill_of_each_kind(byte_files, undisturbed, tmp_path):
-    options = dict(num_samples=2, confirm=2)
-    whole, broken = undisturbed(**options), Search(tmp_path / "broken", byte_files, **options)
+    options = dict(num_samples=2, replicate_best=2)
+    whole, broken = undisturbed(**options), FaultSearch(tmp_path / "broken", byte_files, **options)
     assert kill_drivers(broken, 1, seed=1, most_events=15) == 1
     process = broken.start()
     assert broken.wait_for_events(process, len(broken.events()) + 8)
@@ -27,19 +27,19 @@ def test_one_kill_of_each_kind(byte_files, undisturbed, tmp_path):
     assert process.returncode == 0, errors
     assert_same(whole, broken)
     trials, _ = broken.tables()
-    again = trials[trials["of"].notna()]
+    again = trials[trials["parent_id"].notna()]
     assert {"00000-seed", "00001-seed"} <= set(again["trial_id"]) and set(again["status"]) == {"completed"}
     assert {1_000_003} <= set(again["seed"])
-    lost = [event for event in broken.events() if event["event"] == "lost"]
+    lost = [event for event in broken.events() if event["event"] == "worker_lost"]
     assert len(lost) == 1 and (broken.folder / f"error-{lost[0]['trial_id']}.txt").read_text().strip()
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(("scheduler", "slots"), [("half", 1), ("asha", 1), ("fifo", 2)])
+@pytest.mark.parametrize(("scheduler", "slots"), [("explore-finish", 1), ("asha", 1), ("fifo", 2)])
 def test_many_kills_over_a_search_of_sixteen(scheduler, slots, byte_files, undisturbed, tmp_path):
     options = dict(num_samples=16, scheduler=scheduler, max_failures=1000)
-    whole, broken = undisturbed(slots, **options), Search(tmp_path / "broken", byte_files, slots, **options)
+    whole, broken = undisturbed(slots, **options), FaultSearch(tmp_path / "broken", byte_files, slots, **options)
     events = len(whole.events())
     drivers = kill_drivers(broken, KILLS, seed=7, most_events=events // (2 * KILLS))
     process = broken.start()
@@ -53,7 +53,7 @@ def test_many_kills_over_a_search_of_sixteen(scheduler, slots, byte_files, undis
 
 @pytest.mark.slow
 def test_a_process_that_dies_again_and_again_fails_with_its_reason(byte_files, tmp_path):
-    search = Search(tmp_path / "run", byte_files, num_samples=1, max_failures=1)
+    search = FaultSearch(tmp_path / "run", byte_files, num_samples=1, max_failures=1)
     process, rng = search.start(), random.Random(0)
     while process.poll() is None:
         search.kill_worker(rng)
@@ -62,15 +62,18 @@ def test_a_process_that_dies_again_and_again_fails_with_its_reason(byte_files, t
     trials, _ = search.tables()
     assert trials["status"].tolist() == ["failed"]
     assert "died" in trials["reason"][0] or "never ran" in trials["reason"][0]  # killed while it began
-    assert [event["event"] for event in search.events() if event["event"] in ("lost", "failed")] == ["lost", "failed"]
+    assert [event["event"] for event in search.events() if event["event"] in ("worker_lost", "failed")] == [
+        "worker_lost",
+        "failed",
+    ]
 
 
 def test_a_rule_that_somebody_adds_runs_live_and_after_a_kill(byte_files, tmp_path, monkeypatch):
     from own_rule import OwnRule
 
     monkeypatch.setitem(SCHEDULERS, "own", OwnRule)
-    options = dict(num_samples=3, confirm=1, scheduler="own", fault="own")
-    whole, broken = (Search(tmp_path / name, byte_files, **options) for name in ("whole", "broken"))
+    options = dict(num_samples=3, replicate_best=1, scheduler="own", fault="own")
+    whole, broken = (FaultSearch(tmp_path / name, byte_files, **options) for name in ("whole", "broken"))
     whole.finish()
     assert kill_drivers(broken, 1, seed=3, most_events=40) == 1
     broken.finish()

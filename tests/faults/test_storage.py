@@ -12,7 +12,7 @@ import sys
 import pandas as pd
 import pytest
 from conftest import ROOT, run_command_line
-from harness import SHORT, Search, assert_same
+from harness import SHORT, FaultSearch, assert_same
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -23,7 +23,7 @@ def checkpoints(search):
 
 @pytest.mark.slow
 def test_damaged_checkpoints_are_skipped_for_those_before_or_the_beginning(byte_files, undisturbed, tmp_path):
-    whole, broken = undisturbed(**SHORT), Search(tmp_path / "broken", byte_files, **SHORT)
+    whole, broken = undisturbed(**SHORT), FaultSearch(tmp_path / "broken", byte_files, **SHORT)
     process = broken.start()
     assert broken.wait_for(process, "checkpoint", 3)
     broken.kill(process)
@@ -54,7 +54,7 @@ def test_damaged_checkpoints_are_skipped_for_those_before_or_the_beginning(byte_
 
 @pytest.mark.slow
 def test_only_what_can_still_win_is_kept(byte_files, tmp_path):
-    search = Search(tmp_path / "run", byte_files, num_samples=8, confirm=2)
+    search = FaultSearch(tmp_path / "run", byte_files, num_samples=8, replicate_best=2)
     search.finish()
     trials, _ = search.tables()
     completed = trials["status"] == "completed"
@@ -111,7 +111,7 @@ def one_line(errors, *words):
 def test_a_full_disk_is_one_line_and_the_search_goes_on_when_there_is_room(byte_files, undisturbed, disk):
     """Room for two checkpoints and a half."""
     whole, small = undisturbed(**SHORT), disk("400k")
-    broken = Search(small.folder / "broken", byte_files, **SHORT)
+    broken = FaultSearch(small.folder / "broken", byte_files, **SHORT)
     one_line(broken.finish(code=1), "the disk is full")
     assert broken.no_process_left()
     statuses = {event.get("event") for event in broken.events()}
@@ -126,7 +126,7 @@ def test_a_full_disk_is_one_line_and_the_search_goes_on_when_there_is_room(byte_
 def test_a_disk_that_fills_at_any_moment_is_one_line(event, byte_files, undisturbed, disk):
     """In the journal, a checkpoint, TensorBoard's files, or the tables at the end, whichever comes next."""
     whole, small = undisturbed(**SHORT), disk("24m")
-    broken = Search(small.folder / "broken", byte_files, **SHORT)
+    broken = FaultSearch(small.folder / "broken", byte_files, **SHORT)
     process = broken.start()
     assert broken.wait_for(process, event)
     small.fill()
@@ -164,8 +164,8 @@ def test_a_report_on_a_full_disk_is_one_line_and_leaves_the_last_one(disk):
 
 def test_a_file_that_may_not_grow_is_one_line(byte_files, undisturbed, tmp_path):
     """Without root: the journal of a running search, and the page of a report, meet a limit to the size of files."""
-    options = dict(num_samples=2, confirm=2)  # as in test_kills
-    whole, broken = undisturbed(**options), Search(tmp_path / "broken", byte_files, **options)
+    options = dict(num_samples=2, replicate_best=2)  # as in test_kills
+    whole, broken = undisturbed(**options), FaultSearch(tmp_path / "broken", byte_files, **options)
     process = broken.start()
     assert broken.wait_for(process, "report", 5)
     limit = (broken.folder / "journal.jsonl").stat().st_size + 300
@@ -185,7 +185,7 @@ def test_a_file_that_may_not_grow_is_one_line(byte_files, undisturbed, tmp_path)
 @pytest.mark.slow
 def test_out_of_memory_ends_with_the_same_losses_or_a_clear_reason(byte_files, undisturbed, tmp_path):
     whole = undisturbed(**SHORT)
-    broken = Search(tmp_path / "broken", byte_files, fault="oom", num_samples=2, scheduler="fifo", confirm=0)
+    broken = FaultSearch(tmp_path / "broken", byte_files, fault="oom", num_samples=2, scheduler="fifo", replicate_best=0)
     broken.finish()
     trials, found = broken.tables()
     _, expected = whole.tables()

@@ -15,13 +15,21 @@ from helpers import BIGRAM, HEAD
 from myllm.config import PRESETS, TrainConfig
 from myllm.datasets.token_file import TokenFile
 from myllm.datasets.windows import Windows
-from myllm.models.custom_model import OwnModelConfig, builder, difference, fix_settings, is_changed, own_model, read_model
+from myllm.models.custom_model import (
+    CustomModelConfig,
+    builder,
+    custom_model,
+    difference,
+    fix_settings,
+    is_changed,
+    read_model,
+)
 from myllm.models.model_check import check_trains
 from myllm.system.errors import InputError
 from myllm.training.train import Run, train
-from tune.config.options import SearchConfig
-from tune.config.resolve import CODE, prepare_search
-from tune.config.spec import Search
+from tune.config.options import SearchOptions
+from tune.config.resolve import CODE, resolve_search
+from tune.config.spec import SearchSpec
 
 EXAMPLE = ROOT / "experiments" / "own_model"
 
@@ -29,7 +37,7 @@ EXAMPLE = ROOT / "experiments" / "own_model"
 def bigram(tmp_path, text=BIGRAM, name="Bigram", block_size=16):
     path = tmp_path / "mine.py"
     path.write_text(text)
-    return own_model(f"{path}:{name}", 257, block_size)
+    return custom_model(f"{path}:{name}", 257, block_size)
 
 
 @pytest.fixture
@@ -40,7 +48,7 @@ def example(tmp_path):
 
 
 def test_the_shipped_example_is_what_it_says(example):
-    model = own_model(f"{example}:MyGPT", 257, 32)
+    model = custom_model(f"{example}:MyGPT", 257, 32)
     assert list(model.files) == ["my_model.py", "gpt.py"]
     assert model.settings == {"block_size": 32, "n_layer": 2, "n_head": 2, "n_embd": 64, "dropout": 0.0}
     check_trains(model)
@@ -78,7 +86,7 @@ def test_it_trains_and_goes_on_bit_for_bit_from_a_checkpoint_that_holds_its_code
 
 
 def test_code_goes_on_as_it_was_whatever_happens_to_the_files(example):
-    model = own_model(f"{example}:MyGPT", 257, 32)
+    model = custom_model(f"{example}:MyGPT", 257, 32)
     values = json.loads(json.dumps(dataclasses.asdict(model)))
     read = read_model(values, "search.json: model")
     assert read == model and not is_changed(read)
@@ -142,9 +150,9 @@ RETURNS = "return F.cross_entropy(self.head(self.table(ids)).flatten(0, 1), targ
         ),
         (BIGRAM.replace(RETURNS, "return self.missing(ids)"), "forward(ids, targets) of (2, 16) ids raises AttributeError"),
         (BIGRAM.replace('{"width": 8', '["width"'), "not Python, line"),
-        (BIGRAM.replace('{"width": 8, "kind": "plain"}', '["width"]'), "its `settings` is a list; it must be a dict"),
+        (BIGRAM.replace('{"width": 8, "source": "plain"}', '["width"]'), "its `settings` is a list; it must be a dict"),
         (BIGRAM.replace('"width"', '"learning_rate"'), "its setting 'learning_rate' is one of the training's; rename it"),
-        (BIGRAM.replace('"plain"', "(1, 2)"), "its setting 'kind' is (1, 2); it must be a number, text or bool"),
+        (BIGRAM.replace('"plain"', "(1, 2)"), "its setting 'source' is (1, 2); it must be a number, text or bool"),
     ],
 )
 def test_each_bad_file_is_one_line(tmp_path, text, words):
@@ -174,7 +182,7 @@ def test_what_is_no_file_or_names_no_class_is_one_line(tmp_path):
         (f"{tmp_path}/latin.py:A", "not UTF-8"),
     ):
         with pytest.raises(InputError, match=words):
-            own_model(spec, 257, 16)
+            custom_model(spec, 257, 16)
 
 
 LOGITS = "\n    def logits(self, ids):\n        return self.head(self.table(ids))\n"
@@ -202,25 +210,25 @@ def test_logits_are_checked_and_a_loss_that_sees_its_targets_is_noticed(tmp_path
 
 
 def test_ranges_over_its_settings_are_checked_by_building_it(tmp_path, byte_files):
-    bigram(tmp_path, BIGRAM.replace('"kind": "plain"', '"style": "plain", "kind": "plain"'))
+    bigram(tmp_path, BIGRAM.replace('"source": "plain"', '"style": "plain", "source": "plain"'))
     train_file, val_file = ((str(path),) for path in byte_files)
     common = dict(
         train_file=train_file, val_file=val_file, budget_tokens=32768, name="x", model=f"{tmp_path}/mine.py:Bigram"
     )
 
     def prepared(**options):
-        return prepare_search(SearchConfig(**common | options), tmp_path / "cache")
+        return resolve_search(SearchOptions(**common | options), tmp_path / "cache")
 
-    search = prepared(range=("width=4:32:log",), choices=("style=plain,fancy,odd",), fix=("block_size=64", "batch_size=8"))
+    search = prepared(range=("width=4:32:log",), choices=("style=plain,fancy,odd",), set=("block_size=64", "batch_size=8"))
     assert search.sample(0) == {"learning_rate": 3e-3, "warmup_ratio": 0.02, "clip_norm": 1.0, "width": 8, "style": "plain"}
     model = search.model_config(search.sample(7))
     assert isinstance(model.settings["width"], int) and model.block_size == 64 == search.training.max_len
     for options, words in (
         ({"range": ("width=8:200",)}, "'width': 200"),
         ({"range": ("widht=8:20",)}, "there is no 'widht' to set; near are width"),
-        ({"fix": ("n_layer=3",)}, "there is no 'n_layer' to set"),
-        ({"choices": ("kind=plain,odd",)}, "'kind' can't be searched: a search's tables have a column of that name"),
-        ({"fix": ("width=many",)}, "'many' is no whole number"),
+        ({"set": ("n_layer=3",)}, "there is no 'n_layer' to set"),
+        ({"choices": ("source=plain,odd",)}, "'source' can't be searched: a search's tables have a column of that name"),
+        ({"set": ("width=many",)}, "'many' is no whole number"),
     ):
         with pytest.raises(InputError) as error:
             prepared(**options)
@@ -245,16 +253,27 @@ def test_a_search_over_it_is_interrupted_by_nothing_that_happens_to_the_file(
         "--choices",
         "n_layer=1,2",
         "batch_size=8,16",
-        "--fix",
+        "--set",
         "n_embd=32",
         "block_size=32",
         "--budget_tokens",
         "8192",
     ]
-    flags += ["--num_samples", "2", "--scheduler", "fifo", "--confirm", "0", "--storage_path", tmp_path, "--name", "run"]
+    flags += [
+        "--num_samples",
+        "2",
+        "--scheduler",
+        "fifo",
+        "--replicate_best",
+        "0",
+        "--storage_path",
+        tmp_path,
+        "--name",
+        "run",
+    ]
     done, run_dir = run_command_line("tune/search.py", *flags, "--max_concurrent", "1"), tmp_path / "run"
     assert done.returncode == 0, done.stderr
-    search = Search.read(run_dir)
+    search = SearchSpec.read(run_dir)
     (example.parent / "gpt.py").write_text("raise ValueError\n")
     dataclasses.replace(search, origin=search.origin | {"git_commit": "of then"}).write(run_dir)
 
@@ -280,7 +299,7 @@ def test_a_search_over_it_is_interrupted_by_nothing_that_happens_to_the_file(
     expected = trials.sort_values("val_loss")["val_loss"].iloc[0]
     assert f"val_loss {expected:.4f}" in done.stdout.splitlines()[-2]  # before the sample: the same training as the trial's
     state = torch.load(tmp_path / "f.pth", weights_only=True)
-    assert isinstance(read_model(state["model_config"], "f.pth"), OwnModelConfig)
+    assert isinstance(read_model(state["model_config"], "f.pth"), CustomModelConfig)
 
     assert command("--from_trial", run_dir.rename(tmp_path / "moved") / "2", "--generate", "ab", "--length", "9") == 0
     assert capsys.readouterr().out.startswith("ab")

@@ -40,7 +40,7 @@ class Terminal:
         )
         os.close(slave)
 
-    def until(self, done, seconds=200):
+    def segment_end_tokens(self, done, seconds=200):
         """Reads on until done(text of the screen), or to the command's end."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
@@ -70,26 +70,37 @@ def test_the_screen_in_terminals_of_three_widths(byte_files, tmp_path):
     train, val = byte_files
     name, database = f"test-live-{time.time_ns()}", tmp_path / "mlflow.db"
     run = ROOT / "experiments" / "runs" / name
-    flags = ["--train_file", train, "--val_file", val, "--budget_tokens", "262144", "--num_samples", "2", "--confirm", "0"]
+    flags = [
+        "--train_file",
+        train,
+        "--val_file",
+        val,
+        "--budget_tokens",
+        "262144",
+        "--num_samples",
+        "2",
+        "--replicate_best",
+        "0",
+    ]
     flags += ["--scheduler", "asha", "--max_concurrent", "1", "--name", name]
     flags += ["--wandb", "project", "--mlflow", f"sqlite:///{database}"]
     offline = {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
     try:
         first = Terminal(80, ["tune/search.py", *flags], offline)
-        first.until(lambda text: "val_loss" in text and "00000" in text)
+        first.segment_end_tokens(lambda text: "val_loss" in text and "00000" in text)
         seen = "\n".join(first.screen.display)
         for word in ("search", "trials", "best", "rungs", "slots", "0 diverged, 0 failed"):
             assert word in seen, seen
         first.process.send_signal(signal.SIGINT)
-        first.until(lambda text: False)
+        first.segment_end_tokens(lambda text: False)
         assert first.process.returncode == 130, first.text
         second = Terminal(40, ["tune/search.py", "--resume", run], offline)
-        second.until(lambda text: "val_loss" in text and "slots    0000" in text)
+        second.segment_end_tokens(lambda text: "val_loss" in text and "slots    0000" in text)
         narrow = "\n".join(second.screen.display)
         second.process.send_signal(signal.SIGINT)
-        second.until(lambda text: False)
+        second.segment_end_tokens(lambda text: False)
         third = Terminal(120, ["tune/search.py", "--resume", run], offline)
-        third.until(lambda text: False)
+        third.segment_end_tokens(lambda text: False)
         assert third.process.returncode == 0, third.text
         assert "slots    0000" in narrow and "0 diverged" in narrow, narrow
         for terminal in (first, second, third):
@@ -102,8 +113,8 @@ def test_the_screen_in_terminals_of_three_widths(byte_files, tmp_path):
         assert "2 trials of space v2" in first.text
         assert "Stop signal" in (run / "ray.log").read_text()
         assert f"report: {(run / 'report.html').as_uri()}" in third.text
-        until = time.monotonic() + 200
-        while (run / "report.log").exists() and time.monotonic() < until:
+        segment_end_tokens = time.monotonic() + 200
+        while (run / "report.log").exists() and time.monotonic() < segment_end_tokens:
             time.sleep(0.1)  # the rest of the report is written behind the prompt
         assert 'http-equiv="refresh"' not in (run / "report.html").read_text()
         check_tensorboard(run)

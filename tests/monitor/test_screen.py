@@ -11,15 +11,15 @@ import pytest
 from conftest import BUDGET, begun, report
 from rich.console import Console
 
-from tune.core.trials import PAUSE, REPEAT, STOP, Trials
-from tune.estimate.forecast import Outlook
+from tune.core.trials import PAUSE, REPLICATE, STOP, Trials
+from tune.estimate.forecast import Forecast
 from tune.monitor.progress import Terminal
 from tune.monitor.screen import View, line, render
 
 CONFIG = {"learning_rate": 0.00321, "batch_size": 16, "warmup_ratio": 0.02, "clip_norm": 1.0}
 EVENTS = [
     *(begun(f"{i:05d}", config=CONFIG | {"learning_rate": 0.001 * (i + 1)}) for i in range(6)),
-    begun("00001-seed", kind=REPEAT, of="00001", config=CONFIG | {"seed": 5}),
+    begun("00001-seed", source=REPLICATE, parent_id="00001", config=CONFIG | {"seed": 5}),
     report("00000", 100, 4.0),
     report("00000", BUDGET, 2.5, STOP),
     report("00001", 100, 3.9),
@@ -37,10 +37,10 @@ def view(**changes):
     values = dict(
         name="recorded",
         trials=trials,
-        milestones=(100, 400, 800),
+        rung_tokens=(100, 400, 800),
         slots=[trials.by_id["00004"], None],
         seconds=60.0,
-        outlook=Outlook(180.0, 10**6, 16, 3, {100: 16, 400: 8, 800: 4, BUDGET: 6}, 4),
+        outlook=Forecast(180.0, 10**6, 16, 3, {100: 16, 400: 8, 800: 4, BUDGET: 6}, 4),
         training_share=0.87,
     )
     return View(**values | changes)

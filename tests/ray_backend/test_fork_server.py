@@ -8,7 +8,7 @@ import psutil
 import pytest
 
 from myllm.system.machine import has_gpu_driver
-from tune.config.options import SearchConfig
+from tune.config.options import SearchOptions
 from tune.config.resolve import Resources
 from tune.ray_backend.start import Engine
 
@@ -21,7 +21,7 @@ def test_workers_are_forked_and_start_without_the_nursery_too(monkeypatch):
     engine = Engine()
     assert "RAY_AUTH_TOKEN" not in os.environ  # it may join a cluster, which wants the user's own
     try:
-        engine.start(SearchConfig(), Resources(1, 0, 1))
+        engine.start(SearchOptions(), Resources(1, 0, 1))
         engine.wait()
         import ray
 

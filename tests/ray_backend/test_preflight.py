@@ -17,14 +17,14 @@ from helpers import search_of
 
 from myllm.system import imports, machine
 from myllm.system.errors import InputError, RunError
-from tune.config.options import SearchConfig
-from tune.config.resolve import settle_resources
+from tune.config.options import SearchOptions
+from tune.config.resolve import resolve_resources
 from tune.ray_backend import cluster, preflight, watchdog
 from tune.ray_backend.watchdog import Watchdog, cause
 from tune.text import commands
 
 SEARCH = "tune/search.py"
-SMALL = ["--budget_tokens", "262144", "--num_samples", "1", "--confirm", "0", "--scheduler", "fifo", "--space", "v1"]
+SMALL = ["--budget_tokens", "262144", "--num_samples", "1", "--replicate_best", "0", "--scheduler", "fifo", "--space", "v1"]
 
 
 @pytest.fixture
@@ -59,7 +59,16 @@ def test_a_worker_that_can_not_import_ends_the_search_with_its_reason(small, tmp
     )
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
     done = run_command_line(
-        SEARCH, *small, "--patience", "6", "--storage_path", tmp_path / "runs", "--name", "x", env=environment, timeout=100
+        SEARCH,
+        *small,
+        "--stall_timeout",
+        "6",
+        "--storage_path",
+        tmp_path / "runs",
+        "--name",
+        "x",
+        env=environment,
+        timeout=100,
     )
     one_error(done, 1, "no trial has started for ", "No module named 'a_module_that_is_not_there'", "--resume")
 
@@ -93,14 +102,24 @@ def test_a_process_that_can_not_be_reused_loses_no_trial(small, tmp_path):
     run = tmp_path / "runs" / "x"
     assert "Could not re-use actor" in (run / "ray.log").read_text()
     events = [json.loads(line) for line in (run / "journal.jsonl").read_text().splitlines()]
-    assert {event["trial_id"] for event in events if event["event"] == "lost"}
+    assert {event["trial_id"] for event in events if event["event"] == "worker_lost"}
     ends = [event["trial_id"] for event in events if event.get("tokens_seen") == 32768 and event["event"] == "report"]
     assert sorted(ends) == ["00000", "00001"]
 
 
 def test_below_uv_run_workers_are_started_as_ever(small, tmp_path):
     """Ray looks for a process `uv run` above it, packs the folder for its workers, and starts each by uv."""
-    flags = [*small, "--budget_tokens", "32768", "--patience", "20", "--storage_path", tmp_path / "runs", "--name", "x"]
+    flags = [
+        *small,
+        "--budget_tokens",
+        "32768",
+        "--stall_timeout",
+        "20",
+        "--storage_path",
+        tmp_path / "runs",
+        "--name",
+        "x",
+    ]
     (tmp_path / "run").write_text(f"{shlex.join(map(str, [sys.executable, ROOT / SEARCH, *flags]))}\nexit $?\n")
     done = subprocess.run(["uv", "run"], executable="/bin/sh", cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -354,7 +373,7 @@ def test_a_read_only_checkout_runs_in_the_users_own_folder(tmp_path, monkeypatch
 @pytest.mark.parametrize("path", ["file:/x", "file:x", "FILE:/x", "s3:bucket", "gs:/b", "file:///a#b", "a\0b"])
 def test_what_is_neither_a_folder_nor_a_uri_is_refused(path):
     with pytest.raises(InputError, match="neither a folder nor a URI like file:///runs"):
-        SearchConfig(storage_path=path)
+        SearchOptions(storage_path=path)
 
 
 def test_what_ray_can_not_write_to_is_known_beforehand(tmp_path, monkeypatch):
@@ -426,7 +445,7 @@ def four_gpus(monkeypatch):
 )
 def test_only_visible_gpus_count(four_gpus, capsys, visible, count):
     assert len(four_gpus(visible)) == count and not capsys.readouterr().err
-    resources = settle_resources(SearchConfig(), 8, count)
+    resources = resolve_resources(SearchOptions(), 8, count)
     assert (resources.gpus_per_trial, resources.workers) == (int(count > 0), count or 8)
 
 

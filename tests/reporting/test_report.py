@@ -17,8 +17,9 @@ from conftest import ROOT, run_command_line
 from helpers import RECORDED, SCHEMA, copied
 
 from myllm.system.errors import InputError
-from tune.analysis.response_surface import Axis, Surface, edges
-from tune.analysis.results import UNITS, load, load_run, search_seconds
+from tune.analysis.response_surface import Axis, ResponseSurface, edges
+from tune.analysis.results import UNITS, load, load_run
+from tune.core.clock import search_seconds
 from tune.core.search_space import LINEAR, LOG_BELOW_ONE, Choice, Range
 from tune.report import write_report, write_report_behind
 from tune.reporting import summary
@@ -73,7 +74,7 @@ def test_every_figure_has_a_picture_and_a_table(report):
     assert len(curves) == len(load_run(report).history) and set(curves["fate"]) >= {"best", "default", "paused"}
     budget = pd.read_csv(report / "figures" / "budget.csv")
     tokens = json.loads((report / "summary.json").read_text())["cost"]["tokens"]
-    assert budget[["drawn", "proposed", "repeat"]].to_numpy().sum() == tokens
+    assert budget[["sampled", "suggested", "replicate"]].to_numpy().sum() == tokens
 
 
 def test_the_page_needs_no_network_and_is_small(report):
@@ -92,8 +93,8 @@ def test_the_page_is_there_at_once_and_its_rest_is_written_behind(tmp_path):
     assert 'http-equiv="refresh"' in page and "This page loads itself again" in page and 'id="plot-curves"' in page
     assert 'id="plot-importance"' not in page and not (run / "figures").exists()
     write_report_behind(run)
-    until = time.monotonic() + 200
-    while (run / "report.log").exists() and time.monotonic() < until:
+    segment_end_tokens = time.monotonic() + 200
+    while (run / "report.log").exists() and time.monotonic() < segment_end_tokens:
         time.sleep(0.1)
     page = (run / "report.html").read_text()
     assert 'http-equiv="refresh"' not in page and 'id="plot-importance"' in page
@@ -138,7 +139,7 @@ def test_a_run_without_repeats_claims_no_interval(tmp_path):
     found = json.loads((run / "summary.json").read_text())
     jsonschema.validate(found, SCHEMA)
     assert found["best"]["low"] is None and found["trust"] == "no" and "luck and merit" in said
-    assert any("--confirm" in row["command"] for row in found["next"])
+    assert any("--replicate_best" in row["command"] for row in found["next"])
 
 
 def test_where_every_trial_diverged_there_is_a_report_that_says_so(tmp_path):
@@ -218,7 +219,7 @@ def test_importance_finds_what_the_loss_follows(tmp_path):
         return events
 
     changed(run, by_clip_alone)
-    surface = Surface(*load(run)[:2])
+    surface = ResponseSurface(*load(run)[:2])
     assert (surface.losses == surface.losses.max()).mean() >= 0.5  # how bad the worse half is does not matter
     rows = surface.importance()
     assert rows[0]["hyper_parameter"] == "clip_norm" and rows[0]["low"] > max(row["importance"] for row in rows[1:])
@@ -226,19 +227,25 @@ def test_importance_finds_what_the_loss_follows(tmp_path):
 
 def test_tables_for_pandas_are_typed_and_every_column_is_documented():
     run = load_run(RECORDED)
-    columns = {name for table in (run.trials, run.history, run.leaders) for name in table.columns}
+    columns = {name for table in (run.trials, run.history, run.leaderboard) for name in table.columns}
     assert columns - set(run.search.ranges) | {"learning_rate"} == {*UNITS}
     assert run.trials["tokens_seen"].dtype == "int64" and run.trials["status"].dtype == "category"
-    repeats = run.trials[run.trials["kind"] == "repeat"]
-    assert len(repeats) == 6 and set(repeats["of"]) <= set(run.trials.index) and (repeats["seed"] != 0).all()
-    assert run.leaders.index[0] == "00001" and run.leaders["low"].iloc[0] < run.leaders["val_loss"].iloc[0]
+    replicates = run.trials[run.trials["source"] == "replicate"]
+    assert (
+        len(replicates) == 6 and set(replicates["parent_id"]) <= set(run.trials.index) and (replicates["seed"] != 0).all()
+    )
+    assert run.leaderboard.index[0] == "00001" and run.leaderboard["low"].iloc[0] < run.leaderboard["val_loss"].iloc[0]
 
 
 def with_the_best_an_audit(events: list[dict]) -> list[dict]:
     """The same, and one that was left behind would have ended lowest."""
     left, last = next(e for e in events if e.get("trial_id") == "00002"), [e for e in events if e["event"] == "report"][-1]
     last = last | {"trial_id": "00002-audit", "tokens_seen": 786432, "val_loss": 1.0}
-    return [*events, left | {"trial_id": "00002-audit", "kind": "audit", "of": "00002", "time": last["time"]}, last]
+    return [
+        *events,
+        left | {"trial_id": "00002-audit", "source": "audit", "parent_id": "00002", "time": last["time"]},
+        last,
+    ]
 
 
 def test_comparing_searches(tmp_path):
@@ -296,7 +303,7 @@ def many(run: Path, count: int) -> None:
             rate, batch = 3e-4 * 100 ** rng.random(), rng.choice([4, 8, 16, 32, 64])
             config = {"learning_rate": rate, "batch_size": batch}
             config |= {"warmup_ratio": 0.003 * 60 ** rng.random(), "clip_norm": 0.1 * 100 ** rng.random()}
-            begun = base["trial"] | {"trial_id": f"{index:05d}", "config": config, "until": 786432}
+            begun = base["trial"] | {"trial_id": f"{index:05d}", "config": config, "segment_end_tokens": 786432}
             file.write(json.dumps(begun) + "\n")
             level = 2 + 0.3 * math.log10(rate / 3e-3) ** 2 + 0.05 * math.log2(batch) + rng.gauss(0, 0.02)
             for mark in range(1, 33):

@@ -16,7 +16,7 @@ def read(folder, name):
 
 def test_tables_grow_by_rows_and_the_last_of_a_trial_counts(tmp_path):
     record = []
-    search = new_search("half", num_samples=12, workers=2, confirm=1, record=record)
+    search = new_search("explore-finish", num_samples=12, workers=2, confirm=1, record=record)
     growing, append, contents = GrowingTables(tmp_path, search.trials, 7), search.append, []
 
     def journalled(event, **values):
@@ -28,7 +28,7 @@ def test_tables_grow_by_rows_and_the_last_of_a_trial_counts(tmp_path):
         contents.append([(tmp_path / name).read_text() for name in (TRIALS, HISTORY)])
 
     search.append = journalled
-    play(search, lambda trial, tokens: float(trial.of) + (tokens < BUDGET), watch=grows)
+    play(search, lambda trial, tokens: float(trial.parent_id) + (tokens < BUDGET), watch=grows)
     growing.flush()
     assert len(contents) > 20
     for before, after in itertools.pairwise(contents):  # the first time they are written whole

@@ -87,7 +87,18 @@ def test_the_summary_says_what_compiling_took():
 def test_a_compiled_search_repeats_the_losses_and_a_later_session_compiles_much_less(byte_files, tmp_path):
     """Two workers, and two more in a second session: their work is on the disk by then."""
     train, val = map(str, byte_files)
-    flags = ["--train_file", train, "--val_file", val, "--budget_tokens", "131072", "--scheduler", "fifo", "--confirm", "0"]
+    flags = [
+        "--train_file",
+        train,
+        "--val_file",
+        val,
+        "--budget_tokens",
+        "131072",
+        "--scheduler",
+        "fifo",
+        "--replicate_best",
+        "0",
+    ]
     flags += ["--searcher", "random", "--max_concurrent", "2", "--storage_path", str(tmp_path), "--space", "v1"]
     where = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "compiled")}
 
@@ -100,9 +111,9 @@ def test_a_compiled_search_repeats_the_losses_and_a_later_session_compiles_much_
         events = map(json.loads, (tmp_path / name / "journal.jsonl").read_text().splitlines())
         return {(e["trial_id"], e["tokens_seen"]): e["val_loss"] for e in events if e["event"] == "report"}
 
-    search(*flags, "--num_samples", "2", "--name", "on", "--fix", "compile=on")
+    search(*flags, "--num_samples", "2", "--name", "on", "--set", "compile=on")
     search("--resume", str(tmp_path / "on"), "--num_samples", "4")
-    search(*flags, "--num_samples", "4", "--name", "off", "--fix", "compile=off")
+    search(*flags, "--num_samples", "4", "--name", "off", "--set", "compile=off")
     compiled, plain = reports("on"), reports("off")
     early = {at: pytest.approx(loss, rel=1e-6) for at, loss in plain.items() if at[1] <= 24576}
     assert {at: compiled[at] for at in early} == early

@@ -55,7 +55,7 @@ def test_fused_runs_report_what_they_would_alone(windows):
         for ours, theirs in zip(fused[id(run)], expected, strict=True):
             for name in ("train_loss", "val_loss", "val_loss_ema", "grad_norm"):
                 assert getattr(ours, name) == pytest.approx(getattr(theirs, name), rel=2e-4), (ours.step, name)
-            assert ours.learning_rate == theirs.learning_rate
+            assert ours.lr == theirs.lr
 
 
 def test_a_dropped_run_goes_on_alone_and_the_others_as_before(windows):

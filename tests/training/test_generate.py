@@ -15,7 +15,7 @@ def model(byte_files, command, tmp_path):
     def train(*flags):
         path = tmp_path / "model.pth"
         data = ["--train_file", byte_files[0], "--val_file", byte_files[1], "--max_len", "16", "--batch_size", "8"]
-        flags = [*flags] if "--model" in flags else [*flags, "--fix", "n_layer=1", "n_embd=16"]
+        flags = [*flags] if "--model" in flags else [*flags, "--set", "n_layer=1", "n_embd=16"]
         length = ["--budget_tokens", "1280", "--eval_freq", "100", "--eval_iter", "1"]
         assert command(*data, *length, *flags, "--save_model", path) == 0
         return path

@@ -6,7 +6,7 @@ import shlex
 import pytest
 
 from myllm.config import PRESETS
-from myllm.models.custom_model import fix_settings, own_model
+from myllm.models.custom_model import custom_model, fix_settings
 from myllm.system.errors import InputError
 from myllm.training.hparam_transfer import search_command, times_as_wide
 from myllm.training.train_utils import load_state
@@ -42,7 +42,7 @@ def test_width_is_that_of_the_matrices_whatever_the_model(tmp_path):
         "        self.inner = torch.nn.Linear(settings['wide'], 5)\n"
         "        assert self.inner.weight.sum().item() < 1e9, 'the meta device has no values'\n"
     )
-    own = own_model(f"{tmp_path}/m.py:M", 257, 16)
+    own = custom_model(f"{tmp_path}/m.py:M", 257, 16)
     assert times_as_wide(fix_settings(own, ["wide=24"]), own) == 3 and times_as_wide(own, nano) == 1
 
 
@@ -59,7 +59,7 @@ def test_what_was_found_stays_until_the_model_is_wider(found, command, tmp_path,
     assert "rescaled" not in said and state["rescaled"] == []
     assert "kept: the learning rate, for 7.25 times the tokens: published laws disagree" in said
 
-    state, said = trained("--fix", "n_embd=128", "n_head=4")
+    state, said = trained("--set", "n_embd=128", "n_head=4")
     assert state["train_config"].items() >= (before | {"learning_rate": 0.002}).items()
     assert "rescaled: learning_rate 0.004 -> 0.002: 2 times the width (1/width, Yang et al., arXiv 2203.03466)" in said
     assert "kept: 1,024 tokens a step, clip_norm 0.5, warmup_ratio 0.1, weight_decay 0.1" in said
@@ -71,9 +71,9 @@ def test_what_was_found_stays_until_the_model_is_wider(found, command, tmp_path,
             "why": "2 times the width (1/width, Yang et al., arXiv 2203.03466)",
         }
     ]
-    state, said = trained("--fix", "n_embd=128", "--learning_rate", "0.01")
+    state, said = trained("--set", "n_embd=128", "--learning_rate", "0.01")
     assert state["train_config"]["learning_rate"] == 0.01 and "rescaled" not in said
-    state, said = trained("--fix", "n_embd=32")
+    state, said = trained("--set", "n_embd=32")
     assert state["train_config"]["learning_rate"] == 0.004 and "learning_rate stays 0.004: not raised to 0.008" in said
 
 
@@ -81,12 +81,12 @@ def test_what_was_chosen_beside_a_models_size_goes_with_it_to_another(found, com
     config = json.loads(found.read_text())
     config["model"] |= {"activation": "gelu_tanh", "bias": not config["model"]["bias"]}
     found.write_text(json.dumps(config))
-    small = ("--fix", "n_layer=1", "--budget_tokens", "2048", "--save_model", tmp_path / "a.pth")
+    small = ("--set", "n_layer=1", "--budget_tokens", "2048", "--save_model", tmp_path / "a.pth")
     assert command("--config", found, "--preset", "micro", *small) == 0
     model = load_state(tmp_path / "a.pth")["model_config"]
     assert (model["activation"], model["bias"]) == ("gelu_tanh", config["model"]["bias"]) and model["n_embd"] == 128
     (tmp_path / "m.py").write_text("import torch\nclass M(torch.nn.Module):\n    settings = {'wide': 8}\n")
-    found.write_text(json.dumps(config | {"model": vars(own_model(f"{tmp_path}/m.py:M", 257, 128))}))
+    found.write_text(json.dumps(config | {"model": vars(custom_model(f"{tmp_path}/m.py:M", 257, 128))}))
     with pytest.raises(InputError, match=r"--preset micro: .* is for your own model .*M, which has no presets"):
         command("--config", found, "--preset", "micro")
 
@@ -117,7 +117,7 @@ def test_another_preset_brings_its_context_and_keeps_the_tokens_of_a_step(found,
 
 
 def test_the_command_to_search_again_is_one(found, command, monkeypatch, capsys):
-    flags = ("--preset", "micro", "--fix", "n_layer=1", "n_embd=256", "--budget_tokens", "16384")
+    flags = ("--preset", "micro", "--set", "n_layer=1", "n_embd=256", "--budget_tokens", "16384")
     assert command("--config", found, *flags) == 0
     *_, line = [line for line in capsys.readouterr().out.splitlines() if "search the rate again" in line]
     words = shlex.split(line.partition(" python ")[2])

@@ -68,7 +68,7 @@ def test_training_learns_and_reports_on_the_marks(make_run):
     assert reports[-1].tokens_seen == 40 * 8 * 16
     assert reports[-1].val_loss < before - 1
     assert not any(r.diverged for r in reports)
-    assert reports[-1].learning_rate == pytest.approx(1e-3)
+    assert reports[-1].lr == pytest.approx(1e-3)
 
 
 def test_an_evaluation_on_a_gpu_has_no_more_logits_than_fit():
@@ -92,7 +92,7 @@ def test_fewer_windows_of_train_than_of_val_can_be_evaluated(make_run):
 def test_v1_neither_clips_nor_warms_up(make_run):
     run = make_run(version="v1")
     reports = list(train(run))
-    assert {r.learning_rate for r in reports} == {1e-2}
+    assert {r.lr for r in reports} == {1e-2}
     assert all(math.isnan(r.grad_norm) for r in reports)
 
 

@@ -94,7 +94,7 @@ def _shares(log_p: np.ndarray) -> np.ndarray:
     return shares / shares.sum(axis=0)
 
 
-def chances(drawn: np.ndarray) -> np.ndarray:
+def probability_of_best(drawn: np.ndarray) -> np.ndarray:
     """(n,) probabilities of having the lowest expected loss, from (DRAWS, n) of these; the first is the one called best.
 
     Its share of the draws is too modest, as rungs and hyper-parameters know more than losses at the end do, and where it is

@@ -10,7 +10,7 @@ from scipy.linalg import solve_triangular
 
 from tune.analysis.posterior import LEVEL, interval
 from tune.config.overrides import SCALES
-from tune.config.spec import Search
+from tune.config.spec import SearchSpec
 from tune.core.gaussian_process import projected
 from tune.core.search_space import LINEAR, LOG, LOG_BELOW_ONE, Choice, Range
 from tune.core.trials import Trial, Trials
@@ -69,13 +69,13 @@ class Axis:
         return math.exp(found) if self.is_log else found
 
 
-def axes_of(search: Search) -> list[Axis]:
+def axes_of(search: SearchSpec) -> list[Axis]:
     """The axes along which a search looked."""
     return [Axis(name, values) for name, values in search.drawn_from.items()]
 
 
 @dataclass(frozen=True)
-class Edge:
+class RangeEdge:
     """The best lies where a range ends."""
 
     axis: Axis
@@ -85,7 +85,7 @@ class Edge:
     """what to search next, as search.py reads it"""
 
 
-def edges(axes: list[Axis], config: dict) -> list[Edge]:
+def edges(axes: list[Axis], config: dict) -> list[RangeEdge]:
     """The ranges within EDGE of whose end `config` lies; none where nothing lies beyond."""
     found = []
     for axis in axes:
@@ -95,7 +95,7 @@ def edges(axes: list[Axis], config: dict) -> list[Edge]:
     return found
 
 
-def _choice_edge(axis: Axis, value: Any) -> Edge | None:
+def _choice_edge(axis: Axis, value: Any) -> RangeEdge | None:
     numbers, place = axis.numbers or [], axis.place(value)
     if len(numbers) < 3 or 0 < place < 1 or axis.name == "n_head":  # what divides the width
         return None
@@ -109,10 +109,10 @@ def _choice_edge(axis: Axis, value: Any) -> Edge | None:
     if not beyond:
         return None
     values = ",".join(f"{value:g}" for value in sorted([*beyond, *(numbers[:3] if low_end else numbers[-3:])]))
-    return Edge(axis, value, numbers[0] if low_end else numbers[-1], f"--choices {axis.name}={values}")
+    return RangeEdge(axis, value, numbers[0] if low_end else numbers[-1], f"--choices {axis.name}={values}")
 
 
-def _range_edge(axis: Axis, value: float) -> Edge | None:
+def _range_edge(axis: Axis, value: float) -> RangeEdge | None:
     of, place = axis.drawn_from, axis.place(value)
     low_end = place < 0.5
     end = of.low if low_end else of.high
@@ -135,10 +135,10 @@ def _range_edge(axis: Axis, value: float) -> Edge | None:
     low, high = (max(1, round(low)), math.ceil(high)) if of.whole else (f"{end:{digits}}" for end in (low, high))
     own = SCALES.get(axis.name, LINEAR)
     scale = "" if of.scale == own else ":linear" if of.scale == LINEAR else ":log"
-    return Edge(axis, value, end, f"--range {axis.name}={low}:{high}{scale}")
+    return RangeEdge(axis, value, end, f"--range {axis.name}={low}:{high}{scale}")
 
 
-class Surface:
+class ResponseSurface:
     """The loss over the hyper-parameters: scikit-learn's Gaussian process on what each trial would lose at the end.
 
     A trial that was left behind counts with its loss there, changed as that of those which went on; losses beyond the
@@ -146,10 +146,10 @@ class Surface:
     reason where there are fewer than FEWEST trials.
     """
 
-    def __init__(self, search: Search, trials: Trials):
+    def __init__(self, search: SearchSpec, trials: Trials):
         self.axes = axes_of(search)
-        milestones = (*search.scheduler().milestones, trials.budget_tokens)
-        known: list[tuple[Trial, float, int]] = projected(trials, milestones)
+        rung_tokens = search.scheduler().stops
+        known: list[tuple[Trial, float, int]] = projected(trials, rung_tokens)
         if len(known) < FEWEST or not any(math.isfinite(loss) for _, loss, _ in known):
             raise ValueError(f"only {len(known)} trials have come to a rung; from {FEWEST} on something can be said")
         known.sort(key=lambda row: row[1])

@@ -3,7 +3,6 @@
 import json
 import math
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,9 +12,10 @@ import numpy as np
 from myllm.system.errors import InputError
 from myllm.system.files import write_text
 from myllm.training.run_artifacts import DATA_KEYS
-from tune.analysis.posterior import CONSIDERED, chances, expected_losses, interval
-from tune.config.spec import Search
-from tune.core.trials import AUDIT, DEFAULT_TRIAL, DIVERGED, DRAWN, PROPOSED, REPEAT, STATUSES, Report, Trials, standings
+from tune.analysis.posterior import CONSIDERED, expected_losses, interval, probability_of_best
+from tune.config.spec import SearchSpec
+from tune.core.ranking import ranking
+from tune.core.trials import AUDIT, BASELINE_TRIAL, DIVERGED, REPLICATE, SAMPLED, STATUSES, SUGGESTED, Report, Trials
 from tune.store.journal import read_journal
 from tune.store.tables import HISTORY_COLUMNS, by_id, trial_columns, trial_row, write_tables
 from tune.text.commands import command
@@ -25,8 +25,8 @@ if TYPE_CHECKING:  # pandas takes half a second to import: only who reads tables
 
 UNITS = {
     "trial_id": "name of a training: one configuration on one seed; the index of trials and leaders",
-    "kind": "drawn evenly, proposed from what was known, a repeat of the trial `of` on another seed, or the audit of it",
-    "of": "the trial that a repeat repeats, or that an audit lets go on; empty for others",
+    "source": "sampled evenly, suggested by the searcher, a replicate of `parent_id` on another seed, or an audit of it",
+    "parent_id": "the trial that a replicate repeats, or that an audit lets go on; empty for others",
     "seed": "of initialisation and data order",
     "status": "completed (full budget), paused (may go on), stopped (for good), diverged, failed, running",
     "val_loss": "nats per token, at its last report; of leaders: mean over seeds at tokens_seen",
@@ -38,7 +38,8 @@ UNITS = {
     "step": "optimizer steps",
     "train_seconds": "seconds of training and evaluation, without starting and waiting",
     "tok_per_sec": "tokens a second since the report before",
-    "learning_rate": "at the report; of trials: the peak",
+    "lr": "learning rate at the report",
+    "learning_rate": "the peak of a trial's schedule",
     "grad_norm": "of the gradient before clipping",
     "checkpoint": "path of its newest below the storage's root; empty where none is kept",
     "reason": "why it failed",
@@ -53,28 +54,28 @@ UNITS = {
     "gain_high": "nats per token, its upper end",
 }
 """what each column of the tables counts; hyper-parameters are as TrainConfig documents them"""
-KINDS = (DRAWN, PROPOSED, REPEAT, AUDIT)
+SOURCES = (SAMPLED, SUGGESTED, REPLICATE, AUDIT)
 
 
-def load(run_dir: Path) -> tuple[Search, Trials, list[dict[str, Any]]]:
+def load(run_dir: Path) -> tuple[SearchSpec, Trials, list[dict[str, Any]]]:
     """(settings, trials, events) of a run folder. Raises InputError where it is none, or nothing has begun yet."""
-    search, events = Search.read(run_dir), read_journal(run_dir)
+    search, events = SearchSpec.read(run_dir), read_journal(run_dir)
     if not events:
         raise InputError(f"{run_dir} has no results yet; go on with: {command('tune/search.py', '--resume', run_dir)}")
-    return search, Trials(search.budget_tokens, search.config.trials, search.config.rung_metric, events), events
+    return search, Trials(search.budget_tokens, search.options.trials, search.options.rung_metric, events), events
 
 
 @dataclass(frozen=True)
 class RunTables:
     """What a search found, for pandas. UNITS says what each column counts; losses are nats per token."""
 
-    search: Search
+    search: SearchSpec
     """its settings"""
     trials: "pd.DataFrame"
     """a row a trial, indexed by trial_id: hyper-parameters, what it is, where it stands, its last losses"""
     history: "pd.DataFrame"
     """a row a report: trial_id, tokens_seen and what was measured there"""
-    leaders: "pd.DataFrame"
+    leaderboard: "pd.DataFrame"
     """the configurations that came as far as the best, best first, indexed by trial_id, with intervals (90%)"""
 
 
@@ -83,14 +84,14 @@ def load_run(run_dir: str | Path) -> RunTables:
     import pandas as pd
 
     search, trials, _ = load(Path(os.path.realpath(run_dir)))
-    table, history = tables(trials, search.config.seed)
-    for name, values in (("kind", KINDS), ("status", STATUSES)):
+    table, history = tables(trials, search.options.seed)
+    for name, values in (("source", SOURCES), ("status", STATUSES)):
         table[name] = pd.Categorical(table[name], categories=values)
-    table = table.astype({"trial_id": "string", "of": "string", "checkpoint": "string", "reason": "string"})
+    table = table.astype({"trial_id": "string", "parent_id": "string", "checkpoint": "string", "reason": "string"})
     table = table.astype({"tokens_seen": "int64", "step": "int64"}).set_index("trial_id")
     history = history.astype({"trial_id": "string", "tokens_seen": "int64", "step": "int64"})
-    ahead = leaders(trials)
-    return RunTables(search, table, history, ahead.join(believed(ahead)))
+    ahead = leaderboard(trials)
+    return RunTables(search, table, history, ahead.join(posterior_summary(ahead)))
 
 
 def tables(trials: Trials, seed: int = 0) -> tuple["pd.DataFrame", "pd.DataFrame"]:
@@ -103,57 +104,22 @@ def tables(trials: Trials, seed: int = 0) -> tuple["pd.DataFrame", "pd.DataFrame
     return pd.DataFrame(rows, columns=trial_columns(trials)), history[HISTORY_COLUMNS]
 
 
-class Spent:
-    """Wall-clock seconds of all sessions, each from its command's beginning to its last event, however it ended.
-
-    Those of an audit, from its first trial until the rule does something again, are not those of the search.
-    """
-
-    def __init__(self, events: Iterable[dict[str, Any]] = ()):
-        self.search = self.audit = self.starting = self.last = 0.0
-        """`starting` is that part of `search` which sessions took until their first trial; `last` is when the last event
-        came, seconds since 1970"""
-        self.auditing = self._starts = False
-        for event in events:
-            self.see(event)
-
-    def see(self, event: dict[str, Any]) -> None:
-        """Takes one more event in."""
-        begins = event["event"] == "session"
-        passed = event.get("before", 0.0) if begins else max(0.0, event["time"] - self.last) if self.last else 0.0
-        self.last = event["time"]
-        if self.auditing:
-            self.audit += passed
-        else:
-            self.search += passed
-            self.starting += passed * (begins or self._starts)
-        self._starts = begins
-        if event["event"] in ("trial", "resume"):
-            self.auditing = event.get("kind") == AUDIT
-
-
-def search_seconds(events: Iterable[dict[str, Any]]) -> float:
-    """All of them together."""
-    spent = Spent(events)
-    return spent.search + spent.audit
-
-
-def leaders(trials: Trials, most: int | None = None) -> "pd.DataFrame":
+def leaderboard(trials: Trials, most: int | None = None) -> "pd.DataFrame":
     """The configurations that came as far as two did, best first, all or `most` and the default; indexed by trial_id. The
-    order is that of `standings`.
+    order is that of `ranking`.
 
     Columns: tokens_seen, where they are compared; val_loss and val_bpb there, means over seeds; spread, the largest minus
     the smallest val_loss; seeds, how many; losses, those val_losses.
     """
     import pandas as pd
 
-    tokens, ordered = standings(trials)
-    chosen, default = ordered[:most], trials.by_id.get(DEFAULT_TRIAL)
+    tokens, ordered = ranking(trials)
+    chosen, default = ordered[:most], trials.by_id.get(BASELINE_TRIAL)
     if default and tokens in default.losses and all(trial is not default for trial in chosen):
         chosen.append(default)
     rows = []
     for trial in chosen:
-        seeds = [t for t in (trial, *trial.repeats) if tokens in t.losses or t.status == DIVERGED]
+        seeds = [t for t in (trial, *trial.replicates) if tokens in t.losses or t.status == DIVERGED]
         at_mark = [t.reports[tokens] if tokens in t.losses else None for t in seeds]
         losses, bits = ([getattr(report, n, math.inf) for report in at_mark] for n in ("val_loss", "val_bpb"))
         spread = max(losses) - min(losses)
@@ -162,8 +128,8 @@ def leaders(trials: Trials, most: int | None = None) -> "pd.DataFrame":
     return pd.DataFrame(rows, columns=columns).set_index("trial_id")
 
 
-def believed(table: "pd.DataFrame") -> "pd.DataFrame":
-    """How far to trust `leaders`: the best CONSIDERED of them and the default, in the same order.
+def posterior_summary(table: "pd.DataFrame") -> "pd.DataFrame":
+    """How far to trust `leaderboard`: the best CONSIDERED of them and the default, in the same order.
 
     Columns, NaN where no configuration has two seeds: low and high, the interval of the expected val_loss;
     probability_best, of having the lowest; regret, the expected cost of choosing this one beside the truly best; gain_low
@@ -172,16 +138,16 @@ def believed(table: "pd.DataFrame") -> "pd.DataFrame":
     import pandas as pd
 
     finite = table[np.isfinite(table["val_loss"].astype(float))]
-    shown = finite[(np.arange(len(finite)) < CONSIDERED) | (finite.index == DEFAULT_TRIAL)]
+    shown = finite[(np.arange(len(finite)) < CONSIDERED) | (finite.index == BASELINE_TRIAL)]
     ids = list(shown.index)
-    reference = ids.index(DEFAULT_TRIAL) if DEFAULT_TRIAL in ids[1:] else None
+    reference = ids.index(BASELINE_TRIAL) if BASELINE_TRIAL in ids[1:] else None
     drawn = expected_losses(shown["losses"].tolist(), reference)
     names = ["low", "high", "probability_best", "regret", "gain_low", "gain_high"]
     found = pd.DataFrame(math.nan, index=shown.index, columns=names)
     if drawn is None:
         return found
     lowest = drawn.min(axis=1)
-    found["probability_best"] = chances(drawn)
+    found["probability_best"] = probability_of_best(drawn)
     for at, trial_id in enumerate(ids):
         found.loc[trial_id, ["low", "high"]] = interval(drawn[:, at])
         found.loc[trial_id, "regret"] = (drawn[:, at] - lowest).mean()
@@ -190,33 +156,21 @@ def believed(table: "pd.DataFrame") -> "pd.DataFrame":
     return found
 
 
-def seed_noise(trials: Trials, tokens: int) -> float | None:
-    """The standard deviation of the loss at `tokens` between seeds, nats per token: pooled over all configurations that
-    were seen there on several. None where none was.
-    """
-    several = [np.array(losses) for trial in trials.at(tokens) if len(losses := trial.seeds_at(tokens)) > 1]
-    several = [losses for losses in several if np.isfinite(losses).all()]
-    if not several:
-        return None
-    squares = sum(float(np.sum((losses - losses.mean()) ** 2)) for losses in several)
-    return math.sqrt(squares / sum(len(losses) - 1 for losses in several))
-
-
-def write_results(run_dir: Path, trials: Trials, search: Search) -> None:
+def write_results(run_dir: Path, trials: Trials, search: SearchSpec) -> None:
     """Writes trials.csv, history.csv and, once a trial has reported, best_config.json."""
-    write_tables(run_dir, trials, search.config.seed)
+    write_tables(run_dir, trials, search.options.seed)
     write_best(run_dir, trials, search)
 
 
-def write_best(run_dir: Path, trials: Trials, search: Search) -> None:
+def write_best(run_dir: Path, trials: Trials, search: SearchSpec) -> None:
     """Writes best_config.json, once a trial has reported."""
-    table = leaders(trials, CONSIDERED)
+    table = leaderboard(trials, CONSIDERED)
     if table.empty:
         return
     best = trials.by_id[table.index[0]]
-    result = table.join(believed(table)).drop(columns="losses").loc[best.trial_id].dropna()
+    result = table.join(posterior_summary(table)).drop(columns="losses").loc[best.trial_id].dropna()
     config = {
-        "preset": search.config.preset,
+        "preset": search.options.preset,
         "model": vars(search.model_config(best.config)),
         "train": vars(search.train_config(best.config)),
         "data": {name: getattr(search.data, name) for name in DATA_KEYS},

@@ -1,9 +1,9 @@
 """What leaving trials behind cost, and how well rungs ranked: from those that an audit let go on to the end.
 
 Two kinds of trials were seen to the end: those that the rule finished, because they were ahead, and a random few of those
-that it left behind (`--audit`). Each of these stands for as many as were left behind for one that was audited: so weighted,
-both together are like all trials of the search. Losses are of one seed each, whose luck is in all that is said, but for the
-best's, a mean over its seeds. How often the intervals hold: experiments/LOG.md, "the audit".
+that it left behind (`--audit_fraction`). Each of these stands for as many as were left behind for one that was audited: so
+weighted, both together are like all trials of the search. Losses are of one seed each, whose luck is in all that is said,
+but for the best's, a mean over its seeds. How often the intervals hold: experiments/LOG.md, "the audit".
 """
 
 import math
@@ -16,10 +16,11 @@ import numpy as np
 from scipy.stats import betabinom
 
 from tune.analysis.posterior import LEVEL, interval
-from tune.analysis.results import Spent
-from tune.config.spec import Search
-from tune.core.trials import COMPLETED, DIVERGED, PAUSED, STOPPED, Event, Trial, Trials, standings
-from tune.monitor.screen import amount, share_text
+from tune.config.spec import SearchSpec
+from tune.core.clock import SearchClock
+from tune.core.ranking import ranking
+from tune.core.trials import COMPLETED, DIVERGED, PAUSED, STOPPED, Event, Trial, Trials
+from tune.text.format import amount, share_text
 
 DRAWS = 1000
 SHARES = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)  # of the budget, where a rung might have been
@@ -124,7 +125,7 @@ class Sample:
         low: as was seen; high: and 95 in 100 that, with those that were not audited, it is no more.
         """
         seen = max(0.0, best - min(self.finals[len(self.finished) :]))
-        audited = {trial.of for trial in self.audited}
+        audited = {trial.parent_id for trial in self.audited}
         lowest, rng = np.full(DRAWS, math.inf), np.random.default_rng(0)
         for mark in sorted({trial.tokens for trial in self.left}):
             at = np.array([t.losses[mark] for t in self.left if t.tokens == mark and t.trial_id not in audited])
@@ -182,17 +183,17 @@ def sample_of(trials: Trials) -> Sample:
     return Sample(trials, left, audited, [trial for trial in trials.drawn if trial.status == COMPLETED])
 
 
-def audit_facts(search: Search, trials: Trials, events: Iterable[Event]) -> dict[str, Any] | None:
+def audit_facts(search: SearchSpec, trials: Trials, events: Iterable[Event]) -> dict[str, Any] | None:
     """What is said of an audit, in JSON's types; see summary.schema.json. None where there was none."""
     if not trials.audits:
         return None
     sample, budget = sample_of(trials), trials.budget_tokens
-    compared, ordered = standings(trials)
+    compared, ordered = ranking(trials)
     found: dict[str, Any] = {
         "left_behind": len(sample.left),
         "chosen": len(trials.audits),
         "ended": len(sample.audited),
-        "seconds": Spent(events).audit,
+        "seconds": SearchClock(events).audit,
         "tokens": sum(audit.tokens - audit.begun_at for audit in trials.audits.values()),
         "below_best": None,
         "below_worst": None,
@@ -211,7 +212,7 @@ def audit_facts(search: Search, trials: Trials, events: Iterable[Event]) -> dict
     return found
 
 
-def ranking(rungs: list[dict[str, Any]]) -> str:
+def rung_ranking(rungs: list[dict[str, Any]]) -> str:
     """Whether the search's own rungs ranked well, and which would have, in a sentence; empty where it has none."""
     own = [(rung, rung["kept"][str(rung["one_in"])]) for rung in rungs if rung["one_in"]]
     if not own:
@@ -265,6 +266,7 @@ def audit_lines(audit: dict[str, Any]) -> list[str]:
         lines.append(f"rank correlation with the end at {', '.join(each)}")
     elif audit["ended"]:
         lines.append(
-            f"too few were audited to say how rungs ranked: {FEWEST} at least, search.py --resume with a larger --audit"
+            f"too few were audited to say how rungs ranked: {FEWEST} at least, "
+            "search.py --resume with a larger --audit_fraction"
         )
-    return [*lines, *filter(None, [ranking(audit["rungs"])])]
+    return [*lines, *filter(None, [rung_ranking(audit["rungs"])])]

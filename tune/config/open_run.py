@@ -6,10 +6,10 @@ from typing import Any
 from myllm.datasets.token_file import TokenFile
 from myllm.datasets.windows import Windows
 from myllm.training.train import Run
-from tune.config.spec import Search
+from tune.config.spec import SearchSpec
 
 
-def open_run(search: Search, hyper_parameters: dict[str, Any], device: str = "cpu", **changes: Any) -> Run:
+def open_run(search: SearchSpec, hyper_parameters: dict[str, Any], device: str = "cpu", **changes: Any) -> Run:
     """The training of one configuration of a search, from its beginning, on the search's prepared files.
 
     `changes` replace settings of its TrainConfig.

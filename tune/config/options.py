@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from myllm.config import get_preset
-from myllm.datasets.data_paths import EMBEDDED, is_embedded
+from myllm.datasets.data_paths import BUILTIN, is_builtin
 from myllm.datasets.token_layout import DTYPES
 from myllm.system.errors import InputError
 from tune.core.schedulers import SCHEDULERS, Rungs, geometric_rungs, parse_rungs
@@ -32,25 +32,25 @@ def is_mlflow_folder(uri: str) -> bool:
 
 
 @dataclass(frozen=True)
-class SearchConfig:
+class SearchOptions:
     """What the user asked for."""
 
     space: str = "v2"
     """search space: v1 (learning rate, batch size), v2 (and warm-up, clip norm), v3 (and decay, beta2, schedule, floor), or
-    own: nothing but --range and --choices"""
+    custom: nothing but --range and --choices"""
     range: tuple[str, ...] = ()
     """own ranges, NAME=MIN:MAX, log where the setting's own scale is; NAME=MIN:MAX:linear or :log says which"""
     choices: tuple[str, ...] = ()
     """own lists, NAME=VALUE,VALUE,..."""
-    fix: tuple[str, ...] = ()
+    set: tuple[str, ...] = ()
     """settings that are not searched, NAME=VALUE"""
     preset: str = "nano"
     """model shape and reference settings"""
     model: str | None = None
     """your own model, FILE.py:Class (unset: GPT-2's decoder in the preset's shape)"""
-    train_file: tuple[str, ...] = (EMBEDDED,)
-    """training data: token files (.bin, .npy), text (.txt, .jsonl, .parquet), folders or globs of them, or 'embedded'"""
-    val_file: tuple[str, ...] = (EMBEDDED,)
+    train_file: tuple[str, ...] = (BUILTIN,)
+    """training data: token files (.bin, .npy), text (.txt, .jsonl, .parquet), folders or globs of them, or 'builtin'"""
+    val_file: tuple[str, ...] = (BUILTIN,)
     """validation data, likewise"""
     token_dtype: str | None = None
     """what bare .bin files hold: uint16, uint32, int32 or int64 (unset: uint16)"""
@@ -70,9 +70,9 @@ class SearchConfig:
     """folder under experiments/runs (unset: preset-space-date-time)"""
     seed: int = 0
     """seed of the draws and of every trial's initialisation and data order"""
-    scheduler: str = "half"
-    """half: cheap rungs, then half of the time finishes the best, on several seeds; asha promotes at rungs, asha-stop stops
-    there; hyperband starts at several rungs; fifo trains all to the end"""
+    scheduler: str = "explore-finish"
+    """explore-finish: cheap rungs, then half of the time finishes the best, on several seeds; asha promotes at rungs,
+    asha-stop stops there; hyperband starts at several rungs; fifo trains all to the end"""
     rungs: str | None = None
     """where trials are compared: share of the budget:one in how many goes on, ... (unset: the scheduler's own)"""
     grace_period: float | None = None
@@ -81,10 +81,10 @@ class SearchConfig:
     """short way to rungs: one in this many goes on at each"""
     rung_metric: str = "val_loss"
     """what rungs compare: val_loss, or val_loss_ema (of averaged weights, which can be ahead of the rate's decay)"""
-    confirm: int | None = None
+    replicate_best: int | None = None
     """best configurations that, with the reference, run again on a fresh seed when all else is done (unset: 3 from 8 trials
-    on; half does so by itself as it goes)"""
-    audit: float | None = None
+    on; explore-finish does so by itself as it goes)"""
+    audit_fraction: float | None = None
     """share of the trials left behind, chosen at random, that go on to the end when the search is over, after any
     --time_budget, to tell what leaving them cost; what is found decides nothing (unset: none)"""
     searcher: str = "gp"
@@ -105,7 +105,7 @@ class SearchConfig:
     """GPUs a trial, fractions share one; auto: what a few timed steps say (unset: 1 where there are GPUs, else 0)"""
     max_concurrent: int | None = None
     """trials at once (unset: as many as the machine holds)"""
-    patience: float = 300.0
+    stall_timeout: float = 300.0
     """seconds in which no trial starts or reports and none computes, after which the search ends and says why"""
     address: str | None = None
     """Ray cluster to join (unset: this machine alone)"""
@@ -119,7 +119,7 @@ class SearchConfig:
     def __post_init__(self):
         def number(field: str, right: str, fits: Callable[[Any], bool]) -> None:
             value = getattr(self, field)
-            if (value is None and getattr(SearchConfig, field) is None) or (value == AUTO and field in PICKED):
+            if (value is None and getattr(SearchOptions, field) is None) or (value == AUTO and field in PICKED):
                 return
             sound = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
             if not sound or not fits(value):
@@ -137,7 +137,7 @@ class SearchConfig:
         whole("num_samples", 1, UNLIMITED_TRIALS - 1)
         for field in ("budget_tokens", "cpus_per_trial", "max_concurrent"):
             whole(field, 1)
-        for field in ("max_failures", "confirm"):
+        for field in ("max_failures", "replicate_best"):
             whole(field, 0)
         whole("reduction_factor", 2)
         one_of("scheduler", *SCHEDULERS)
@@ -145,8 +145,8 @@ class SearchConfig:
         one_of("searcher", *SEARCHERS)
         one_of("keep_checkpoints", "best", "all")
         number("grace_period", "a share between 0 and 1", lambda share: 0 < share < 1)
-        number("audit", "a share of the trials left behind, above 0 and at most 1", lambda share: 0 < share <= 1)
-        for field in ("time_budget", "patience"):
+        number("audit_fraction", "a share of the trials left behind, above 0 and at most 1", lambda share: 0 < share <= 1)
+        for field in ("time_budget", "stall_timeout"):
             number(field, "a positive number of seconds", lambda seconds: seconds > 0)
         right = "a share below 1 or a whole number of GPUs"
         number("gpus_per_trial", right, lambda gpus: 0 <= gpus < 1 or gpus == int(gpus) >= 1)
@@ -155,8 +155,8 @@ class SearchConfig:
         self.resolved_rungs  # noqa: B018 (raises for rungs that are none)
         if self.token_dtype is not None:
             one_of("token_dtype", *DTYPES)
-        if is_embedded(self.train_file) != is_embedded(self.val_file):
-            raise InputError("--train_file and --val_file belong together: give both, or neither for the embedded corpus")
+        if is_builtin(self.train_file) != is_builtin(self.val_file):
+            raise InputError("--train_file and --val_file belong together: give both, or neither for the built-in corpus")
         if self.name is not None and not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}", self.name):
             raise InputError(f"--name {self.name!r} is no folder name; use letters, digits, dots, dashes, underscores")
         for field in ("wandb", "mlflow"):
@@ -187,8 +187,8 @@ class SearchConfig:
 
     @property
     def confirmations(self) -> int:
-        """--confirm, or its default: a short search ends before it has good trials to choose from."""
-        return self.confirm if self.confirm is not None else CONFIRMED if self.trials >= 8 else 0
+        """--replicate_best, or its default: a short search ends before it has good trials to choose from."""
+        return self.replicate_best if self.replicate_best is not None else CONFIRMED if self.trials >= 8 else 0
 
 
 def check_storage(path: str) -> None:

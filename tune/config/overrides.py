@@ -1,4 +1,4 @@
-"""The user's own ranges: --range, --choices and --fix, or the table [space] of an experiment's file, over a named space.
+"""The user's own ranges: --range, --choices and --set, or the table [space] of an experiment's file, over a named space.
 
 [space]
 base = "v2"                      # the named space; --space is the same
@@ -19,10 +19,11 @@ from typing import Any
 from myllm.config import GPTConfig, Preset, TrainConfig, get_preset, parse_value, value_type
 from myllm.models.custom_model import ModelConfig, settings_of
 from myllm.system.errors import InputError
-from tune.config.options import SearchConfig
-from tune.core.search_space import LINEAR, LOG, LOG_BELOW_ONE, OWN, SPACES, Choice, Range, Ranges, Space, get_space, worded
+from tune.config.options import SearchOptions
+from tune.core.search_space import CUSTOM, LINEAR, LOG, LOG_BELOW_ONE, SPACES, Choice, Range, Ranges, Space, get_space
+from tune.text.format import format_value
 
-FLAGS = {"range": "MIN:MAX", "choices": "VALUE,VALUE", "fix": "VALUE"}
+FLAGS = {"range": "MIN:MAX", "choices": "VALUE,VALUE", "set": "VALUE"}
 V2_ONLY = ("warmup_ratio", "min_lr_ratio", "schedule", "cooldown_ratio", "clip_norm")
 TRAINED = ("learning_rate", "batch_size", *V2_ONLY, "weight_decay", "beta1", "beta2", "beta2_half_life")
 SHAPE = ("n_layer", "n_head", "n_embd", "dropout", "bias", "activation")
@@ -37,7 +38,7 @@ MOST_SHAPES = 1000  # combinations of a model's settings that are checked
 
 
 @dataclass(frozen=True)
-class Asked:
+class Override:
     """What the user says of one hyper-parameter."""
 
     flag: str
@@ -57,8 +58,8 @@ def kinds(model: ModelConfig) -> dict[str, type]:
 
 
 @functools.lru_cache(maxsize=64)
-def _parse(texts: tuple[tuple[str, ...], ...], known: tuple[tuple[str, type], ...]) -> dict[str, Asked]:
-    found: dict[str, Asked] = {}
+def _parse(texts: tuple[tuple[str, ...], ...], known: tuple[tuple[str, type], ...]) -> dict[str, Override]:
+    found: dict[str, Override] = {}
     types = dict(known)
     for kind, items in zip(FLAGS, texts, strict=True):
         for text in items:
@@ -73,30 +74,30 @@ def _parse(texts: tuple[tuple[str, ...], ...], known: tuple[tuple[str, type], ..
                 raise InputError(f"{flag}: there is no {name!r} to set; {known}")
             if name in found:
                 raise InputError(f"{flag}: {found[name].flag} says it already; leave one out")
-            if name in ONLY_FIXED and kind != "fix":
-                raise InputError(f"{flag}: {name} can't be searched; set it with --fix {name}=VALUE")
+            if name in ONLY_FIXED and kind != "set":
+                raise InputError(f"{flag}: {name} can't be searched; set it with --set {name}=VALUE")
             try:
-                found[name] = Asked(flag, **_values(kind, name, types[name], value.strip()))
+                found[name] = Override(flag, **_values(kind, name, types[name], value.strip()))
             except ValueError as error:
                 raise InputError(f"{flag}: {error}") from None
     return found
 
 
-def asked(config: SearchConfig, model: ModelConfig) -> dict[str, Asked]:
+def overrides(config: SearchOptions, model: ModelConfig) -> dict[str, Override]:
     """What the user says, by name. Raises InputError for the first thing that can't be."""
     return _parse(tuple(getattr(config, kind) for kind in FLAGS), tuple(kinds(model).items()))
 
 
 def _values(kind: str, name: str, of: type, text: str) -> dict[str, Any]:
     """`text` read as Asked's values or fixed. Raises ValueError for what can't be."""
-    if kind == "fix":
+    if kind == "set":
         return {"fixed": parse_value(of, text)}
     if kind == "choices":
         values = [parse_value(of, part.strip()) for part in text.split(",")]
         if len(set(values)) != len(values):
             raise ValueError("a value stands there twice")
         if len(values) == 1:
-            raise ValueError(f"one value is no choice; use --fix {name}={text}")
+            raise ValueError(f"one value is no choice; use --set {name}={text}")
         return {"values": Choice(tuple(values if of is str else sorted(values)))}
     if of in (str, bool):
         raise ValueError(f"{name} is no number; list its values with --choices {name}=...")
@@ -119,17 +120,17 @@ def _values(kind: str, name: str, of: type, text: str) -> dict[str, Any]:
     return {"values": Range(low, high, scale, of is int)}
 
 
-def fixed(config: SearchConfig, model: ModelConfig) -> dict[str, Any]:
+def fixed(config: SearchOptions, model: ModelConfig) -> dict[str, Any]:
     """The values that are not searched, by name."""
-    return {name: said.fixed for name, said in asked(config, model).items() if said.values is None}
+    return {name: said.fixed for name, said in overrides(config, model).items() if said.values is None}
 
 
-def own_space(config: SearchConfig, model: ModelConfig) -> Space:
+def space_with_overrides(config: SearchOptions, model: ModelConfig) -> Space:
     """The named space with the user's ranges in place of its own, and what is fixed left out.
 
     The reference is the preset's, or the model's own, where it lies within the user's ranges, else the nearest value there.
     """
-    base, said = get_space(config.space), asked(config, model)
+    base, said = get_space(config.space), overrides(config, model)
     if not said:
         return base
 
@@ -144,22 +145,25 @@ def own_space(config: SearchConfig, model: ModelConfig) -> Space:
     return Space(base.version, ranges, values)
 
 
-def moved(config: SearchConfig, preset: Preset, model: ModelConfig) -> dict[str, Any]:
+def moved(config: SearchOptions, preset: Preset, model: ModelConfig) -> dict[str, Any]:
     """The reference values that lie outside of the user's ranges, by name: trial 0 has the nearest instead."""
-    before, now = get_space(config.space).values(preset) | settings_of(model), own_space(config, model).values(preset)
-    return {name: before[name] for name in own_space(config, model).ranges(preset) if before[name] != now[name]}
+    before, now = (
+        get_space(config.space).values(preset) | settings_of(model),
+        space_with_overrides(config, model).values(preset),
+    )
+    return {name: before[name] for name in space_with_overrides(config, model).ranges(preset) if before[name] != now[name]}
 
 
-def check_space(config: SearchConfig, preset: Preset, model: ModelConfig) -> None:
+def check_space(config: SearchOptions, preset: Preset, model: ModelConfig) -> None:
     """Raises InputError for ranges that contradict each other or the space, or that change nothing."""
-    said, space = asked(config, model), own_space(config, model)
+    said, space = overrides(config, model), space_with_overrides(config, model)
     ranges = space.ranges(preset)
     if not ranges:
         raise InputError(f"--space {config.space}: nothing is left to search; name something with --range or --choices")
     for name, one in said.items():
         if name in V2_ONLY and space.version == "v1":
             raise InputError(
-                f"{one.flag}: the training loop of space {config.space} has no {name}; use --space v2 or {OWN}"
+                f"{one.flag}: the training loop of space {config.space} has no {name}; use --space v2 or {CUSTOM}"
             )
     for name, other in (("beta2", "beta2_half_life"), ("beta2_half_life", "beta2")):
         if name in said and (other in said or (name == "beta2" and other in ranges)):
@@ -168,13 +172,13 @@ def check_space(config: SearchConfig, preset: Preset, model: ModelConfig) -> Non
         ranges["schedule"].values if "schedule" in ranges else [said["schedule"].fixed if "schedule" in said else ""]
     )
     if "cooldown_ratio" in said and "wsd" not in schedules:
-        raise InputError(f"{said['cooldown_ratio'].flag}: only schedule wsd has a cooldown; add --fix schedule=wsd")
+        raise InputError(f"{said['cooldown_ratio'].flag}: only schedule wsd has a cooldown; add --set schedule=wsd")
 
 
-def extremes(config: SearchConfig, preset: Preset, model: ModelConfig) -> Iterator[tuple[str, dict[str, Any]]]:
+def extremes(config: SearchOptions, preset: Preset, model: ModelConfig) -> Iterator[tuple[str, dict[str, Any]]]:
     """(flags, hyper-parameters) at the ends of the user's ranges, for checks: each of the training's own, all of them high
     together, and the model's in all combinations."""
-    said, space = asked(config, model), own_space(config, model)
+    said, space = overrides(config, model), space_with_overrides(config, model)
     ranges, values = space.ranges(preset), space.values(preset)
     reference = {name: values[name] for name in ranges}
     settings = settings_of(model)
@@ -206,8 +210,8 @@ def list_spaces(preset_name: str) -> str:
         reference = space.values(preset)
         lines.append(f"{name}: training loop {space.version}")
         for parameter, values in space.ranges(preset).items():
-            lines.append(f"  {parameter:16} {values}; reference {worded(reference[parameter])}")
-    lines.append(f"yours, over any of these or --space {OWN}: --range, --choices and --fix of")
+            lines.append(f"  {parameter:16} {values}; reference {format_value(reference[parameter])}")
+    lines.append(f"yours, over any of these or --space {CUSTOM}: --range, --choices and --set of")
     return "\n".join([*lines, f"  {', '.join(kinds(preset.model(1)))}"])
 
 
@@ -223,7 +227,7 @@ def from_table(table: dict[str, Any], where: str) -> dict[str, Any]:
         elif isinstance(value, list):
             flags["choices"].append(f"{name}={','.join(map(_text, value))}")
         elif isinstance(value, int | float | str):
-            flags["range" if isinstance(value, str) and ":" in value else "fix"].append(f"{name}={_text(value)}")
+            flags["range" if isinstance(value, str) and ":" in value else "set"].append(f"{name}={_text(value)}")
         else:
             raise InputError(f'{where}: space.{name} is {value!r}; it must be "MIN:MAX", a list of values, or one value')
     return flags

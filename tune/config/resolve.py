@@ -14,12 +14,12 @@ from myllm.datasets.load_tokens import default_tokenizer, prepare
 from myllm.datasets.token_file import TokenFile, are_there
 from myllm.datasets.tokenizer import get_tokenizer, identity, resolve, token_bytes
 from myllm.datasets.windows import Windows
-from myllm.models.custom_model import ModelConfig, OwnModelConfig, own_model, settings_of, with_settings
+from myllm.models.custom_model import CustomModelConfig, ModelConfig, custom_model, settings_of, with_settings
 from myllm.system.errors import InputError
 from myllm.system.machine import cpp_compiler, gpu_names, origin
-from tune.config.options import SearchConfig
-from tune.config.overrides import asked, check_space, extremes, fixed, moved, own_space
-from tune.config.spec import Data, Search
+from tune.config.options import SearchOptions
+from tune.config.overrides import check_space, extremes, fixed, moved, overrides, space_with_overrides
+from tune.config.spec import Data, SearchSpec
 from tune.store.tables import RESULT_COLUMNS
 
 EMA_RATIO = 0.1  # horizon of the averaged weights of --rung_metric val_loss_ema
@@ -42,7 +42,7 @@ class Resources:
     workers: int
 
 
-def settle_resources(config: SearchConfig, num_cpus: int, num_gpus: int) -> Resources:
+def resolve_resources(config: SearchOptions, num_cpus: int, num_gpus: int) -> Resources:
     """The trials' share of `num_cpus` cores and `num_gpus` GPUs. Raises InputError where not one trial fits."""
     gpus = config.gpus_per_trial
     if gpus is None:
@@ -57,7 +57,7 @@ def settle_resources(config: SearchConfig, num_cpus: int, num_gpus: int) -> Reso
     return Resources(cpus, gpus, min(workers, config.max_concurrent or workers))
 
 
-def prepare_search(config: SearchConfig, cache_dir: Path) -> Search:
+def resolve_search(config: SearchOptions, cache_dir: Path) -> SearchSpec:
     """Checks all of `config` against the data and resolves it.
 
     Raises InputError with one line for the first thing that is wrong.
@@ -65,9 +65,9 @@ def prepare_search(config: SearchConfig, cache_dir: Path) -> Search:
     preset = get_preset(config.preset)
     tokenizer_name = resolve(config.tokenizer or default_tokenizer(config.train_file))
     encoding = get_tokenizer(tokenizer_name)
-    model = settle_model(config, preset, encoding.n_vocab)
+    model = resolve_model(config, preset, encoding.n_vocab)
     check_space(config, preset, model)
-    space, settled = own_space(config, model), fixed(config, model)
+    space, settled = space_with_overrides(config, model), fixed(config, model)
     changes = {name: value for name, value in settled.items() if name not in settings_of(model)}
     files = {
         split: prepare(
@@ -80,23 +80,23 @@ def prepare_search(config: SearchConfig, cache_dir: Path) -> Search:
     ranges = space.ranges(preset)
     if taken := sorted(ranges.keys() & TAKEN):
         raise InputError(
-            f"{taken[0]!r} can't be searched: a search's tables have a column of that name; rename the setting, or --fix it"
+            f"{taken[0]!r} can't be searched: a search's tables have a column of that name; rename the setting, or --set it"
         )
     batch_sizes = ranges["batch_size"].values if "batch_size" in ranges else (changes.get("batch_size", preset.batch_size),)
     if min(batch_sizes) < 1:
         raise InputError(
-            f"{asked(config, model)['batch_size'].flag}: batch_size is {min(batch_sizes)}; it must be 1 or more"
+            f"{overrides(config, model)['batch_size'].flag}: batch_size is {min(batch_sizes)}; it must be 1 or more"
         )
     if len(windows["train"]) < max(batch_sizes):
         raise InputError(
             f"{' '.join(config.train_file)}: its {len(windows['train'])} windows of {max_len} tokens are fewer than the"
             f" largest batch of space {config.space} with preset {config.preset}, {max(batch_sizes)} windows"
         )
-    budget, report_tokens = settle_marks(config.budget_tokens or preset.budget_tokens, batch_sizes, max_len)
+    budget, report_tokens = resolve_marks(config.budget_tokens or preset.budget_tokens, batch_sizes, max_len)
     eval_windows = int(min(MAX_EVAL_TOKENS, max(MIN_EVAL_TOKENS, budget * EVAL_SHARE))) // max_len or 1
     targets = windows["val"].ids(windows["val"].spread(eval_windows))[:, 1:]
     total_bytes = int(token_bytes(encoding)[targets].sum())
-    training = settle_training(
+    training = resolve_training(
         preset,
         changes,
         batch_size=space.values(preset)["batch_size"],
@@ -108,8 +108,8 @@ def prepare_search(config: SearchConfig, cache_dir: Path) -> Search:
         train_eval_windows=max(1, eval_windows // TRAIN_EVAL),
         ema_ratio=EMA_RATIO if config.rung_metric == "val_loss_ema" else 0.0,
     )
-    search = Search(
-        config=config,
+    search = SearchSpec(
+        options=config,
         model=model,
         training=training,
         data=Data(
@@ -130,26 +130,26 @@ def prepare_search(config: SearchConfig, cache_dir: Path) -> Search:
     )
     check_trials(search)
     if training.compile == "on" and config.address is None and not gpu_names() and cpp_compiler() is None:
-        raise InputError("--fix compile=on: there is no C++ compiler here; install g++, or name one in the variable CXX")
+        raise InputError("--set compile=on: there is no C++ compiler here; install g++, or name one in the variable CXX")
     return search
 
 
-def settle_model(config: SearchConfig, preset: Preset, vocab_size: int) -> ModelConfig:
+def resolve_model(config: SearchOptions, preset: Preset, vocab_size: int) -> ModelConfig:
     """The model that every trial begins from, with what is fixed of it. Raises InputError."""
-    model = own_model(config.model, vocab_size, preset.block_size) if config.model else preset.model(vocab_size)
+    model = custom_model(config.model, vocab_size, preset.block_size) if config.model else preset.model(vocab_size)
     return fix_model(config, model)
 
 
-def fix_model(config: SearchConfig, model: ModelConfig) -> ModelConfig:
+def fix_model(config: SearchOptions, model: ModelConfig) -> ModelConfig:
     """The model with what the user fixed of its settings."""
     settings = {name: value for name, value in fixed(config, model).items() if name in settings_of(model)}
     try:
         return with_settings(model, settings)
     except InputError as error:
-        raise InputError(f"{', '.join(asked(config, model)[name].flag for name in settings)}: {error}") from None
+        raise InputError(f"{', '.join(overrides(config, model)[name].flag for name in settings)}: {error}") from None
 
 
-def settle_marks(wanted: int, batch_sizes: Sequence[int], max_len: int) -> tuple[int, int]:
+def resolve_marks(wanted: int, batch_sizes: Sequence[int], max_len: int) -> tuple[int, int]:
     """(tokens of one full training, tokens between reports): NUM_REPORTS of whole steps of every batch size, or, of a small
     budget, as many as there are. Raises InputError where it has less than two.
     """
@@ -167,17 +167,17 @@ def settle_marks(wanted: int, batch_sizes: Sequence[int], max_len: int) -> tuple
     return report_tokens * reports, report_tokens
 
 
-def settle_training(preset: Preset, fixed: dict[str, Any], **settled: Any) -> TrainConfig:
+def resolve_training(preset: Preset, fixed: dict[str, Any], **settled: Any) -> TrainConfig:
     """The preset's reference settings with what is fixed. Raises InputError that says so."""
     try:
         return preset.training(**(settled | fixed))
     except InputError as error:
-        raise InputError(f"--fix {' '.join(f'{name}={value}' for name, value in fixed.items())}: {error}") from None
+        raise InputError(f"--set {' '.join(f'{name}={value}' for name, value in fixed.items())}: {error}") from None
 
 
-def check_trials(search: Search) -> None:
+def check_trials(search: SearchSpec) -> None:
     """Raises InputError where a configuration of the user's own ranges can't be trained, or no rung lies below the end."""
-    config, preset = search.config, get_preset(search.config.preset)
+    config, preset = search.options, get_preset(search.options.preset)
     shapes = []
     for flags, hyper_parameters in extremes(config, preset, search.model):
         try:
@@ -185,14 +185,14 @@ def check_trials(search: Search) -> None:
             shapes.append(search.model_config(hyper_parameters))
         except InputError as error:
             raise InputError(f"{flags}: {str(error).removeprefix('trial: ')}") from None
-    if isinstance(search.model, OwnModelConfig):
+    if isinstance(search.model, CustomModelConfig):
         from myllm.models.model_check import check_builds, check_trains  # here: torch takes long, and only they need it
 
         check_trains(search.model_config(search.sample(0)))
         different = {str(shape.settings): shape for shape in shapes}
         for shape in itertools.islice(different.values(), MOST_BUILT):
             check_builds(shape)
-    if config.resolved_rungs and not search.scheduler().milestones:
+    if config.resolved_rungs and not search.scheduler().rung_tokens:
         raise InputError(
             f"{'--rungs' if config.grace_period is None else '--grace_period'}: no rung lies at one of the "
             f"{search.budget_tokens // search.report_tokens} reports before the end; choose an earlier one, or a larger "
@@ -200,7 +200,7 @@ def check_trials(search: Search) -> None:
         )
 
 
-def changed_code(search: Search) -> str:
+def changed_code(search: SearchSpec) -> str:
     """What of the code is not as it was when the search began, in one line; empty where nothing is."""
     now, before = origin(PACKAGES), search.origin
     changes = {name: (before["packages"].get(name), version) for name, version in now["packages"].items()}
@@ -208,12 +208,12 @@ def changed_code(search: Search) -> str:
     return ", ".join(f"{name} {old} -> {new}" for name, (old, new) in changes.items() if old != new)
 
 
-def check_comparable(search: Search, cache_dir: Path) -> Search:
+def check_comparable(search: SearchSpec, cache_dir: Path) -> SearchSpec:
     """The search with its prepared data in place, once it is sure that new trials would be comparable with earlier ones.
 
     Raises InputError that names what has changed: the preset's shape, the space's ranges, or the data.
     """
-    config, data = search.config, search.data
+    config, data = search.options, search.data
     encoding, model = get_tokenizer(data.tokenizer), search.model
     if not config.model:  # presets of before had the other activation
         shape = dataclasses.replace(get_preset(config.preset).model(encoding.n_vocab), activation=model.activation)

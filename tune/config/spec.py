@@ -12,18 +12,19 @@ from myllm.models.custom_model import ModelConfig, read_model, settings_of, with
 from myllm.system.errors import InputError
 from myllm.system.files import ROOT, write_text
 from myllm.training.run_artifacts import uri_below
-from tune.config.options import SearchConfig
-from tune.config.overrides import own_space
+from tune.config.old_names import current_names
+from tune.config.options import SearchOptions
+from tune.config.overrides import space_with_overrides
 from tune.core.schedulers import SCHEDULERS
-from tune.core.schedulers.audit import Audited
+from tune.core.schedulers.audit import WithAudit
 from tune.core.schedulers.base import Scheduler
-from tune.core.schedulers.baseline import WithReference
+from tune.core.schedulers.baseline import WithBaseline
 from tune.core.search_space import Ranges, Space, sample
 
 RUNS_DIR = ROOT / "experiments" / "runs"
 FILE_NAME = "search.json"
-FORMAT = 2
-"""of the run folder; 1 had a dict of settings and a journal of other events"""
+FORMAT = 3
+"""of the run folder; 2 had other names (old_names.py), 1 had a dict of settings and a journal of other events"""
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Data:
     """The files that every trial reads."""
 
     train_file: Source
-    """as the user named it, absolute; or 'embedded'"""
+    """as the user named it, absolute; or 'builtin'"""
     val_file: Source
     tokenizer: str
     tokenizer_sha256: str
@@ -47,10 +48,10 @@ class Data:
 
 
 @dataclass(frozen=True)
-class Search:
+class SearchSpec:
     """All that a search sets out with."""
 
-    config: SearchConfig
+    options: SearchOptions
     """what the user asked for"""
     model: ModelConfig
     training: TrainConfig
@@ -68,7 +69,7 @@ class Search:
     """the preset's reference values that lie outside of the user's ranges: trial 0 has the nearest instead"""
 
     picked: dict[str, str] = dataclasses.field(default_factory=dict)
-    """options that were `auto` -> what was measured; the numbers themselves are in `config`"""
+    """options that were `auto` -> what was measured; the numbers themselves are in `options`"""
 
     @property
     def budget_tokens(self) -> int:
@@ -78,16 +79,16 @@ class Search:
     @property
     def space(self) -> Space:
         """What is searched: the space that the user named, with the user's own ranges."""
-        return own_space(self.config, self.model)
+        return space_with_overrides(self.options, self.model)
 
     @property
     def drawn_from(self) -> Ranges:
         """What each hyper-parameter is drawn from, by name."""
-        return self.space.ranges(get_preset(self.config.preset))
+        return self.space.ranges(get_preset(self.options.preset))
 
     def sample(self, index: int) -> dict[str, Any]:
         """The hyper-parameters of an even draw; of index 0 the reference."""
-        return sample(self.space, get_preset(self.config.preset), self.config.seed, index)
+        return sample(self.space, get_preset(self.options.preset), self.options.seed, index)
 
     @property
     def batch_sizes(self) -> tuple[int, ...]:
@@ -112,15 +113,15 @@ class Search:
 
     def scheduler(self) -> Scheduler:
         """The rule that decides who goes on."""
-        config = self.config
+        config = self.options
         rule = SCHEDULERS[config.scheduler](config.resolved_rungs, self.budget_tokens, self.report_tokens)
-        rule = WithReference(rule, config.confirmations)
-        return Audited(rule, config.audit, config.seed) if config.audit else rule
+        rule = WithBaseline(rule, config.confirmations)
+        return WithAudit(rule, config.audit_fraction, config.seed) if config.audit_fraction else rule
 
     def storage_root(self, run_dir: Path) -> str:
         """Folder or URI that holds the run's checkpoints and Ray's records."""
-        path = self.config.storage_path
-        return uri_below(path, self.config.name) if path and "://" in path else str(run_dir / "ray")
+        path = self.options.storage_path
+        return uri_below(path, self.options.name) if path and "://" in path else str(run_dir / "ray")
 
     def write(self, run_dir: Path) -> None:
         """Replaces search.json, whole or not at all."""
@@ -128,7 +129,7 @@ class Search:
         write_text(run_dir / FILE_NAME, text + "\n")
 
     @classmethod
-    def read(cls, run_dir: Path) -> "Search":
+    def read(cls, run_dir: Path) -> "SearchSpec":
         """The settings in a run folder. Raises InputError where it is none, or one of another version."""
         path = run_dir / FILE_NAME
         if not path.is_file():
@@ -136,13 +137,15 @@ class Search:
         try:
             values = json.loads(path.read_text())
             written_by = values.pop("format", 1)
-            if written_by != FORMAT:
+            if written_by == 2:
+                values["options"] = current_names(values.pop("config"))
+            elif written_by != FORMAT:
                 raise InputError(
                     f"{path} is of format {written_by}, this version reads {FORMAT}; use the one that wrote it"
                 )
-            values["config"] |= {n: tuple(v) for n, v in values["config"].items() if isinstance(v, list)}
+            values["options"] |= {n: tuple(v) for n, v in values["options"].items() if isinstance(v, list)}
             values["warm_start"] = tuple(values["warm_start"])
-            parts = {"config": SearchConfig, "training": TrainConfig, "data": Data}
+            parts = {"options": SearchOptions, "training": TrainConfig, "data": Data}
             values |= {name: from_dict(part, values[name], f"{path}: {name}") for name, part in parts.items()}
             values["model"] = read_model(values["model"], f"{path}: model")
             return cls(**values)

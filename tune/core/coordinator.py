@@ -3,19 +3,19 @@
 from collections.abc import Callable
 from typing import Any
 
-from tune.core.schedulers.base import Audit, Clock, Repeat, Resume, Scheduler, Start
+from tune.core.schedulers.base import Audit, Clock, Replicate, Resume, Scheduler, Start
 from tune.core.trials import (
     AUDIT,
     COMPILING,
     CONTINUE,
-    DRAWN,
     PAUSE,
     PAUSED,
-    PROPOSED,
-    REPEAT,
+    REPLICATE,
     REPORTED,
     RUNNING,
+    SAMPLED,
     STOP,
+    SUGGESTED,
     Event,
     Trial,
     Trials,
@@ -69,12 +69,12 @@ class Coordinator:
         """The decision on a report. One made before (the trial went back to a checkpoint) is given again, not remade."""
         tokens = result["tokens_seen"]
         if tokens in trial.reports:
-            return CONTINUE if trial.status == RUNNING and tokens < trial.until else STOP
+            return CONTINUE if trial.status == RUNNING and tokens < trial.segment_end_tokens else STOP
         if result["diverged"] or tokens >= self.trials.budget_tokens:
             decision = STOP
-        elif tokens >= trial.until:
+        elif tokens >= trial.segment_end_tokens:
             decision = PAUSE
-        elif trial.kind in (REPEAT, AUDIT):
+        elif trial.source in (REPLICATE, AUDIT):
             decision = CONTINUE
         else:
             decision = self.scheduler.on_report(self.trials, trial, tokens, result[self.trials.metric])
@@ -93,7 +93,7 @@ class Coordinator:
         if trial.status != RUNNING:
             return  # it had done all it had to
         lost = may_pass and trial.lost < self.max_failures
-        self.record("lost" if lost else "failed", trial_id=trial.trial_id, reason=reason)
+        self.record("worker_lost" if lost else "failed", trial_id=trial.trial_id, reason=reason)
 
     def _ask(self, clock: Clock, only: Trial | None = None) -> Trial | None:
         """Does what the scheduler suggests; with `only`, nothing but letting that trial go on."""
@@ -102,27 +102,30 @@ class Coordinator:
             return None
         by_id = self.trials.by_id
         match action:
-            case Resume(trial_id, until):
+            case Resume(trial_id, end):
                 if by_id[trial_id].status != PAUSED:
                     raise ValueError(f"trial {trial_id} is {by_id[trial_id].status}: it can't go on")
                 if trial_id in self.active and only is None:
                     return None  # still storing its state
-                self.record("resume", trial_id=trial_id, until=until)
-            case Repeat(of, until):
-                number = len(by_id[of].repeats) + 1
-                trial_id = f"{of}-seed{number if number > 1 else ''}"
-                config = by_id[of].config | {"seed": (self.seed + number * SEED_STEP) % 2**31}
-                self.record("trial", trial_id=trial_id, kind=REPEAT, of=of, until=until, config=config)
-            case Audit(of):
-                if of in self.active:
+                self.record("resume", trial_id=trial_id, segment_end_tokens=end)
+            case Replicate(parent_id, end):
+                number = len(by_id[parent_id].replicates) + 1
+                trial_id = f"{parent_id}-seed{number if number > 1 else ''}"
+                config = by_id[parent_id].config | {"seed": (self.seed + number * SEED_STEP) % 2**31}
+                self._begin(trial_id, REPLICATE, end, config, parent_id=parent_id)
+            case Audit(parent_id):
+                if parent_id in self.active:
                     return None  # still storing its state
-                trial_id, until, config = f"{of}-audit", self.trials.budget_tokens, by_id[of].config
-                self.record("trial", trial_id=trial_id, kind=AUDIT, of=of, until=until, config=config)
-            case Start(until, proposed):
+                trial_id = f"{parent_id}-audit"
+                self._begin(trial_id, AUDIT, self.trials.budget_tokens, by_id[parent_id].config, parent_id=parent_id)
+            case Start(end, proposed):
                 index = len(self.trials.drawn)
-                trial_id, kind = f"{index:05d}", PROPOSED if proposed else DRAWN
-                config = self.configure(index, self.trials, proposed)
-                self.record("trial", trial_id=trial_id, kind=kind, until=until, config=config)
+                trial_id, source = f"{index:05d}", SUGGESTED if proposed else SAMPLED
+                self._begin(trial_id, source, end, self.configure(index, self.trials, proposed))
             case _:
                 return None
         return by_id[trial_id]
+
+    def _begin(self, trial_id: str, source: str, end: int, config: dict[str, Any], **parent: str) -> None:
+        """Records that a trial begins, up to `end` tokens."""
+        self.record("trial", trial_id=trial_id, source=source, **parent, segment_end_tokens=end, config=config)

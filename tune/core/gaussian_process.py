@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 
 from tune.core.orders import Order
-from tune.core.trials import DIVERGED, REPEAT, Trial, Trials
+from tune.core.trials import DIVERGED, REPLICATE, Trial, Trials
 
 LENGTH_SCALE = 1.0  # of each hyper-parameter's range; this and the next two: LOG.md, "what the constants are worth"
 NOISE = 0.02  # variance of one seed's loss, as a share of the variance between configurations
@@ -16,29 +16,29 @@ MOST_POINTS = 200  # half of them the best, half spread over the rest: a proposa
 MOST_TOLD = 400  # at one rung: below it all count, so a search of some hundred trials is told of all of them
 
 
-def projected(trials: Trials, milestones: Sequence[int]) -> list[tuple[Trial, float, int]]:
-    """(trial, log-loss to be expected at the last of `milestones`, seeds) of all that have reached one, or diverged.
+def projected(trials: Trials, rung_tokens: Sequence[int]) -> list[tuple[Trial, float, int]]:
+    """(trial, log-loss to be expected at the last of `rung_tokens`, seeds) of all that have reached one, or diverged.
 
     One that waits at an earlier rung would change from there on as those did, on average, that went on from it. Without
     them only the good would be known, and what was left behind would look like unknown land. Diverged ones are infinite.
     In the order in which they began; where one milestone has more than MOST_TOLD, so many stand for all of them.
     """
-    change = dict.fromkeys(milestones, 0.0)  # of the log-loss from there to the last milestone
-    for here, there in reversed(list(pairwise(milestones))):
+    change = dict.fromkeys(rung_tokens, 0.0)  # of the log-loss from there to the last milestone
+    for here, there in reversed(list(pairwise(rung_tokens))):
         came = thinned(trials.at(there), 0)
         went = [math.log(trial.losses[there] / trial.losses[here]) for trial in came if here in trial.losses]
         change[here] = change[there] + (sum(went) / len(went) if went else 0.0)
     found = [(trial, math.inf, 1) for trial in thinned(trials.order(by_divergence), 0)]
-    for place, tokens in enumerate(milestones):
-        for trial in thinned(trials.order(by_mean_and_no_further, *milestones[place:]), MOST_POINTS // 2):
+    for place, tokens in enumerate(rung_tokens):
+        for trial in thinned(trials.order(by_mean_and_no_further, *rung_tokens[place:]), MOST_POINTS // 2):
             found.append((trial, math.log(trial.mean_at(tokens)) + change[tokens], len(trial.seeds_at(tokens))))
     return sorted(found, key=lambda row: row[0].trial_id)
 
 
-def unjudged(trials: Trials, milestones: Sequence[int]) -> list[Trial]:
-    """Those that run and have come to none of `milestones` yet; without repeats."""
-    running = (trial for trial in trials.running.values() if trial.kind != REPEAT)
-    return [trial for trial in running if not any(tokens in trial.losses for tokens in milestones)]
+def unjudged(trials: Trials, rung_tokens: Sequence[int]) -> list[Trial]:
+    """Those that run and have come to none of `rung_tokens` yet; without repeats."""
+    running = (trial for trial in trials.running.values() if trial.source != REPLICATE)
+    return [trial for trial in running if not any(tokens in trial.losses for tokens in rung_tokens)]
 
 
 def thinned(order: Order, best: int) -> list[Trial]:

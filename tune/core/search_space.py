@@ -114,16 +114,6 @@ class Choice:
 Ranges = dict[str, Range | Choice]
 
 
-def worded(value: Any) -> str:
-    """A hyper-parameter's value as people read it."""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def settings(config: dict[str, Any]) -> str:
-    """A configuration on one line, without a repeat's seed."""
-    return "  ".join(f"{name} {worded(value)}" for name, value in config.items() if name != "seed")
-
-
 def preset_values(preset: Preset) -> dict[str, Any]:
     """The reference value of every hyper-parameter that a space may have, by name."""
     config = preset.training()
@@ -165,13 +155,13 @@ def _v3(preset: Preset) -> Ranges:
 
 
 SPACES = {"v1": Space("v1", _v1), "v2": Space("v2", _v2), "v3": Space("v2", _v3)}
-OWN = "own"
+CUSTOM = "custom"
 """a space of nothing but what the user names"""
 
 
 def get_space(name: str) -> Space:
     """The space called `name`. Raises InputError for an unknown one."""
-    spaces = SPACES | {OWN: Space("v2", lambda preset: {})}
+    spaces = SPACES | {CUSTOM: Space("v2", lambda preset: {})}
     if name not in spaces:
         raise InputError(f"--space {name!r} is unknown; known are {', '.join(spaces)}")
     return spaces[name]

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from myllm.models.custom_model import OwnModelConfig, settings_of
+from myllm.models.custom_model import CustomModelConfig, settings_of
 from myllm.system.errors import InputError
-from tune.analysis.results import leaders
-from tune.config.spec import Search
+from tune.analysis.results import leaderboard
+from tune.config.spec import SearchSpec
 from tune.core.coordinator import Configure
 from tune.core.gaussian_process import most_promising, projected, unjudged
 from tune.core.search_space import Choice, Range, Ranges
@@ -36,15 +36,15 @@ Standing = tuple[str, int, float]
 """(status, tokens, val_loss in nats per token): how a trial ended, or at which rung it was judged last"""
 
 
-def searcher(search: Search) -> Configure:
+def searcher(search: SearchSpec) -> Configure:
     """The configure(index, trials, proposed) of a search: the reference, what --warm_start found, then the searcher's.
 
     Raises InputError where the searcher's package is missing.
     """
-    config, warm = search.config, search.warm_start
+    config, warm = search.options, search.warm_start
     ranges, seed = search.drawn_from, config.seed
-    milestones = (*search.scheduler().milestones, search.budget_tokens)
-    proposals = Proposals(ranges, seed, milestones[:-1])
+    rung_tokens = search.scheduler().stops
+    proposals = Proposals(ranges, seed, rung_tokens[:-1])
     tries = [trial["config"] for trial in warm if trial["tried"]]
     learns = config.searcher == "optuna"
     if learns and importlib.util.find_spec("optuna") is None:
@@ -54,7 +54,7 @@ def searcher(search: Search) -> Configure:
         if 1 <= index <= len(tries):
             return dict(tries[index - 1])
         if learns and index > 0:
-            known = _known(trials, warm, milestones)
+            known = _known(trials, warm, rung_tokens)
             if sum(standing[0] != RUNNING for _, standing in known) >= STARTUP:
                 return _suggest(ranges, seed, index, known)
         if proposed and config.searcher == "gp":
@@ -69,10 +69,10 @@ def searcher(search: Search) -> Configure:
 
 class Proposals:
     """Proposes the most promising of many random configurations, by what is to be expected of the trials at the last of
-    `milestones`."""
+    `rung_tokens`."""
 
-    def __init__(self, ranges: Ranges, seed: int, milestones: Sequence[int]):
-        self.ranges, self.seed, self.milestones = ranges, seed, milestones
+    def __init__(self, ranges: Ranges, seed: int, rung_tokens: Sequence[int]):
+        self.ranges, self.seed, self.rung_tokens = ranges, seed, rung_tokens
         self._places: dict[str, list[float]] = {}  # of trials, by id: a configuration never changes
 
     def places(self, trials: Sequence[Trial]) -> np.ndarray:
@@ -87,11 +87,11 @@ class Proposals:
     def propose(self, index: int, trials: Trials) -> Config:
         """The configuration of trial `index`."""
         drawn = np.random.default_rng([self.seed, index]).random((CANDIDATES, len(self.ranges)))
-        known, chosen = projected(trials, self.milestones), 0
+        known, chosen = projected(trials, self.rung_tokens), 0
         if known:
             told, losses, seeds = zip(*known, strict=True)
             candidates = np.hstack([r.coordinates_at(drawn[:, i]) for i, r in enumerate(self.ranges.values())])
-            pending = self.places(unjudged(trials, self.milestones))
+            pending = self.places(unjudged(trials, self.rung_tokens))
             chosen = most_promising(self.places(told), np.array(losses), np.array(seeds), pending, candidates)
         return {name: r.at(float(place)) for (name, r), place in zip(self.ranges.items(), drawn[chosen], strict=True)}
 
@@ -140,26 +140,26 @@ def _distribution(values: Range | Choice) -> Any:
     return IntDistribution(0, indices[-1]) if values.ordered else CategoricalDistribution(indices)
 
 
-def _known(trials: Trials, warm: Sequence[dict[str, Any]], milestones: Sequence[int]) -> list[tuple[Config, Standing]]:
+def _known(trials: Trials, warm: Sequence[dict[str, Any]], rung_tokens: Sequence[int]) -> list[tuple[Config, Standing]]:
     """Every distinct configuration with its standing; one of an earlier run counts anew once it has ended here too."""
     same = (t for t in warm if t.get("same", True))
     known = {_key(t["config"]): (t["config"], (t["status"], t["tokens_seen"], t["val_loss"])) for t in same}
     for trial in trials.drawn:
         if trial.status == FAILED:
             continue  # a failure is the code's or the machine's, and says nothing of the configuration
-        standing = _standing(trial, milestones)
+        standing = _standing(trial, rung_tokens)
         if standing[0] in (COMPLETED, DIVERGED) or _key(trial.config) not in known:
             known[_key(trial.config)] = trial.config, standing
     return list(known.values())
 
 
-def _standing(trial: Trial, milestones: Sequence[int]) -> Standing:
+def _standing(trial: Trial, rung_tokens: Sequence[int]) -> Standing:
     """Where a trial drawn by this search stands, by the mean loss over its seeds.
 
     One that runs on past a rung stands at that rung, with those that wait there: it is among the best of them, and would
     count as bad if it were RUNNING.
     """
-    judged = [tokens for tokens in milestones if tokens in trial.losses]
+    judged = [tokens for tokens in rung_tokens if tokens in trial.losses]
     if trial.status == DIVERGED or not judged:
         return DIVERGED if trial.status == DIVERGED else RUNNING, 0, math.nan
     return COMPLETED if trial.status == COMPLETED else PAUSED, judged[-1], trial.mean_at(judged[-1])
@@ -168,7 +168,7 @@ def _standing(trial: Trial, milestones: Sequence[int]) -> Standing:
 # Warm start
 
 
-def warm_start_trials(search: Search) -> tuple[dict[str, Any], ...]:
+def warm_start_trials(search: SearchSpec) -> tuple[dict[str, Any], ...]:
     """What the earlier runs of --warm_start know, read once: search.json keeps it, whatever happens to those runs.
 
     Distinct configurations other than the reference, each with "config", "status" (completed, paused or diverged),
@@ -179,24 +179,24 @@ def warm_start_trials(search: Search) -> tuple[dict[str, Any], ...]:
     Raises InputError that names what is wrong with the first run that cannot seed this search.
     """
     reference = _key(search.sample(0))
-    runs = [_read_run(Path(folder), search) for folder in search.config.warm_start]
+    runs = [_read_run(Path(folder), search) for folder in search.options.warm_start]
     in_turn = itertools.chain.from_iterable(itertools.zip_longest(*(best for best, _ in runs)))
     found: dict[tuple, dict[str, Any]] = {}
     for trial in (*filter(None, in_turn), *(trial for _, others in runs for trial in others)):
         if _key(trial["config"]) not in (reference, *found):
-            tried = trial["status"] == COMPLETED and len(found) < max(1, search.config.trials // WARM_SHARE)
+            tried = trial["status"] == COMPLETED and len(found) < max(1, search.options.trials // WARM_SHARE)
             found[_key(trial["config"])] = trial | {"tried": tried}
     return tuple(found.values())
 
 
-def _read_run(folder: Path, search: Search) -> tuple[list[dict], list[dict]]:
+def _read_run(folder: Path, search: SearchSpec) -> tuple[list[dict], list[dict]]:
     """(completed trials, best first; paused, stopped and diverged ones) of a run that `search` can start from."""
     try:
-        earlier = Search.read(folder)
+        earlier = SearchSpec.read(folder)
     except InputError as error:
         raise InputError(f"--warm_start: {error}; give folders of earlier runs") from None
     for what, theirs, ours in (
-        ("preset", earlier.config.preset, search.config.preset),
+        ("preset", earlier.options.preset, search.options.preset),
         ("model", _model_name(earlier), _model_name(search)),
         ("tokenizer's content", earlier.data.tokenizer_sha256, search.data.tokenizer_sha256),
         ("training data", earlier.data.fingerprint["train"], search.data.fingerprint["train"]),
@@ -210,26 +210,26 @@ def _read_run(folder: Path, search: Search) -> tuple[list[dict], list[dict]]:
         raise InputError(
             f"--warm_start {folder}: it searched {', '.join(earlier.ranges)}, and this search none of these; leave it out"
         )
-    trials = Trials(earlier.budget_tokens, earlier.config.trials, events=read_journal(folder))
-    milestones = (*earlier.scheduler().milestones, earlier.budget_tokens)
+    trials = Trials(earlier.budget_tokens, earlier.options.trials, events=read_journal(folder))
+    rung_tokens = earlier.scheduler().stops
     rows = {}
     for trial in trials.drawn:
-        status, tokens, loss = _standing(trial, milestones)
+        status, tokens, loss = _standing(trial, rung_tokens)
         known = {"status": status, "tokens_seen": tokens, "val_loss": None if math.isnan(loss) else loss}
         rows[trial.trial_id] = _carried(trial.config, earlier, search, ranges) | known
-    completed = [trial_id for trial_id in leaders(trials).index if rows[trial_id]["status"] == COMPLETED]
+    completed = [trial_id for trial_id in leaderboard(trials).index if rows[trial_id]["status"] == COMPLETED]
     if not completed:
         raise InputError(f"--warm_start {folder}: no trial of it has completed; let one end first, or leave that run out")
     others = [row for row in rows.values() if row["status"] in (PAUSED, DIVERGED)]
     return [rows[trial_id] for trial_id in completed], others
 
 
-def _model_name(search: Search) -> str:
+def _model_name(search: SearchSpec) -> str:
     model = search.model
-    return f"{model.class_name} ({model.sha256[:8]})" if isinstance(model, OwnModelConfig) else "GPT-2's"
+    return f"{model.class_name} ({model.sha256[:8]})" if isinstance(model, CustomModelConfig) else "GPT-2's"
 
 
-def _carried(config: Config, earlier: Search, search: Search, ranges: Ranges) -> dict[str, Any]:
+def _carried(config: Config, earlier: SearchSpec, search: SearchSpec, ranges: Ranges) -> dict[str, Any]:
     """An earlier run's configuration in this search's names and ranges, and whether it is still the same training.
 
     What was not searched there has the value that it was trained with; what lies outside of a range here goes to its end.

@@ -44,7 +44,7 @@ def play(
     tokens a unit of time.
     """
     trials = coordinator.trials
-    marks = [*coordinator.scheduler.milestones, trials.budget_tokens]
+    marks = coordinator.scheduler.stops
     running: list[tuple[float, int, Trial, int, int]] = []  # (when it reports, order of beginning, trial, tokens, worker)
     free, arrivals = list(range(trials.workers)), itertools.count()
     now = last = begin
@@ -58,18 +58,18 @@ def play(
         mark = marks[bisect.bisect_right(marks, trial.tokens)]
         then = now + cost(trial, mark, begins)
         heapq.heappush(running, (then, next(arrivals), trial, mark, worker))
-        if watch and (then <= end or trial.kind == AUDIT):
+        if watch and (then <= end or trial.source == AUDIT):
             watch(worker, now, then, trial)
 
     while True:
         while free and (trial := coordinator.next_trial(clock())):
-            if trial.kind == AUDIT:
+            if trial.source == AUDIT:
                 audit_began = min(now, audit_began)
             go_on(trial, free.pop(0), True)
         if not running:
             return last
         now, _, trial, mark, worker = heapq.heappop(running)
-        if now > end and trial.kind != AUDIT:
+        if now > end and trial.source != AUDIT:
             if not known_end:
                 return last
             coordinator.on_end(trial)  # nothing else of the search fits; the audit comes after it

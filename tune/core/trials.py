@@ -1,10 +1,8 @@
 """The trials of a search: a fold of its journal's events, read-only for whoever decides. No Ray, no files, no clocks."""
 
-import heapq
 import math
-import statistics
 from collections import Counter, namedtuple
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,16 +12,12 @@ CONTINUE, PAUSE, STOP = "continue", "pause", "stop"
 RUNNING, PAUSED, STOPPED = "running", "paused", "stopped"
 COMPLETED, DIVERGED, FAILED = "completed", "diverged", "failed"
 STATUSES = (COMPLETED, PAUSED, STOPPED, DIVERGED, FAILED, RUNNING)
-DRAWN, PROPOSED, REPEAT, AUDIT = "drawn", "proposed", "repeat", "audit"
-DEFAULT_TRIAL = "00000"
+SAMPLED, SUGGESTED, REPLICATE, AUDIT = "sampled", "suggested", "replicate", "audit"
+BASELINE_TRIAL = "00000"
 """the preset's reference configuration, always the first"""
 UNLIMITED_TRIALS = 100_000  # as many as the digits of a trial's id hold
-TRUSTED_SEEDS = 3  # a configuration that ended on so many is behind one that ended on fewer only where that has a
-LEAD = 0.5  # of so many standard errors, and a second seed; with at most FEW workers not even there:
-FEW = 2  # a third seed then still comes in time, and lucky pairs cost more than sound ones gain
-COUNTED_FROM = 1 / 4  # of the budget on a seed counts with the loss that it is expected to end at
 REPORTED = (
-    *("step", "tokens_seen", "train_loss", "val_loss", "val_loss_ema", "val_bpb", "learning_rate", "grad_norm"),
+    *("step", "tokens_seen", "train_loss", "val_loss", "val_loss_ema", "val_bpb", "lr", "grad_norm"),
     *("train_seconds", "tok_per_sec", "diverged"),
 )
 """what a report event keeps of a trial's metrics"""
@@ -42,11 +36,11 @@ class Trial:
 
     trial_id: str
     config: dict[str, Any]
-    kind: str
-    """drawn, proposed, repeat, or audit"""
-    of: str
+    source: str
+    """sampled, suggested, replicate, or audit"""
+    parent_id: str
     """the trial whose configuration this one repeats on another seed, or that it audits; else its own id"""
-    until: int
+    segment_end_tokens: int
     """tokens up to which it runs before it pauses"""
     status: str = RUNNING
     tokens: int = 0
@@ -57,7 +51,7 @@ class Trial:
     """tokens_seen -> the report"""
     checkpoints: dict[int, str] = field(default_factory=dict)
     """tokens_seen -> path below the storage's root"""
-    repeats: list["Trial"] = field(default_factory=list)
+    replicates: list["Trial"] = field(default_factory=list)
     """the same configuration on other seeds, in the order in which they began"""
     lost: int = 0
     """times that its process or machine was lost"""
@@ -79,8 +73,8 @@ class Trial:
 
     def seeds_at(self, tokens: int) -> list[float]:
         """The losses at `tokens` of this trial and of its repeats, one a seed; infinite where a repeat diverged."""
-        losses = [trial.losses[tokens] for trial in (self, *self.repeats) if tokens in trial.losses]
-        return losses + [math.inf for trial in self.repeats if trial.status == DIVERGED and tokens not in trial.losses]
+        losses = [trial.losses[tokens] for trial in (self, *self.replicates) if tokens in trial.losses]
+        return losses + [math.inf for trial in self.replicates if trial.status == DIVERGED and tokens not in trial.losses]
 
     def mean_at(self, tokens: int) -> float:
         """The mean of `seeds_at`."""
@@ -105,11 +99,11 @@ class Trials:
         """trainings at once, in this session"""
         self.tokens = 0
         """trained on by all trials"""
-        self.bounds: Counter[tuple[str, int]] = Counter()
-        """(kind, until) -> how many trials"""
-        self.reached: Counter[tuple[int, str]] = Counter()
-        """(tokens, kind) -> how many trials have a loss there"""
-        self.notes: dict[Any, Any] = {}
+        self.segments_by_end: Counter[tuple[str, int]] = Counter()
+        """(source, segment_end_tokens) -> how many trials"""
+        self.count_by_rung: Counter[tuple[int, str]] = Counter()
+        """(tokens, source) -> how many trials have a loss there"""
+        self.cache: dict[Any, Any] = {}
         """what a rule worked out that no later event can change: to work it out again would find the same"""
         self._changes: dict[int, tuple[float, int]] = {}
         """tokens_seen -> (change of the loss from there to the end, summed over those drawn that ended; how many)"""
@@ -119,7 +113,7 @@ class Trials:
             self.apply(event)
 
     @property
-    def repeats(self) -> int:
+    def replicates(self) -> int:
         """How many trials repeat another one's configuration."""
         return len(self.by_id) - len(self.drawn) - len(self.audits)
 
@@ -134,7 +128,7 @@ class Trials:
 
     def count_at(self, tokens: int) -> int:
         """How many those are."""
-        return self.reached[tokens, DRAWN] + self.reached[tokens, PROPOSED]
+        return self.count_by_rung[tokens, SAMPLED] + self.count_by_rung[tokens, SUGGESTED]
 
     def waiting_at(self, tokens: int) -> Order:
         """Those of `at` that are paused there."""
@@ -154,34 +148,36 @@ class Trials:
             self.workers = event["workers"]
         elif kind == "trial":
             trial_id = event["trial_id"]
-            trial = Trial(trial_id, event["config"], event["kind"], event.get("of", trial_id), event["until"])
+            trial = Trial(
+                trial_id, event["config"], event["source"], event.get("parent_id", trial_id), event["segment_end_tokens"]
+            )
             self.by_id[trial_id] = trial
-            if trial.kind == AUDIT:
-                left = self.by_id[trial.of]
+            if trial.source == AUDIT:
+                left = self.by_id[trial.parent_id]
                 self.audits[left.trial_id] = trial
                 trial.tokens = trial.begun_at = left.tokens
                 trial.losses, trial.reports = dict(left.losses), dict(left.reports)
                 return
             self.running[trial_id] = trial
-            self.bounds[trial.kind, trial.until] += 1
-            if trial.kind == REPEAT:
-                self.by_id[trial.of].repeats.append(trial)
+            self.segments_by_end[trial.source, trial.segment_end_tokens] += 1
+            if trial.source == REPLICATE:
+                self.by_id[trial.parent_id].replicates.append(trial)
                 self._update(trial)
             else:
                 self.drawn.append(trial)
         elif kind == "resume":
-            self.bounds[trial.kind, trial.until] -= 1
-            trial.until = event["until"]
-            self.bounds[trial.kind, trial.until] += 1
+            self.segments_by_end[trial.source, trial.segment_end_tokens] -= 1
+            trial.segment_end_tokens = event["segment_end_tokens"]
+            self.segments_by_end[trial.source, trial.segment_end_tokens] += 1
             self._set(trial, RUNNING)
         elif kind == "report":
             self._report(trial, event)
         elif kind == "checkpoint":
             trial.checkpoints[event["tokens_seen"]] = event["path"]
-        elif kind == "pruned":
+        elif kind == "checkpoints_deleted":
             for tokens in event["tokens_seen"]:
                 trial.checkpoints.pop(tokens, None)
-        elif kind == "lost":
+        elif kind == "worker_lost":
             trial.lost += 1
         elif kind == "failed":
             trial.reason = event["reason"]
@@ -196,10 +192,10 @@ class Trials:
             return self._set(trial, DIVERGED)
         loss = event["val_loss" if tokens >= self.budget_tokens else self.metric]
         trial.losses[tokens] = math.inf if math.isnan(loss) else loss  # averaged weights may overflow alone
-        if trial.kind != AUDIT:
-            self.reached[tokens, trial.kind] += 1
+        if trial.source != AUDIT:
+            self.count_by_rung[tokens, trial.source] += 1
         if tokens >= self.budget_tokens:
-            if trial.kind not in (REPEAT, AUDIT):
+            if trial.source not in (REPLICATE, AUDIT):
                 for mark, before in trial.losses.items():
                     total, count = self._changes.get(mark, (0.0, 0))
                     self._changes[mark] = total + trial.losses[tokens] - before, count + 1
@@ -207,7 +203,7 @@ class Trials:
         elif event["decision"] != CONTINUE:
             self._set(trial, PAUSED if event["decision"] == PAUSE else STOPPED)
         else:
-            self._update(trial, None if trial.kind == REPEAT else tokens)
+            self._update(trial, None if trial.source == REPLICATE else tokens)
 
     def change(self, mark: int) -> float:
         """By how much the loss of those that ended changed from `mark` to the end, on average."""
@@ -225,68 +221,8 @@ class Trials:
     def _update(self, trial: Trial, mark: int | None = None) -> None:
         """Gives a configuration its place in all orders, or in those alone that look at its losses at a mark."""
         for (_, *marks), order in self._orders.items():
-            if trial.kind != AUDIT and (mark is None or mark in marks):
-                order.update(self.by_id[trial.of])
-
-
-def by_expectation(trials: Trials) -> Iterator[Trial]:
-    """Those that came to the full budget, the lowest mean over seeds of their losses first; of equals the earlier trial.
-
-    A seed that has come COUNTED_FROM of the way counts, too: from where it stands its loss is expected to change as those
-    of the configurations did, on average, that ended. What is expected moves with each that ends, but alike for all whose
-    seeds stand at the same marks: each such group keeps its order, and the groups are merged.
-    """
-
-    def placed(seeds: int, marks: tuple[int, ...], rows: Iterable[tuple]) -> Iterator[tuple[float, str, Trial]]:
-        shift = sum(trials.change(mark) for mark in marks) / seeds
-        return ((mean + shift, trial_id, trial) for *_, mean, trial_id, trial in rows)
-
-    order = trials.order(by_seeds_and_mean, trials.budget_tokens)
-    return (trial for *_, trial in heapq.merge(*(placed(*group, rows) for group, rows in order.groups(2))))
-
-
-def standings(trials: Trials) -> tuple[int, list[Trial]]:
-    """(tokens, the configurations that came so far, best first): the furthest that two have come, or the only one.
-
-    By the mean loss over seeds there, at the end as `by_expectation` has them. But those that have at least TRUSTED_SEEDS
-    seeds there, or the most that any has, come before those that have fewer: the best of many is the luckiest. In a
-    search of more than FEW workers those with several seeds whose mean is ahead of the best of them by LEAD standard errors
-    come first. Those that diverged on a seed come last, and their seeds are trusted for nothing.
-    """
-    marks = {tokens for tokens, kind in trials.reached if kind != REPEAT}
-    tokens = max((tokens for tokens in marks if trials.count_at(tokens) > 1), default=max(marks, default=0))
-    if tokens == trials.budget_tokens:
-        ordered = list(by_expectation(trials))
-    else:  # sorted anew: the furthest mark moves on, and an order of each would have to be kept
-        came = (trial for trial in trials.drawn if tokens in trial.losses)
-        ordered = sorted(came, key=lambda trial: (trial.mean_at(tokens), trial.trial_id))
-    seeds = {trial.trial_id: trial.seeds_at(tokens) for trial in ordered}
-    sound = [trial for trial in ordered if math.isfinite(trial.mean_at(tokens))]
-    trusted = min(TRUSTED_SEEDS, max((len(seeds[trial.trial_id]) for trial in sound), default=0))
-    best = next((trial for trial in sound if len(seeds[trial.trial_id]) >= trusted), None)
-    noise = seed_noise(seeds.values()) if trials.workers > FEW else math.inf  # that nobody leads by
-
-    def place(trial: Trial) -> int:
-        own = len(seeds[trial.trial_id])
-        if not math.isfinite(trial.mean_at(tokens)):
-            return 3
-        if own >= trusted:
-            return 1
-        error = noise * math.sqrt(1 / own + 1 / len(seeds[best.trial_id]))
-        return 0 if own > 1 and best.mean_at(tokens) - trial.mean_at(tokens) > LEAD * error else 2
-
-    return tokens, sorted(ordered, key=place)
-
-
-def seed_noise(losses: Iterable[list[float]]) -> float:
-    """The standard deviation between seeds, pooled over configurations (each its losses); 0 where none has two."""
-    squares, degrees = 0.0, 0
-    for found in losses:
-        finite = [loss for loss in found if math.isfinite(loss)]
-        if len(finite) > 1:
-            squares += statistics.variance(finite) * (len(finite) - 1)
-            degrees += len(finite) - 1
-    return math.sqrt(squares / degrees) if degrees else 0.0
+            if trial.source != AUDIT and (mark is None or mark in marks):
+                order.update(self.by_id[trial.parent_id])
 
 
 # Keys of orders
@@ -300,12 +236,3 @@ def by_loss(trial: Trial, tokens: int) -> tuple | None:
 def waits_by_loss(trial: Trial, tokens: int) -> tuple | None:
     """The same, of those that are paused there."""
     return by_loss(trial, tokens) if trial.status == PAUSED and trial.tokens == tokens else None
-
-
-def by_seeds_and_mean(trial: Trial, budget: int) -> tuple | None:
-    """(seeds, the marks where those stand that count before they end, mean loss there and at the end, trial_id)."""
-    if budget not in trial.losses:
-        return None
-    early = [r for r in trial.repeats if COUNTED_FROM * budget <= r.tokens < budget and r.tokens in r.losses]
-    losses = trial.seeds_at(budget) + [repeat.losses[repeat.tokens] for repeat in early]
-    return len(losses), tuple(sorted(repeat.tokens for repeat in early)), sum(losses) / len(losses), trial.trial_id

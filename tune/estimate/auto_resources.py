@@ -9,8 +9,8 @@ import psutil
 from myllm.system.errors import InputError
 from tune.config.options import AUTO
 from tune.config.resolve import Resources
-from tune.config.spec import Search
-from tune.estimate.benchmark import DRIVER_BYTES, rehearse
+from tune.config.spec import SearchSpec
+from tune.estimate.benchmark import DRIVER_BYTES, time_steps
 
 SECONDS = 0.5  # that each batch size is timed for
 WORTH = 1.1  # times as much that more trials at once must train: fewer at once know more when they begin
@@ -38,9 +38,9 @@ class Probe:
         return f"{self.resources.workers} at once with {each}: {found}"
 
 
-def probe(search: Search, resources: Resources) -> Probe:
+def probe(search: SearchSpec, resources: Resources) -> Probe:
     """Times a few steps of that many trainings at once. Raises RunError where one fails."""
-    found = rehearse(search, resources, SECONDS)
+    found = time_steps(search, resources, SECONDS)
     window = search.training.max_len
     seconds = [found.pace.seconds(search.report_tokens, batch * window) for batch in search.batch_sizes]
     rate = resources.workers * search.report_tokens * len(seconds) / sum(seconds)
@@ -77,14 +77,14 @@ def candidates(cpus: int, gpus: int, most: int | None) -> list[Resources]:
     return [Resources(cpus // count, 0, count) for count in counts if count <= (most or cpus)]
 
 
-def settle_auto(
-    search: Search, cpus: int, gpus: int, probe: Callable[[Search, Resources], Probe] = probe
-) -> tuple[Search, str]:
+def resolve_auto(
+    search: SearchSpec, cpus: int, gpus: int, probe: Callable[[SearchSpec, Resources], Probe] = probe
+) -> tuple[SearchSpec, str]:
     """The search with numbers in the place of `auto`, and what was found in a line; an empty one where nothing was asked.
 
     Raises InputError on a cluster, whose machines can't be probed from here.
     """
-    config = search.config
+    config = search.options
     asked = [name for name in ("cpus_per_trial", "gpus_per_trial") if getattr(config, name) == AUTO]
     if not asked:
         return search, ""
@@ -94,7 +94,7 @@ def settle_auto(
         )
     if config.gpus_per_trial == AUTO and not gpus:
         search, said = _with(search, {"gpus_per_trial": 0}, "no GPU here, so trials train on the cores")
-        more, found = settle_auto(search, cpus, 0, probe)
+        more, found = resolve_auto(search, cpus, 0, probe)
         return more, f"{said}{chr(10) * bool(found)}{found}"
     on_gpu = gpus if config.gpus_per_trial == AUTO else 0
     if gpus and not on_gpu and config.gpus_per_trial != 0:
@@ -104,9 +104,9 @@ def settle_auto(
     return _with(search, picked, why)
 
 
-def _with(search: Search, values: dict[str, float | None], why: str) -> tuple[Search, str]:
+def _with(search: SearchSpec, values: dict[str, float | None], why: str) -> tuple[SearchSpec, str]:
     """The search with these settings, which search.json keeps with the reason; and both in a line."""
     said = ", ".join(f"--{name} auto: {'unset' if value is None else f'{value:g}'}" for name, value in values.items())
-    config = dataclasses.replace(search.config, **values)
+    config = dataclasses.replace(search.options, **values)
     reasons = search.picked | dict.fromkeys(values, why)
-    return dataclasses.replace(search, config=config, picked=reasons), f"{said} ({why})"
+    return dataclasses.replace(search, options=config, picked=reasons), f"{said} ({why})"

@@ -18,13 +18,13 @@ import psutil
 
 from myllm.system.errors import RunError
 from myllm.system.machine import gpu_names, peak_memory
-from tune.analysis.results import search_seconds
 from tune.config.resolve import Resources
-from tune.config.spec import RUNS_DIR, Search
+from tune.config.spec import RUNS_DIR, SearchSpec
+from tune.core.clock import search_seconds
 from tune.core.trials import Event
-from tune.estimate.forecast import Pace, fit_pace, outlooks
-from tune.monitor.screen import amount, share_text
+from tune.estimate.forecast import Throughput, fit_pace, outlooks
 from tune.text.durations import duration
+from tune.text.format import amount, share_text
 
 SECONDS = 1.0  # that each batch size is timed for
 WARM_STEPS = {"cpu": 1, "cuda": 3}  # that are not: memory is taken, code compiled, on a GPU the steps are recorded
@@ -36,10 +36,10 @@ PATIENCE = 600.0  # seconds after which a rehearsal is given up
 
 
 @dataclass(frozen=True)
-class Rehearsal:
+class StepTimings:
     """What the processes measured; the mean over them."""
 
-    pace: Pace
+    pace: Throughput
     steps: dict[int, float]
     """batch size -> seconds of an optimizer step"""
     evaluation: float
@@ -56,7 +56,7 @@ class Rehearsal:
     """seconds from its start until a process could train"""
 
 
-def rehearse(search: Search, resources: Resources, seconds: float = SECONDS) -> Rehearsal:
+def time_steps(search: SearchSpec, resources: Resources, seconds: float = SECONDS) -> StepTimings:
     """Trains the smallest and the largest batch for a moment, on every slot at once: they share the machine's memory bus.
 
     Raises RunError where a training fails, with its reason.
@@ -99,7 +99,7 @@ def rehearse(search: Search, resources: Resources, seconds: float = SECONDS) -> 
     for batch, step in steps.items():
         count = each / (batch * search.training.max_len)
         rows.append((each, count, count * step + mean("evaluation")))
-    return Rehearsal(
+    return StepTimings(
         pace=fit_pace(rows, per_segment=mean("segment")),
         steps=steps,
         evaluation=mean("evaluation"),
@@ -111,10 +111,10 @@ def rehearse(search: Search, resources: Resources, seconds: float = SECONDS) -> 
     )
 
 
-def forecast(search: Search, resources: Resources, events: Iterable[Event] = ()) -> str:
+def forecast(search: SearchSpec, resources: Resources, events: Iterable[Event] = ()) -> str:
     """What the search, or the rest of it after `events`, will take: timed here, then played on."""
     before, events = time.time() - psutil.Process().create_time(), list(events)
-    found = rehearse(search, resources)
+    found = time_steps(search, resources)
     start = min(before, MOST_IMPORT_SECONDS) + RAY_SECONDS + found.ready
     used = start + search_seconds(events)
     worlds = outlooks(search, events, found.pace, resources.workers, used, start)
@@ -130,7 +130,7 @@ def forecast(search: Search, resources: Resources, events: Iterable[Event] = ())
     return "\n".join(
         [
             f"  step      {steps}; {1000 * found.evaluation:,.3g} ms an evaluation (here, {resources.workers} at once)",
-            f"  trials    {middle.trials}, and {middle.repeats} repeats on other seeds",
+            f"  trials    {middle.trials}, and {middle.replicates} replicates on other seeds",
             f"  rungs     trials that come to {rungs}",
             *[f"  audit     {after}"] * bool(middle.audits),
             f"  tokens    {amount(tokens)}, {tokens / budget:,.1f} full trainings",
@@ -142,9 +142,9 @@ def forecast(search: Search, resources: Resources, events: Iterable[Event] = ())
     )
 
 
-def free_bytes(search: Search) -> int:
+def free_bytes(search: SearchSpec) -> int:
     """Free on the disk that the runs lie on, as far as it is there."""
-    path = Path(search.config.storage_path or RUNS_DIR)
+    path = Path(search.options.storage_path or RUNS_DIR)
     while not path.exists():
         path = path.parent
     return shutil.disk_usage(path).free
@@ -158,7 +158,7 @@ def _gpus(worker: int, each: float) -> str:
     return ",".join(every[first : first + max(1, int(each))])
 
 
-def measure(search: Search, batches: list[int], device: str, threads: int, seconds: float) -> dict:
+def measure(search: SearchSpec, batches: list[int], device: str, threads: int, seconds: float) -> dict:
     """What one slot measures, as JSON holds it."""
     import torch  # in the processes that train alone
 
@@ -211,7 +211,9 @@ def measure(search: Search, batches: list[int], device: str, threads: int, secon
 
 def main() -> None:
     folder, batches, device, threads, seconds = sys.argv[1:]
-    found = measure(Search.read(Path(folder)), [int(b) for b in batches.split(",")], device, int(threads), float(seconds))
+    found = measure(
+        SearchSpec.read(Path(folder)), [int(b) for b in batches.split(",")], device, int(threads), float(seconds)
+    )
     print(json.dumps(found))
 
 

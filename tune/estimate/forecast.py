@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from tune.analysis.results import Spent
-from tune.config.spec import Search
+from tune.config.spec import SearchSpec
+from tune.core.clock import SearchClock
 from tune.core.coordinator import Coordinator
 from tune.core.simulator import Loss, play
-from tune.core.trials import AUDIT, REPEAT, Event, Trial, Trials
+from tune.core.trials import AUDIT, REPLICATE, Event, Trial, Trials
 from tune.store.checkpoints import worth_keeping
 
 WORLDS = 5  # that a forecast plays; the middle one is told
@@ -26,7 +26,7 @@ tables under experiments/data, which agree. Only ranks matter here, and of them 
 
 
 @dataclass(frozen=True)
-class Pace:
+class Throughput:
     """How long a worker needs: seconds, evaluations included."""
 
     per_token: float
@@ -40,16 +40,16 @@ class Pace:
         return tokens * (self.per_token + self.per_step / step_tokens)
 
 
-def fit_pace(rows: Iterable[tuple[float, float, float]], per_segment: float = 0.0) -> Pace:
+def fit_pace(rows: Iterable[tuple[float, float, float]], per_segment: float = 0.0) -> Throughput:
     """The Pace that explains (tokens, optimizer steps, seconds) best, by relative error."""
     tokens, steps, seconds = np.array(list(rows), float).T
     (per_token, per_step), *_ = np.linalg.lstsq(np.stack([tokens, steps], 1) / seconds[:, None], np.ones(len(seconds)))
     if per_token < 0 or per_step < 0 or np.ptp(tokens / steps) == 0:  # too alike to tell the two apart
         per_token, per_step = float(np.median(seconds / tokens)), 0.0
-    return Pace(float(per_token), float(per_step), per_segment)
+    return Throughput(float(per_token), float(per_step), per_segment)
 
 
-def measured_pace(events: Iterable[Event], per_segment: float = 0.0) -> Pace | None:
+def measured_pace(events: Iterable[Event], per_segment: float = 0.0) -> Throughput | None:
     """The Pace of a search's recent reports; None before the second."""
     rows, before = [], {}
     for event in events:
@@ -63,7 +63,7 @@ def measured_pace(events: Iterable[Event], per_segment: float = 0.0) -> Pace | N
 
 
 @dataclass(frozen=True)
-class Outlook:
+class Forecast:
     """How a search ends, in one played world."""
 
     seconds: float
@@ -71,7 +71,7 @@ class Outlook:
     tokens: int
     """trained on by then"""
     trials: int
-    repeats: int
+    replicates: int
     came: dict[int, int]
     """tokens_seen of each rung and of the full budget -> trials that came there; repeats at the end only"""
     checkpoints: int
@@ -82,7 +82,7 @@ class Outlook:
     """of `seconds`, after all else"""
 
 
-def plausible_losses(search: Search, seed: int) -> Loss:
+def plausible_losses(search: SearchSpec, seed: int) -> Loss:
     """A world's losses: what EXPECTED says, with draws of its own for `seed`."""
     reference = search.sample(0)
     decade, doubling, rest, noise, misled = EXPECTED
@@ -91,7 +91,7 @@ def plausible_losses(search: Search, seed: int) -> Loss:
         share = tokens / search.budget_tokens
         own, of_seed, early = (
             np.random.default_rng([seed, *key.encode()]).standard_normal()
-            for key in (trial.of, trial.trial_id, f"~{trial.of}")
+            for key in (trial.parent_id, trial.trial_id, f"~{trial.parent_id}")
         )
         value = rest * own + noise * of_seed + misled * (1 - share) * early - 0.14 * math.log(share)
         if "learning_rate" in trial.config:
@@ -103,19 +103,19 @@ def plausible_losses(search: Search, seed: int) -> Loss:
     return loss
 
 
-def play_on(
-    search: Search,
+def simulate_rest(
+    search: SearchSpec,
     events: Iterable[Event],
-    pace: Pace,
+    pace: Throughput,
     workers: int,
     used: float = 0.0,
     seed: int = 0,
     starting: float = 0.0,
-) -> Outlook:
+) -> Forecast:
     """The rest of a search that stands where `events` say after `used` seconds; of a new one there are none. The last
     `starting` of these seconds go by before a new session trains.
     """
-    config, scheduler = search.config, search.scheduler()
+    config, scheduler = search.options, search.scheduler()
     speeds = [1 / pace.seconds(1, batch * search.training.max_len) for batch in search.batch_sizes]
     slower = statistics.quantiles(speeds, n=4)[0] if len(speeds) > 1 else speeds[0]  # as the live clock counts
     end = config.time_budget if config.time_budget is not None else math.inf
@@ -128,7 +128,7 @@ def play_on(
     def configure(index: int, trials: Trials, proposed: bool) -> dict[str, Any]:
         # a searcher would take most of the time of a forecast; what it proposes is like the best so far
         if proposed:
-            return dict(trials.at(scheduler.milestones[-1])[0].config)
+            return dict(trials.at(scheduler.rung_tokens[-1])[0].config)
         return search.sample(index)
 
     def cost(trial: Trial, tokens: int, begins: bool) -> float:
@@ -140,27 +140,27 @@ def play_on(
 
     coordinator = Coordinator(trials, scheduler, configure, append, config.seed)
     known_end, loss = config.time_budget is not None, plausible_losses(search, seed)
-    spent = Spent(events)
+    spent = SearchClock(events)
     before = spent.audit  # seconds that do not count on the rule's clock
     begins: list[float] = []
 
     def watch(worker: int, begin: float, end: float, trial: Trial) -> None:
-        if trial.kind == AUDIT:
+        if trial.source == AUDIT:
             begins.append(begin)
 
     idle = starting + spent.starting
     seconds = play(coordinator, loss, end / times, known_end, watch, used - before, cost, slower, idle) + before
-    stops = (*scheduler.milestones, search.budget_tokens)
+    stops = scheduler.stops
     for trial in trials.by_id.values():
         trial.checkpoints = {tokens: "" for tokens in stops if tokens in trial.losses and tokens > trial.begun_at}
     came = {tokens: trials.count_at(tokens) for tokens in stops}
-    came[search.budget_tokens] += trials.reached[search.budget_tokens, REPEAT]
+    came[search.budget_tokens] += trials.count_by_rung[search.budget_tokens, REPLICATE]
     kept = (worth_keeping(trials, trial, scheduler.may_audit(trials, trial)) for trial in trials.by_id.values())
-    return Outlook(
+    return Forecast(
         seconds=seconds * times,
         tokens=round(times * trials.tokens),
         trials=round(times * len(trials.drawn)),
-        repeats=round(times * trials.repeats),
+        replicates=round(times * trials.replicates),
         came={tokens: round(times * count) for tokens, count in came.items()},
         checkpoints=round(times * sum(map(len, kept))) + 2 * workers,
         audits=round(times * len(trials.audits)),
@@ -169,9 +169,9 @@ def play_on(
 
 
 def outlooks(
-    search: Search, events: Iterable[Event], pace: Pace, workers: int, used: float = 0.0, starting: float = 0.0
-) -> list[Outlook]:
+    search: SearchSpec, events: Iterable[Event], pace: Throughput, workers: int, used: float = 0.0, starting: float = 0.0
+) -> list[Forecast]:
     """`WORLDS` of them, the shortest first."""
     events = list(events)
-    found = [play_on(search, events, pace, workers, used, seed, starting) for seed in range(WORLDS)]
+    found = [simulate_rest(search, events, pace, workers, used, seed, starting) for seed in range(WORLDS)]
     return sorted(found, key=lambda outlook: outlook.seconds)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from tune.config.options import SearchConfig
+from tune.config.options import SearchOptions
 from tune.core.trials import CONTINUE, PAUSE, REPORTED, Event, Trial, Trials
 
 METRICS = tuple(name for name in REPORTED if name not in ("step", "tokens_seen", "diverged"))
@@ -236,7 +236,7 @@ class HandOver:
                 service.end(self.running.pop(), "paused")
 
 
-def loggers(run_dir: Path, config: SearchConfig, trials: Trials, session: int) -> list[TensorBoard | HandOver]:
+def loggers(run_dir: Path, config: SearchOptions, trials: Trials, session: int) -> list[TensorBoard | HandOver]:
     """Those that follow a search; each is called with every event, and closed at the end."""
     found: list[TensorBoard | HandOver] = [TensorBoard(run_dir, session)]
     name = config.name or run_dir.name

@@ -14,7 +14,7 @@ from rich.console import Console, ConsoleDimensions, RenderableType
 from rich.live import Live
 
 from tune.core.trials import Trial
-from tune.estimate.forecast import Outlook, measured_pace, play_on
+from tune.estimate.forecast import Forecast, measured_pace, simulate_rest
 from tune.monitor.screen import View, line, render
 from tune.store.journal import read_journal
 
@@ -49,13 +49,13 @@ class Progress:
     def __init__(self, session: "Session"):
         self.session, self.search, self.trials = session, session.search, session.trials
         self.slots: list[Trial | None] = [None] * session.workers
-        self.milestones = session.search.scheduler().milestones
+        self.rung_tokens = session.search.scheduler().rung_tokens
         self.began = time.monotonic()
         self.trained_before, self.segments = self._trained(), 0
         self.first_segment: float | None = None
         self.first_report: tuple[float, float, int] | None = None
         """when it came, seconds trained by then, segments begun by then"""
-        self.outlook: Outlook | None = None
+        self.outlook: Forecast | None = None
         self.note = "starting"
         self.last = -math.inf
         self.console = Terminal(stderr=True)
@@ -100,9 +100,9 @@ class Progress:
         if self.first_segment is not None and now - self.first_segment > 1:
             share = min(1.0, (self._trained() - self.trained_before) / (len(self.slots) * (now - self.first_segment)))
         return View(
-            name=self.search.config.name or "",
+            name=self.search.options.name or "",
             trials=self.trials,
-            milestones=self.milestones,
+            rung_tokens=self.rung_tokens,
             slots=self.slots,
             seconds=self.seconds,
             outlook=self.outlook,
@@ -155,5 +155,5 @@ class Progress:
         events = read_journal(self.session.run_dir)
         pace = measured_pace(events, per_segment=max(0.0, idle) / max(1, self.segments - segments))
         if pace:
-            outlook = play_on(self.search, events, pace, len(self.slots), self.seconds)
+            outlook = simulate_rest(self.search, events, pace, len(self.slots), self.seconds)
             self.outlook = dataclasses.replace(outlook, seconds=outlook.seconds + ENDING_SECONDS)

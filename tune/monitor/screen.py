@@ -10,25 +10,24 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from tune.analysis.results import seed_noise
-from tune.core.search_space import settings
+from tune.core.ranking import ranking, seed_noise
 from tune.core.trials import (
     AUDIT,
+    BASELINE_TRIAL,
     COMPLETED,
-    DEFAULT_TRIAL,
     DIVERGED,
     FAILED,
     PAUSED,
-    REPEAT,
+    REPLICATE,
     RUNNING,
     STOPPED,
     UNLIMITED_TRIALS,
     Trial,
     Trials,
-    standings,
 )
-from tune.estimate.forecast import Outlook
+from tune.estimate.forecast import Forecast
 from tune.text.durations import duration
+from tune.text.format import amount, format_settings, share_text
 
 LABEL = 9  # columns
 # Colours of the terminal's own palette that can be read on black and on white; all else is its default.
@@ -41,12 +40,12 @@ class View:
 
     name: str
     trials: Trials
-    milestones: tuple[int, ...]
+    rung_tokens: tuple[int, ...]
     slots: Sequence[Trial | None]
     """what each worker trains"""
     seconds: float
     """so far, all sessions together"""
-    outlook: Outlook | None = None
+    outlook: Forecast | None = None
     """how it will end, once that is known"""
     training_share: float | None = None
     """of the slots' time that went into training and evaluating"""
@@ -54,26 +53,11 @@ class View:
     """what is going on, where nothing trains yet or any more"""
 
 
-def amount(tokens: float) -> str:
-    """`66k`, `8.5M`, `2.4B` tokens."""
-    if tokens < 1e5:
-        return f"{tokens / 1e3:.0f}k"
-    return f"{tokens / 1e9:,.1f}B" if tokens >= 1e9 else f"{tokens / 1e6:,.1f}M"
-
-
 def loss_text(trials: Trials, trial: Trial, tokens: int) -> str:
     """The mean loss at `tokens` with its standard error, and how many seeds that is from."""
-    losses, noise = trial.seeds_at(tokens), seed_noise(trials, tokens)
+    losses, noise = trial.seeds_at(tokens), seed_noise(one.seeds_at(tokens) for one in trials.at(tokens))
     error = f" +- {noise / math.sqrt(len(losses)):.4f}" if noise is not None else ""
     return f"{sum(losses) / len(losses):.4f}{error}, {len(losses)} seed{'s' * (len(losses) > 1)}"
-
-
-def share_text(tokens: float, budget: int) -> str:
-    """A mark as people say it: `1/8`, `45%`, `end`."""
-    if tokens >= budget:
-        return "end"
-    parts = budget / tokens
-    return f"1/{parts:.0f}" if abs(parts - round(parts)) < 1e-6 else f"{tokens / budget:.0%}"
 
 
 def left(view: View) -> float | None:
@@ -88,13 +72,13 @@ def counts(trials: Trials) -> str:
     shown = [f"{len(trials.drawn)}{total}"]
     shown += [f"{statuses[s]} {s}" for s in (COMPLETED, PAUSED, STOPPED) if statuses[s]]
     shown += [f"{statuses[s]} {s}" for s in (DIVERGED, FAILED)]
-    shown += [f"{trials.repeats} on other seeds"] * bool(trials.repeats)
+    shown += [f"{trials.replicates} on other seeds"] * bool(trials.replicates)
     return ", ".join(shown + [f"{len(trials.audits)} audited"] * bool(trials.audits))
 
 
 def line(view: View) -> str:
     """All of it in one line, for a log."""
-    trials, reached, best = view.trials, *standings(view.trials)
+    trials, reached, best = view.trials, *ranking(view.trials)
     parts = [duration(view.seconds), f"trials {counts(trials)}", f"{amount(trials.tokens)} tokens"]
     rest = left(view)
     if rest is not None:
@@ -151,11 +135,11 @@ def _bar(share: float, text: str, width: int | None) -> RenderableType:
 
 
 def _standings(trials: Trials) -> list[tuple[str, Text]]:
-    """The best so far, and the default configuration beside it, each compared where `standings` does."""
-    reached, ordered = standings(trials)
+    """The best so far, and the default configuration beside it, each compared where `ranking` does."""
+    reached, ordered = ranking(trials)
     if not ordered:
         return [("best", Text("no trial has reported yet", WEAK))]
-    best, default = ordered[0], trials.by_id.get(DEFAULT_TRIAL)
+    best, default = ordered[0], trials.by_id.get(BASELINE_TRIAL)
     where = share_text(reached, trials.budget_tokens)
     at, where = (f" at {where}", where) if reached < trials.budget_tokens else ("", "the end")
     rows = []
@@ -164,7 +148,7 @@ def _standings(trials: Trials) -> list[tuple[str, Text]]:
             rows.append((label, Text(f"has not come to {where} yet", WEAK)))
             continue
         text = Text(f"{trial.trial_id}  val_loss {loss_text(trials, trial, reached)}{at}", GOOD if label == "best" else "")
-        text.append(f"\n{settings(trial.config)}", WEAK if label == "default" else "default")
+        text.append(f"\n{format_settings(trial.config)}", WEAK if label == "default" else "default")
         rows.append((label, text))
     return rows
 
@@ -173,12 +157,12 @@ def _rungs(view: View, width: int) -> RenderableType:
     """How many came to each rung, of those that will; and how many of them went on."""
     trials = view.trials
     grid = Table.grid(padding=(0, 1, 0, 0))
-    for tokens in (*view.milestones, trials.budget_tokens):
+    for tokens in (*view.rung_tokens, trials.budget_tokens):
         came = trials.count_at(tokens)
-        on = sum(t.tokens > tokens or (t.status == RUNNING and t.until > tokens) for t in trials.at(tokens))
+        on = sum(t.tokens > tokens or (t.status == RUNNING and t.segment_end_tokens > tokens) for t in trials.at(tokens))
         expected = max(came, view.outlook.came.get(tokens, 0) if view.outlook else 0)
         at_end = tokens == trials.budget_tokens
-        came += trials.reached[tokens, REPEAT] if at_end else 0
+        came += trials.count_by_rung[tokens, REPLICATE] if at_end else 0
         text = f"{came} of ~{expected}" if expected > came else f"{came}"
         text += "" if at_end else f", {on} on"
         bar = ProgressBar(
@@ -208,10 +192,12 @@ def _slots(view: View, most: int, width: int) -> RenderableType:
         budget = view.trials.budget_tokens
         bar = ProgressBar(budget, trial.tokens, width=bar_width, style=WEAK, complete_style=GOOD, finished_style=GOOD)
         loss = trial.reports[trial.tokens].val_loss if trial.reports else math.nan
-        text = f"to {share_text(trial.until, budget)}" + (f", {loss:.4f}" if math.isfinite(loss) else "")
-        name = f"{trial.of}+{trial.trial_id.split('-seed')[-1] or 1}" if trial.kind == REPEAT else trial.trial_id
-        name = f"{trial.of}*" if trial.kind == AUDIT else name
-        grid.add_row(*[name, bar, text, settings(trial.config)][: 4 if wide else 3])
+        text = f"to {share_text(trial.segment_end_tokens, budget)}" + (f", {loss:.4f}" if math.isfinite(loss) else "")
+        name = (
+            f"{trial.parent_id}+{trial.trial_id.split('-seed')[-1] or 1}" if trial.source == REPLICATE else trial.trial_id
+        )
+        name = f"{trial.parent_id}*" if trial.source == AUDIT else name
+        grid.add_row(*[name, bar, text, format_settings(trial.config)][: 4 if wide else 3])
     if len(shown) < len(view.slots):
         grid.add_row(Text(f"+{len(view.slots) - len(shown)}", WEAK))
     return grid

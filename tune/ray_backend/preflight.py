@@ -6,7 +6,7 @@ from pathlib import Path
 
 from myllm.system.errors import InputError, one_line
 from myllm.system.files import obstacle, own_folder
-from tune.config.spec import Search
+from tune.config.spec import SearchSpec
 from tune.ray_backend.watchdog import ray_folder
 from tune.store.checkpoints import Storage
 from tune.store.journal import FILE_NAME
@@ -29,7 +29,7 @@ def runs_dir(usual: Path) -> Path:
     return folder
 
 
-def check_places(run_dir: Path, search: Search, resumed: bool = False) -> None:
+def check_places(run_dir: Path, search: SearchSpec, resumed: bool = False) -> None:
     """Raises InputError that names the first place which can't be written, or holds what a new search would overwrite;
     leaves nothing behind.
     """
@@ -40,7 +40,7 @@ def check_places(run_dir: Path, search: Search, resumed: bool = False) -> None:
     root = search.storage_root(run_dir)
     if "://" in root:
         check_remote(root, resumed)
-    if search.config.address is None:
+    if search.options.address is None:
         folder = ray_folder()
         check_name(folder)
         if reason := obstacle(folder / "a"):

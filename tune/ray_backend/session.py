@@ -3,10 +3,8 @@
 import contextlib
 import os
 import re
-import statistics
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,12 +17,12 @@ from ray.tune.search import SearchAlgorithm
 
 from myllm.system.errors import RunError
 from myllm.system.files import is_disk_full, write_text
-from tune.analysis.results import Spent
-from tune.config.spec import Search
+from tune.config.spec import SearchSpec
+from tune.core.clock import ENDING_SECONDS, SearchClock, TimeBudget
 from tune.core.coordinator import Coordinator
 from tune.core.schedulers.base import Clock
 from tune.core.searchers import searcher
-from tune.core.trials import AUDIT, CONTINUE, FAILED, STOP, Report, Trial, Trials
+from tune.core.trials import AUDIT, CONTINUE, FAILED, STOP, Trial, Trials
 from tune.store.checkpoints import Storage, worth_keeping
 from tune.store.journal import Journal, events_of
 from tune.store.tables import GrowingTables
@@ -37,13 +35,9 @@ MAY_PASS = (
 """errors that a trial may not have again: lost processes, machines and files; all others are in the code or the settings"""
 PASSING_NAMES = ("AcceleratorError", "_AbortTrialExecution")
 """likewise: a GPU's own error, and Ray's word for a process whose last trial did not leave it in time"""
-MEASURED_REPORTS = 8  # after which the speed is known well enough to plan by; the first ones are slow
-RECENT_REPORTS = 128  # by which it is judged: a machine that others use too changes its pace
 EXCEPTION = re.compile(r"(\w+\.)*\w*(Error|Exception|Exit|Interrupt): .*\S")
 """the line of a traceback that says what happened"""
 HOPELESS = 3  # trials that failed without a report, and none began before them: the rest would fare alike
-ENDING_SECONDS = 1.0  # from a search's last report to its end
-OVERRUN = 1.05  # of its time, within which what runs then may still end
 
 
 class Segment(RayTrial):
@@ -68,51 +62,18 @@ class Segment(RayTrial):
         return False  # a retry is a new segment
 
 
-class Stopwatch:
-    """The clock of a search that has so many seconds, all sessions together; without them it has no end.
-
-    Seconds count as tokens at a worker's pace, evaluations included: that of the slower quarter of the recent reports, as
-    the best configurations often have small batches.
-    """
-
-    def __init__(self, seconds: float | None):
-        self.seconds = seconds
-        self.paces: deque[float] = deque(maxlen=RECENT_REPORTS)  # tokens a second
-
-    def see(self, before: Report | None, report: dict[str, Any]) -> None:
-        """Takes a trial's report in, and the one before it."""
-        tokens, seconds = (report[name] - getattr(before, name, 0) for name in ("tokens_seen", "train_seconds"))
-        if seconds > 0:
-            self.paces.append(tokens / seconds)
-
-    def read(self, passed: float, starting: float) -> Clock:
-        """The clock after `passed` seconds, of which `starting` went by before there was anything to train: a rule that
-        shared them out, too, would explore too little in a short search.
-        """
-        if self.seconds is not None and passed >= self.seconds:
-            return Clock(0.0, 0.0)
-        if self.seconds is None or len(self.paces) < MEASURED_REPORTS:
-            return Clock(0.0)
-        pace = statistics.quantiles(self.paces, n=4)[0]
-        return Clock(max(0.0, passed - starting) * pace, max(0.0, self.seconds - passed) * pace)
-
-    def is_late(self, passed: float) -> bool:
-        """Whether what still runs after `passed` seconds has had its time to end, too."""
-        return self.seconds is not None and passed > OVERRUN * self.seconds
-
-
 class Session(SearchAlgorithm):
     """One run of the command: gives Ray segments, and keeps the journal, the checkpoints and the tables in order."""
 
-    def __init__(self, run_dir: Path, search: Search, workers: int):
+    def __init__(self, run_dir: Path, search: SearchSpec, workers: int):
         self.run_dir, self.search, self.workers = run_dir, search, workers
-        config = search.config
+        config = search.options
         self.journal = Journal(run_dir)
         self.trials = Trials(search.budget_tokens, config.trials, config.rung_metric)
         self.tables = GrowingTables(run_dir, self.trials, config.seed)
-        self.stopwatch = Stopwatch(config.time_budget)
+        self.stopwatch = TimeBudget(config.time_budget)
         self.number = 0
-        self.spent = Spent()
+        self.spent = SearchClock()
         for event in events_of(run_dir):
             self._see(event)
             self.trials.apply(event)
@@ -148,7 +109,7 @@ class Session(SearchAlgorithm):
         self.spent.see(event)
         if event["event"] == "report":
             trial = self.trials.by_id[event["trial_id"]]
-            if trial.kind != AUDIT:
+            if trial.source != AUDIT:
                 self.stopwatch.see(trial.reports.get(trial.tokens), event)
 
     @property
@@ -221,7 +182,7 @@ class Session(SearchAlgorithm):
 
     def sound_checkpoint(self, trial: Trial) -> str | None:
         """The trial's newest checkpoint that can be trusted; older ones and the beginning stand in for damaged ones."""
-        left = self.trials.by_id[trial.of].checkpoints if trial.kind == AUDIT else {}
+        left = self.trials.by_id[trial.parent_id].checkpoints if trial.source == AUDIT else {}
         for _, path in sorted((left | trial.checkpoints).items(), reverse=True):
             damage = None if path in self.written_here else self.storage.damage(path)
             if damage is None:
@@ -233,7 +194,7 @@ class Session(SearchAlgorithm):
         """The decision on what a segment reports. Where its time is long over it ends as if interrupted, and may go on."""
         with self.disk_errors():
             decision = self.coordinator.on_report(segment.ours, result, self.clock)
-        late = self.stopwatch.is_late(self._passed) and segment.ours.kind != AUDIT
+        late = self.stopwatch.is_late(self._passed) and segment.ours.source != AUDIT
         return STOP if late and decision == CONTINUE else decision
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
@@ -280,7 +241,7 @@ class Session(SearchAlgorithm):
         for tokens in worth_keeping(self.trials, trial, may_audit) if gone else ():
             gone.pop(tokens)
         if gone:
-            self.coordinator.record("pruned", trial_id=trial.trial_id, tokens_seen=sorted(gone))
+            self.coordinator.record("checkpoints_deleted", trial_id=trial.trial_id, tokens_seen=sorted(gone))
             for path in gone.values():
                 self.storage.delete(path)
 

@@ -25,7 +25,7 @@ from tune.ray_backend.fork_server import Nursery
 from tune.ray_backend.watchdog import ray_folder, why_not_started
 
 if TYPE_CHECKING:  # a search's first act is to make an Engine
-    from tune.config.options import SearchConfig
+    from tune.config.options import SearchOptions
     from tune.config.resolve import Resources
 
 ENVIRONMENT = {
@@ -71,7 +71,7 @@ class Engine:
         yield
         self.begun += time.time() - start
 
-    def start(self, config: "SearchConfig", resources: "Resources") -> None:
+    def start(self, config: "SearchOptions", resources: "Resources") -> None:
         """Begins to start Ray, or to join a cluster. A second time does nothing."""
         if self._thread:
             return

@@ -11,7 +11,7 @@ from typing import Any
 
 from ray import tune
 
-from tune.config.spec import Search
+from tune.config.spec import SearchSpec
 from tune.store.checkpoints import STATE_FILE
 
 CHECKPOINT_SHARE = 0.05  # of the time that checkpoints may take, rungs and the last one apart
@@ -28,10 +28,10 @@ def keep_imports() -> None:
     gc.freeze()
 
 
-def run_trial(config: dict[str, Any], search: Search, milestones: tuple[int, ...], threads: int, gpus: float) -> None:
+def run_trial(config: dict[str, Any], search: SearchSpec, rung_tokens: tuple[int, ...], threads: int, gpus: float) -> None:
     """Ray's function trainable: trains one configuration, from the trial's latest checkpoint where there is one.
 
-    It stores its state at the `milestones` (tokens_seen), where it may be told to pause, and now and then between them.
+    It stores its state at the `rung_tokens` (tokens_seen), where it may be told to pause, and now and then between them.
     """
     import torch  # here: the driver imports this module, too
 
@@ -55,7 +55,7 @@ def run_trial(config: dict[str, Any], search: Search, milestones: tuple[int, ...
             if compiled := run.compilation.news():
                 metrics |= asdict(compiled)
             since = time.monotonic() - last_saved
-            must = report.step == run.total_steps or report.tokens_seen in milestones
+            must = report.step == run.total_steps or report.tokens_seen in rung_tokens
             if report.diverged or not (must or since > max(CHECKPOINT_MIN_SECONDS, cost / CHECKPOINT_SHARE)):
                 tune.report(metrics)
                 continue

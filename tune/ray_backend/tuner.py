@@ -26,7 +26,7 @@ from myllm.system.files import is_disk_full
 from myllm.system.machine import origin
 from tune.analysis.results import write_best, write_results
 from tune.config.resolve import CODE, PACKAGES, Resources
-from tune.config.spec import Search
+from tune.config.spec import SearchSpec
 from tune.core.trials import CONTINUE
 from tune.monitor.loggers import loggers
 from tune.monitor.progress import Progress
@@ -97,7 +97,7 @@ class Housekeeping(tune.Callback):
             self.first_tables = False
 
 
-def run_search(run_dir: Path, search: Search, resources: Resources, engine: Engine | None = None) -> bool:
+def run_search(run_dir: Path, search: SearchSpec, resources: Resources, engine: Engine | None = None) -> bool:
     """Runs, or goes on with, the search in `run_dir`; True where it ended by itself, False where it was interrupted.
 
     `engine` is the command's; it is stopped in the end. Writes search.json first. Raises InputError where another process
@@ -106,7 +106,7 @@ def run_search(run_dir: Path, search: Search, resources: Resources, engine: Engi
     session = Session(run_dir, search, resources.workers)
     with session.disk_errors():
         search.write(run_dir)
-    followers = loggers(run_dir, search.config, session.trials, session.number)
+    followers = loggers(run_dir, search.options, session.trials, session.number)
     session.listeners += followers
     again = command("tune/search.py", "--resume", run_dir)
     with contextlib.closing(session.journal), Interrupts(again) as interrupts:
@@ -117,11 +117,15 @@ def run_search(run_dir: Path, search: Search, resources: Resources, engine: Engi
                 with session.disk_errors():
                     session.tidy()
                     code = {name: value for name, value in origin(PACKAGES).items() if name in CODE}
-                    before = round(time.time() - engine.begun, 3)
+                    startup_seconds = round(time.time() - engine.begun, 3)
                     session.coordinator.record(
-                        "session", session=session.number, workers=resources.workers, before=before, **code
+                        "session",
+                        session=session.number,
+                        workers=resources.workers,
+                        startup_seconds=startup_seconds,
+                        **code,
                     )
-                engine.start(search.config, resources)
+                engine.start(search.options, resources)
                 with _ray_log(run_dir), Progress(session) as progress:
                     _run_trials(session, engine, resources, interrupts, progress)
         except KeyboardInterrupt:
@@ -183,7 +187,7 @@ def _run_trials(session: Session, engine: Engine, resources: Resources, interrup
                 tune.with_parameters(
                     run_trial,
                     search=session.search,
-                    milestones=session.coordinator.scheduler.milestones,
+                    rung_tokens=session.coordinator.scheduler.rung_tokens,
                     threads=resources.cpus_per_trial,
                     gpus=resources.gpus_per_trial,
                 ),
@@ -205,7 +209,7 @@ def _run_trials(session: Session, engine: Engine, resources: Resources, interrup
 
 def watch(session: Session, resources: Resources) -> Watchdog:
     """The watchdog of Ray as it runs now."""
-    node, config = ray._private.worker.global_worker.node, session.search.config
+    node, config = ray._private.worker.global_worker.node, session.search.options
 
     def dead() -> list[str]:
         return [name for name, _ in node.dead_processes() if name in ("raylet", "gcs_server")]
@@ -216,4 +220,4 @@ def watch(session: Session, resources: Resources) -> Watchdog:
             return ""
         return f"of the cluster {free.get('CPU', 0):g} cores and {free.get('GPU', 0):g} GPUs are free"
 
-    return Watchdog(config.patience, Path(node.get_logs_dir_path()), dead, lacks if config.address else None)
+    return Watchdog(config.stall_timeout, Path(node.get_logs_dir_path()), dead, lacks if config.address else None)

@@ -10,8 +10,9 @@ import pandas as pd
 
 from myllm.models.custom_model import described
 from myllm.system.files import write_text
-from tune.analysis.results import load, search_seconds
-from tune.config.spec import Search
+from tune.analysis.results import load
+from tune.config.spec import SearchSpec
+from tune.core.clock import search_seconds
 from tune.core.trials import AUDIT, Trials
 from tune.reporting.figure_files import write_pictures
 from tune.reporting.figures.base import Figure
@@ -65,7 +66,7 @@ def shown(value: Any) -> str:
     return f"{value:.5g}" if isinstance(value, float) else str(value)
 
 
-def comparable(search: Search) -> str:
+def comparable(search: SearchSpec) -> str:
     """What must be the same for losses in nats per token to be compared: the validation data, the tokenizer, the window."""
     return repr(
         (
@@ -77,11 +78,11 @@ def comparable(search: Search) -> str:
     )
 
 
-def differing(search: Search, others: list[Search]) -> dict[str, Any]:
+def differing(search: SearchSpec, others: list[SearchSpec]) -> dict[str, Any]:
     """The settings in which not all searches agree, ranges included, with this one's values."""
 
-    def flat(one: Search) -> dict[str, Any]:
-        values = {name: value for name, value in vars(one.config).items() if name not in ("name", "warm_start")}
+    def flat(one: SearchSpec) -> dict[str, Any]:
+        values = {name: value for name, value in vars(one.options).items() if name not in ("name", "warm_start")}
         values |= {f"range of {name}": value for name, value in one.ranges.items()}
         values["model"] = " ".join(f"{n}={v}" for n, v in described(one.model).items())
         return values | {"budget_tokens": one.budget_tokens}
@@ -91,7 +92,7 @@ def differing(search: Search, others: list[Search]) -> dict[str, Any]:
     return {name: mine.get(name) for name in names if len({repr(one.get(name)) for one in every}) > 1}
 
 
-def progress(runs: dict[str, tuple[Search, Trials, list[dict]]], metric: str, unit: str) -> Figure:
+def progress(runs: dict[str, tuple[SearchSpec, Trials, list[dict]]], metric: str, unit: str) -> Figure:
     """The lowest loss so far, of single reports, against the tokens and the seconds of each search; without audits."""
     rows = []
     for name, (_, trials, events) in runs.items():
@@ -102,7 +103,7 @@ def progress(runs: dict[str, tuple[Search, Trials, list[dict]]], metric: str, un
             if event["event"] == "session":
                 past, session = past + search_seconds(session), []
             session.append(event if event["event"] == "session" else {"event": "", "time": event["time"]})
-            if event["event"] != "report" or trials.by_id[event["trial_id"]].kind == AUDIT:
+            if event["event"] != "report" or trials.by_id[event["trial_id"]].source == AUDIT:
                 continue
             tokens += max(0, event["tokens_seen"] - before.get(event["trial_id"], 0))
             before[event["trial_id"]] = event["tokens_seen"]

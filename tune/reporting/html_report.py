@@ -9,11 +9,10 @@ from typing import Any
 import pandas as pd
 
 from myllm.models.custom_model import described
-from tune.config.spec import Search
-from tune.core.search_space import worded
-from tune.monitor.screen import amount
+from tune.config.spec import SearchSpec
 from tune.reporting.figures.base import Figure, to_json
 from tune.reporting.summary import TRUST, compiled_words, rivals
+from tune.text.format import amount, format_value
 
 ASSETS = Path(__file__).resolve().parent / "assets"
 RELOAD_SECONDS = 5
@@ -61,7 +60,7 @@ def answer(found: dict[str, Any]) -> str:
     tiles = []
     if best:
         for number, (name, value) in enumerate(best["config"].items()):
-            tiles.append(tile(f"best {name}" if number == 0 else name, worded(value), first=number == 0))
+            tiles.append(tile(f"best {name}" if number == 0 else name, format_value(value), first=number == 0))
     facts = []
     if best:
         seeds = f"{best['seeds']} seeds" if best["seeds"] > 1 else "one seed"
@@ -140,10 +139,10 @@ def edge_warning(found: dict[str, Any]) -> str:
     return f"<section><h2 id=edges>At the edge of a range</h2><div class=warning>{rows}</div></section>" if rows else ""
 
 
-def settings_section(search: Search) -> str:
+def settings_section(search: SearchSpec) -> str:
     """Settings, versions, fingerprints."""
     groups = {
-        "asked for": {n: v for n, v in vars(search.config).items() if v not in (None, (), False)},
+        "asked for": {n: v for n, v in vars(search.options).items() if v not in (None, (), False)},
         "searched": search.ranges,
         "model": described(search.model),
         "training": vars(search.training),
@@ -183,7 +182,7 @@ def rows_of(table: pd.DataFrame) -> list[list[Any]]:
 
 
 def page(
-    search: Search,
+    search: SearchSpec,
     found: dict[str, Any],
     figures: list[Figure],
     table: pd.DataFrame,

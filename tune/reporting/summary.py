@@ -6,18 +6,18 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from myllm.datasets.data_paths import is_embedded
+from myllm.datasets.data_paths import is_builtin
 from myllm.system.files import disk_use
 from tune.analysis.posterior import LEVEL
 from tune.analysis.response_surface import axes_of, edges
-from tune.analysis.results import believed, leaders, search_seconds
+from tune.analysis.results import leaderboard, posterior_summary
 from tune.analysis.stopping_audit import audit_facts, audit_lines
 from tune.config.overrides import FLAGS, merge
-from tune.config.spec import Search
-from tune.core.search_space import settings
-from tune.core.trials import COMPILING, DEFAULT_TRIAL, FAILED, RUNNING, UNLIMITED_TRIALS, Trials
-from tune.monitor.screen import amount
+from tune.config.spec import SearchSpec
+from tune.core.clock import search_seconds
+from tune.core.trials import BASELINE_TRIAL, COMPILING, FAILED, RUNNING, UNLIMITED_TRIALS, Trials
 from tune.text.commands import command
+from tune.text.format import amount, format_settings
 
 FORMAT = 1
 TRUSTED = 0.9  # probability of being the best from which on it is said to be
@@ -26,11 +26,11 @@ TRUST = {"yes": "Yes.", "partly": "Partly.", "no": "No."}
 """what is said to whoever asks: can I rely on it?"""
 
 
-def facts(run_dir: Path, search: Search, trials: Trials, events: list[dict]) -> dict[str, Any]:
+def facts(run_dir: Path, search: SearchSpec, trials: Trials, events: list[dict]) -> dict[str, Any]:
     """All that is said of a search, in JSON's types; see summary.schema.json for what each means, with its unit."""
-    config = search.config
+    config = search.options
     statuses = Counter("interrupted" if trial.status == RUNNING else trial.status for trial in trials.drawn)
-    table = leaders(trials)
+    table = leaderboard(trials)
     found: dict[str, Any] = {
         "format": FORMAT,
         "name": config.name,
@@ -41,21 +41,21 @@ def facts(run_dir: Path, search: Search, trials: Trials, events: list[dict]) -> 
         "data": " ".join(config.train_file),
         "tokenizer": search.data.tokenizer,
         "ranges": search.ranges,
-        "fixed": list(config.fix),
+        "fixed": list(config.set),
         "model": {"source": config.model, "sha256": search.model.sha256} if config.model else None,
         "moved": search.moved,
         "budget_tokens": search.budget_tokens,
         "trials": {
             "begun": len(trials.drawn),
             "planned": trials.num_samples if trials.num_samples < UNLIMITED_TRIALS else None,
-            "repeats": trials.repeats,
+            "repeats": trials.replicates,
             "by_status": dict(sorted(statuses.items())),
         },
         "cost": {
             "seconds": search_seconds(events),
             "tokens": trials.tokens,
             "checkpoint_bytes": disk_use(run_dir / "ray"),
-            "lost": sum(event["event"] == "lost" for event in events),
+            "lost": sum(event["event"] == "worker_lost" for event in events),
         },
         "compiled": compiled_facts(events),
         "failed": {trial.trial_id: trial.reason for trial in trials.by_id.values() if trial.status == FAILED},
@@ -67,7 +67,7 @@ def facts(run_dir: Path, search: Search, trials: Trials, events: list[dict]) -> 
         "edges": [],
     }
     if not table.empty:
-        belief = believed(table)
+        belief = posterior_summary(table)
 
         def standing(trial_id: str) -> dict[str, Any]:
             row = table.loc[trial_id].drop("losses").to_dict() | (
@@ -80,11 +80,11 @@ def facts(run_dir: Path, search: Search, trials: Trials, events: list[dict]) -> 
         best = table.index[0]
         found["best"] = standing(best) | {"share_of_budget": float(table["tokens_seen"].iloc[0] / search.budget_tokens)}
         found["best"]["rivals"] = len(belief)
-        if DEFAULT_TRIAL in table.index:
-            found["default"] = standing(DEFAULT_TRIAL)
-        if DEFAULT_TRIAL in table.index and best != DEFAULT_TRIAL:
+        if BASELINE_TRIAL in table.index:
+            found["default"] = standing(BASELINE_TRIAL)
+        if BASELINE_TRIAL in table.index and best != BASELINE_TRIAL:
             low, high = belief.loc[best, ["gain_low", "gain_high"]] if best in belief.index else (math.nan, math.nan)
-            mean = table.loc[DEFAULT_TRIAL, "val_loss"] - table.loc[best, "val_loss"]
+            mean = table.loc[BASELINE_TRIAL, "val_loss"] - table.loc[best, "val_loss"]
             found["gain"] = {"mean": plain(mean), "low": plain(low), "high": plain(high)}
         for edge in edges(axes_of(search), trials.by_id[best].config):
             found["edges"].append(
@@ -130,7 +130,7 @@ def trust(found: dict[str, Any]) -> tuple[str, str]:
         return "no", "No answer yet: no trial has reported."
     share = best["share_of_budget"]
     guess = f"A first guess: no two trials came to the end, they are compared at {share:.3g} of the budget."
-    if best["trial_id"] == DEFAULT_TRIAL:
+    if best["trial_id"] == BASELINE_TRIAL:
         if share < 1:
             return "no", guess
         return "partly", "No trial was better than the default: keep it, or search longer."
@@ -156,9 +156,9 @@ def trust(found: dict[str, Any]) -> tuple[str, str]:
     return ("partly", f"{found_out} But it {where}") if names else ("yes", found_out)
 
 
-def commands(run_dir: Path, search: Search, trials: Trials, found: dict[str, Any]) -> list[tuple[str, str]]:
+def commands(run_dir: Path, search: SearchSpec, trials: Trials, found: dict[str, Any]) -> list[tuple[str, str]]:
     """(what, command) of each way on, to be typed where the user stands; what the answer calls for first."""
-    config = search.config
+    config = search.options
     planned = trials.num_samples < UNLIMITED_TRIALS
     more: tuple[str, ...] = ("--num_samples", str(2 * trials.num_samples)) if planned else ()
     if config.time_budget:  # of four times as much, half of which explores, new trials have some
@@ -169,10 +169,10 @@ def commands(run_dir: Path, search: Search, trials: Trials, found: dict[str, Any
     if best is None:
         return always
     if found["trust"] != "yes" and best["share_of_budget"] == 1 and best["seeds"] < 2:
-        known.append(("be sure", command("tune/search.py", "--resume", run_dir, "--confirm", "5")))
+        known.append(("be sure", command("tune/search.py", "--resume", run_dir, "--replicate_best", "5")))
     if found["edges"]:
         flags: list[str | Path] = ["--space", config.space, "--preset", config.preset]
-        if not is_embedded(config.train_file):
+        if not is_builtin(config.train_file):
             flags += ["--train_file", *map(Path, search.data.train_file), "--val_file", *map(Path, search.data.val_file)]
             flags += ["--tokenizer", search.data.tokenizer]
             for name in ("token_dtype", "text_column"):
@@ -228,10 +228,10 @@ def text(found: dict[str, Any], run_dir: Path) -> str:
         lines.append("  best      none yet: no trial has reported")
     else:
         early = "" if best["share_of_budget"] == 1 else f", compared at {best['share_of_budget']:.3g} of the budget"
-        lines.append(f"  best      trial {best['trial_id']}: {settings(best['config'])}{early}")
+        lines.append(f"  best      trial {best['trial_id']}: {format_settings(best['config'])}{early}")
         lines.append(f"            {_losses(best)}")
     if found["default"]:
-        lines.append(f"  default   trial {DEFAULT_TRIAL}: {settings(found['default']['config'])}")
+        lines.append(f"  default   trial {BASELINE_TRIAL}: {format_settings(found['default']['config'])}")
         if found["moved"]:
             values = ", ".join(f"{name} {value}" for name, value in found["moved"].items())
             lines.append(f"            nearest to the {'model' if model else 'preset'}'s {values}, outside of the ranges")

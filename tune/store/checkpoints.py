@@ -5,7 +5,7 @@ import shutil
 import zipfile
 from pathlib import Path
 
-from tune.core.trials import COMPLETED, DEFAULT_TRIAL, PAUSED, REPEAT, RUNNING, STOPPED, Trial, Trials
+from tune.core.trials import BASELINE_TRIAL, COMPLETED, PAUSED, REPLICATE, RUNNING, STOPPED, Trial, Trials
 
 STATE_FILE = "state.pt"
 """name of the training state inside a checkpoint's folder"""
@@ -75,7 +75,7 @@ def worth_keeping(trials: Trials, trial: Trial, may_audit: bool = False) -> set[
         return set()
     if trial.status == PAUSED:
         rivals = trials.at(trial.tokens)
-        spared = trial.kind == REPEAT or trial.trial_id == DEFAULT_TRIAL
+        spared = trial.source == REPLICATE or trial.trial_id == BASELINE_TRIAL
         waits = spared or rivals.rank(trial) < math.ceil(len(rivals) / 2)
         return {stored[-1]} if waits else set()
     best = min(stored, key=lambda tokens: trial.losses.get(tokens, math.inf))

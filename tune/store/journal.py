@@ -1,9 +1,9 @@
 """The memory of a search: one JSON object a line, appended and synced before anything acts on it.
 
-Events: `session`, `session_end` (one run of the command, `before` seconds after it began), `trial` (a configuration
+Events: `session`, `session_end` (one run of the command, `startup_seconds` after it began), `trial` (a configuration
 begins), `resume` (a paused trial goes on), `report` (an evaluation, its decision), `checkpoint` (its state is stored),
-`pruned` (checkpoints will be deleted), `lost` (a process died, the trial starts again), `failed` (an error ended it).
-myllm/training/run_artifacts.py reads some of them, too.
+`checkpoints_deleted` (before they are), `worker_lost` (a process died, the trial starts again), `failed` (an error ended
+it). myllm/training/run_artifacts.py reads some of them, too.
 """
 
 import errno
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from myllm.system.errors import InputError
+from tune.store.old_formats import upgraded_event
 
 FILE_NAME = "journal.jsonl"
 BLOCK_BYTES = 2**16  # read at once where the end is looked for
@@ -33,7 +34,7 @@ def events_of(run_dir: Path) -> Iterator[dict[str, Any]]:
             if not lines[-1].endswith(b"\n"):
                 lines.pop()
             try:
-                yield from json.loads(b"[" + b",".join(lines) + b"]")
+                yield from map(upgraded_event, json.loads(b"[" + b",".join(lines) + b"]"))
             except ValueError:
                 number = before + 1 + next(at for at, line in enumerate(lines) if not _is_json(line))
                 raise InputError(f"{path}: line {number} is damaged; restore the file from a backup") from None

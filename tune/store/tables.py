@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from myllm.system.files import write_text
-from tune.core.trials import AUDIT, REPEAT, REPORTED, Event, Trial, Trials
+from tune.core.trials import AUDIT, REPLICATE, REPORTED, Event, Trial, Trials
 
 TRIALS, HISTORY = "trials.csv", "history.csv"
 HISTORY_COLUMNS = ["trial_id", *(name for name in REPORTED if name != "diverged")]
 RESULT_COLUMNS = [
-    *("kind", "of", "seed", "status", "val_loss", "val_bpb", "train_loss", "best_val_loss", "tokens_seen", "step"),
+    *("source", "parent_id", "seed", "status", "val_loss", "val_bpb", "train_loss", "best_val_loss", "tokens_seen", "step"),
     *("train_seconds", "tok_per_sec", "checkpoint", "reason"),
 ]
 """kind: drawn, proposed from what was known, repeat (a configuration on another seed, that of the trial `of`), or audit (of
@@ -31,8 +31,8 @@ def trial_row(trial: Trial, seed: int) -> dict[str, Any]:
     finite = [report.val_loss for report in trial.reports.values() if math.isfinite(report.val_loss)]
     row = {"trial_id": trial.trial_id, "seed": seed} | trial.config
     row |= {
-        "kind": trial.kind,
-        "of": trial.of if trial.kind in (REPEAT, AUDIT) else "",
+        "source": trial.source,
+        "parent_id": trial.parent_id if trial.source in (REPLICATE, AUDIT) else "",
         "status": trial.status,
         "best_val_loss": min(finite, default=math.nan),
         "checkpoint": trial.checkpoints[max(trial.checkpoints)] if trial.checkpoints else "",

@@ -4,12 +4,12 @@ from myllm.system.errors import InputError
 from tune.core.schedulers.asha import Asha
 from tune.core.schedulers.asha_stop import AshaStop
 from tune.core.schedulers.base import Rungs, Scheduler
-from tune.core.schedulers.explore_finish import Half
+from tune.core.schedulers.explore_finish import ExploreThenFinish
 from tune.core.schedulers.fifo import Fifo
 from tune.core.schedulers.hyperband import Hyperband
 
 SCHEDULERS: dict[str, type[Scheduler]] = {
-    "half": Half,
+    "explore-finish": ExploreThenFinish,
     "asha": Asha,
     "asha-stop": AshaStop,
     "hyperband": Hyperband,

@@ -14,9 +14,9 @@ class Asha(Scheduler):
     default_rungs = ((1 / 32, 2), (1 / 8, 4))
 
     def suggest(self, trials: Trials, clock: Clock) -> Action | None:
-        stops = (*self.milestones, trials.budget_tokens)
+        stops = self.stops
         for here, there in reversed(list(pairwise(stops))):
             waiting, came = trials.waiting_at(here), trials.count_at(here)
             if waiting and came - len(waiting) < came // self.factors[here] and clock.left >= there - here:
-                return Resume(waiting[0].trial_id, until=there)
-        return Start(until=stops[0]) if trials.draws_left > 0 and clock.left >= stops[0] else None
+                return Resume(waiting[0].trial_id, segment_end_tokens=there)
+        return Start(segment_end_tokens=stops[0]) if trials.draws_left > 0 and clock.left >= stops[0] else None

@@ -7,7 +7,7 @@ from tune.core.schedulers.base import Action, Audit, Clock, Scheduler
 from tune.core.trials import PAUSED, RUNNING, STOPPED, Trial, Trials
 
 
-class Audited(Scheduler):
+class WithAudit(Scheduler):
     """A rule whose decisions are looked at afterwards. When it has nothing left to do and nothing runs, a `share` of the
     trials that it stopped, or left waiting, go on to the end, one at least.
 
@@ -18,7 +18,7 @@ class Audited(Scheduler):
 
     def __init__(self, rule: Scheduler, share: float, seed: int):
         self.rule, self.share, self.seed = rule, share, seed
-        self.factors, self.milestones = rule.factors, rule.milestones
+        self.factors, self.rung_tokens, self.stops = rule.factors, rule.rung_tokens, rule.stops
 
     def suggest(self, trials: Trials, clock: Clock) -> Action | None:
         action = self.rule.suggest(trials, clock)

@@ -21,41 +21,41 @@ class Clock:
 
 @dataclass(frozen=True)
 class Start:
-    """A new configuration trains up to `until` tokens."""
+    """A new configuration trains up to `segment_end_tokens` tokens."""
 
-    until: int
+    segment_end_tokens: int
     proposed: bool = False
     """whether the searcher proposes it from what is known, instead of drawing it"""
 
 
 @dataclass(frozen=True)
 class Resume:
-    """A paused trial goes on, up to `until` tokens."""
+    """A paused trial goes on, up to `segment_end_tokens` tokens."""
 
     trial_id: str
-    until: int
+    segment_end_tokens: int
 
 
 @dataclass(frozen=True)
-class Repeat:
-    """The configuration of the trial `of` trains up to `until` tokens on a seed that it has not seen."""
+class Replicate:
+    """The configuration of the trial `parent_id` trains up to `segment_end_tokens` on a new seed."""
 
-    of: str
-    until: int
+    parent_id: str
+    segment_end_tokens: int
 
 
 @dataclass(frozen=True)
 class Audit:
-    """The trial `of`, which was left behind, goes on to the full budget beside the search, to show what leaving it cost."""
+    """The trial `parent_id`, which was left behind, goes on to the full budget, to show what leaving it cost."""
 
-    of: str
+    parent_id: str
 
 
-Action = Start | Resume | Repeat | Audit
+Action = Start | Resume | Replicate | Audit
 
 
 class Scheduler:
-    """A rule. `suggest` is asked whenever a worker is free, `on_report` at every report before a trial's `until`.
+    """A rule. `suggest` is asked whenever a worker is free, `on_report` at every report within a trial's segment.
 
     Both see all there is to know, the trials and the clock, and must answer the same when asked the same again.
     """
@@ -69,8 +69,10 @@ class Scheduler:
             tokens = math.ceil(share * budget_tokens / report_tokens - 1e-9) * report_tokens
             if tokens < budget_tokens:
                 self.factors[tokens] = max(factor, self.factors.get(tokens, 0))
-        self.milestones = tuple(sorted(self.factors))
+        self.rung_tokens = tuple(sorted(self.factors))
         """tokens_seen at which trials store their state, so that they can pause there and go on"""
+        self.stops = (*self.rung_tokens, budget_tokens)
+        """tokens_seen at which a trial may stop: the rungs, and the full budget"""
 
     def suggest(self, trials: Trials, clock: Clock) -> Action | None:
         """What a free worker does next; None: nothing before the next report."""
@@ -85,7 +87,7 @@ class Scheduler:
         return False
 
 
-def another_seed(of: Iterable[Trial], trials: Trials, clock: Clock, most: int, at_once: int = 1) -> Action | None:
+def replicate(of: Iterable[Trial], trials: Trials, clock: Clock, most: int, at_once: int = 1) -> Action | None:
     """The step that gives the first of some configurations that may have it one more seed at the full budget: a repeat that
     waits goes on, or one begins.
 
@@ -93,13 +95,13 @@ def another_seed(of: Iterable[Trial], trials: Trials, clock: Clock, most: int, a
     """
     budget = trials.budget_tokens
     for trial in of:
-        on_its_way = any(repeat.status == RUNNING and repeat.until == budget for repeat in trial.repeats)
-        begun = 1 + sum(repeat.status != PAUSED for repeat in trial.repeats)
+        on_its_way = any(repeat.status == RUNNING and repeat.segment_end_tokens == budget for repeat in trial.replicates)
+        begun = 1 + sum(repeat.status != PAUSED for repeat in trial.replicates)
         if begun >= (at_once if on_its_way else most):
             continue
-        for repeat in trial.repeats:
+        for repeat in trial.replicates:
             if repeat.status == PAUSED and clock.left >= budget - repeat.tokens:
-                return Resume(repeat.trial_id, until=budget)
+                return Resume(repeat.trial_id, segment_end_tokens=budget)
         if clock.left >= budget:
-            return Repeat(trial.trial_id, until=budget)
+            return Replicate(trial.trial_id, segment_end_tokens=budget)
     return None

@@ -6,19 +6,9 @@ Evidence, and the worth of each constant: experiments/LOG.md.
 import itertools
 import math
 
-from tune.core.schedulers.base import Action, Clock, Repeat, Resume, Scheduler, Start, another_seed
-from tune.core.trials import (
-    DRAWN,
-    PAUSED,
-    PROPOSED,
-    REPEAT,
-    RUNNING,
-    TRUSTED_SEEDS,
-    Trial,
-    Trials,
-    by_expectation,
-    by_loss,
-)
+from tune.core.ranking import TRUSTED_SEEDS, by_expected_final_loss
+from tune.core.schedulers.base import Action, Clock, Replicate, Resume, Scheduler, Start, replicate
+from tune.core.trials import PAUSED, REPLICATE, RUNNING, SAMPLED, SUGGESTED, Trial, Trials, by_loss
 
 EXPLORED_FIRST = 4  # full trainings' worth, of all workers, before finishing begins to take its half
 ENOUGH = 4  # trials at the last rung before the best of them is looked at again, and proposals begin
@@ -26,7 +16,7 @@ SEEDS_AT_RUNG = 2  # that a configuration has at the last rung before it goes on
 SEEDS_AT_END = 4  # that the incumbent gets at most
 
 
-class Half(Scheduler):
+class ExploreThenFinish(Scheduler):
     """Explores, then finishes.
 
     Exploring, a new configuration trains to the first rung; at each rung the better half goes on to the next, and the best
@@ -58,17 +48,17 @@ class Half(Scheduler):
             or self._finish(trials, clock, slack if waves > 1 else 0.0)
             or self._explore(trials, slack)
             or self._take_up_those_left(trials, clock.left)
-            or another_seed(by_expectation(trials), trials, clock, SEEDS_AT_END, self._side_by_side(trials))
+            or replicate(by_expected_final_loss(trials), trials, clock, SEEDS_AT_END, self._side_by_side(trials))
         )
 
     def _take_up_those_left(self, trials: Trials, left: float) -> Action | None:
         """Where nobody is left to draw and workers would idle, those left at rungs go on to the end, the furthest first,
         while there is time to confirm what they show.
         """
-        for here in reversed(self.milestones if trials.draws_left <= 0 and left >= 2 * trials.budget_tokens else ()):
+        for here in reversed(self.rung_tokens if trials.draws_left <= 0 and left >= 2 * trials.budget_tokens else ()):
             waiting = trials.waiting_at(here)
             if waiting:
-                return Resume(waiting[0].trial_id, until=trials.budget_tokens)
+                return Resume(waiting[0].trial_id, segment_end_tokens=trials.budget_tokens)
         return None
 
     @staticmethod
@@ -79,11 +69,14 @@ class Half(Scheduler):
     @property
     def _last(self) -> int:
         """Tokens at the last rung."""
-        return self.milestones[-1]
+        return self.rung_tokens[-1]
 
     def _when_the_end_is_unknown(self, trials: Trials, clock: Clock) -> Action | None:
-        spent = sum(count * until for (_, until), count in trials.bounds.items())
-        finishing = sum(count * max(0, until - self._last) for (_, until), count in trials.bounds.items())
+        spent = sum(count * end for (_, end), count in trials.segments_by_end.items())
+        finishing = sum(
+            count * max(0, segment_end_tokens - self._last)
+            for (_, segment_end_tokens), count in trials.segments_by_end.items()
+        )
         due = 2 * finishing < spent - EXPLORED_FIRST * trials.budget_tokens
         finished = self._finish(trials, clock, clock.left) if due else None
         return finished or self._explore(trials, clock.left) or self._finish(trials, clock, clock.left)
@@ -92,25 +85,25 @@ class Half(Scheduler):
 
     def _explore(self, trials: Trials, left: float) -> Action | None:
         """The next step towards the last rung that takes at most `left` tokens."""
-        for here, there in reversed(list(itertools.pairwise(self.milestones))):
-            waiting, came = trials.waiting_at(here), trials.reached[here, DRAWN]
+        for here, there in reversed(list(itertools.pairwise(self.rung_tokens))):
+            waiting, came = trials.waiting_at(here), trials.count_by_rung[here, SAMPLED]
             places = max(came // self.factors[here], trials.draws_left <= 0)  # of a search of few at least one goes on
             if waiting and came - len(waiting) < places and left >= there - here:
-                return Resume(waiting[0].trial_id, until=there)
+                return Resume(waiting[0].trial_id, segment_end_tokens=there)
         if trials.count_at(self._last) >= ENOUGH and left >= self._last:
             best = trials.order(by_mean, self._last)[0]
-            if len(best.repeats) + 1 < SEEDS_AT_RUNG:
-                return Repeat(best.trial_id, until=self._last)
+            if len(best.replicates) + 1 < SEEDS_AT_RUNG:
+                return Replicate(best.trial_id, segment_end_tokens=self._last)
         if trials.draws_left <= 0:
             return None
         if trials.count_at(self._last) >= ENOUGH and left >= self._last:
             spent = {True: 0, False: 0}
-            for (kind, until), count in trials.bounds.items():
-                if kind != REPEAT:
-                    spent[kind == PROPOSED] += count * min(until, self._last)
+            for (source, end), count in trials.segments_by_end.items():
+                if source != REPLICATE:
+                    spent[source == SUGGESTED] += count * min(end, self._last)
             if spent[True] < spent[False]:
-                return Start(until=self._last, proposed=True)
-        return Start(until=self.milestones[0]) if left >= self.milestones[0] else None
+                return Start(segment_end_tokens=self._last, proposed=True)
+        return Start(segment_end_tokens=self.rung_tokens[0]) if left >= self.rung_tokens[0] else None
 
     # Finishing
 
@@ -123,24 +116,28 @@ class Half(Scheduler):
         if done > 1 or (done and not waiting):
             # Who is ahead of one with more seeds gets those that it lacks side by side. What would end when less than two
             # trainings are left could not be trusted in time any more: the best of those that have ended get another seed.
-            ahead = itertools.islice(by_expectation(trials), None if clock.left < 2 * budget else 1)
+            ahead = itertools.islice(by_expected_final_loss(trials), None if clock.left < 2 * budget else 1)
             most = min(TRUSTED_SEEDS, len(trials.order(by_seeds, budget)[0].seeds_at(budget)))
-            if repeat := another_seed(ahead, trials, clock, SEEDS_AT_END, max(side, most)):
+            if repeat := replicate(ahead, trials, clock, SEEDS_AT_END, max(side, most)):
                 return repeat
         if clock.left < 2 * budget:
-            finishing = (trial for trial in trials.running.values() if trial.kind != REPEAT and trial.until == budget)
-            if repeat := another_seed(finishing, trials, clock, side, side):
+            finishing = (
+                trial
+                for trial in trials.running.values()
+                if trial.source != REPLICATE and trial.segment_end_tokens == budget
+            )
+            if repeat := replicate(finishing, trials, clock, side, side):
                 return repeat
         if clock.left < to_finish:
             return None  # no step from the last rung on fits
         for trial in waiting:
-            if slack >= self._last and len(trial.repeats) + 1 < SEEDS_AT_RUNG:
-                return Repeat(trial.trial_id, until=self._last)
-            if not any(repeat.status == RUNNING for repeat in trial.repeats):
-                return Resume(trial.trial_id, until=budget)
+            if slack >= self._last and len(trial.replicates) + 1 < SEEDS_AT_RUNG:
+                return Replicate(trial.trial_id, segment_end_tokens=self._last)
+            if not any(repeat.status == RUNNING for repeat in trial.replicates):
+                return Resume(trial.trial_id, segment_end_tokens=budget)
         if math.isinf(clock.left):
             return None
-        return another_seed(itertools.islice(by_expectation(trials), 1), trials, clock, SEEDS_AT_END, side)
+        return replicate(itertools.islice(by_expected_final_loss(trials), 1), trials, clock, SEEDS_AT_END, side)
 
 
 # Keys of orders

@@ -9,4 +9,4 @@ class Fifo(Scheduler):
 
     def suggest(self, trials: Trials, clock: Clock) -> Action | None:
         fits = trials.draws_left > 0 and clock.left >= trials.budget_tokens
-        return Start(until=trials.budget_tokens) if fits else None
+        return Start(segment_end_tokens=trials.budget_tokens) if fits else None

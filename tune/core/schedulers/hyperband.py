@@ -16,23 +16,25 @@ class Hyperband(Scheduler):
     default_rungs = ((1 / 16, 4), (1 / 4, 4))
 
     def suggest(self, trials: Trials, clock: Clock) -> Action | None:
-        stops = (*self.milestones, trials.budget_tokens)
+        stops = self.stops
         noted = (Hyperband, *self.factors.items())
-        first, level = trials.notes.get(noted, (0, 0))  # of the first bracket that may still change
+        first, level = trials.cache.get(noted, (0, 0))  # of the first bracket that may still change
         over = True
         while True:
             size = math.prod(self.factors[tokens] for tokens in stops[level:-1])
             size *= math.ceil(len(stops) / (len(stops) - level))
             bracket = trials.drawn[first : first + size]
             if len(bracket) < size:
-                return Start(until=stops[level]) if trials.draws_left > 0 and clock.left >= stops[level] else None
+                return (
+                    Start(segment_end_tokens=stops[level]) if trials.draws_left > 0 and clock.left >= stops[level] else None
+                )
             promoted = self._promotion(bracket, stops[level:], clock)
             if promoted:
                 return promoted
             over = over and self._is_over(bracket, stops[level:])
             first, level = first + size, (level + 1) % len(stops)
             if over:
-                trials.notes[noted] = first, level
+                trials.cache[noted] = first, level
 
     def _is_over(self, bracket: list[Trial], stops: tuple[int, ...]) -> bool:
         """Whether none of a whole bracket runs or will go on, however much time there is."""
@@ -42,11 +44,11 @@ class Hyperband(Scheduler):
     def _promotion(self, bracket: list[Trial], stops: tuple[int, ...], clock: Clock) -> Action | None:
         """The next of a whole bracket to go on."""
         for here, there in pairwise(stops):
-            if any(trial.status == RUNNING and trial.until <= here for trial in bracket):
+            if any(trial.status == RUNNING and trial.segment_end_tokens <= here for trial in bracket):
                 return None
             ranked = sorted((trial for trial in bracket if here in trial.losses), key=lambda trial: trial.losses[here])
             bracket = ranked[: max(1, len(ranked) // self.factors[here])]
             for trial in bracket:
                 if trial.status == PAUSED and trial.tokens == here and clock.left >= there - here:
-                    return Resume(trial.trial_id, until=there)
+                    return Resume(trial.trial_id, segment_end_tokens=there)
         return None

@@ -4,24 +4,28 @@ from typing import Any
 
 import pandas as pd
 
-from tune.analysis.response_surface import Surface, axes_of
-from tune.analysis.results import leaders
-from tune.config.spec import Search
+from tune.analysis.response_surface import ResponseSurface, axes_of
+from tune.analysis.results import leaderboard
+from tune.config.spec import SearchSpec
 from tune.core.trials import Trials
-from tune.reporting.figures.audit import ranking
+from tune.reporting.figures.audit import rung_ranking
 from tune.reporting.figures.base import Figure
 from tune.reporting.figures.surface import importance, landscape, parameters
 from tune.reporting.figures.trials import budget, curves, parallel
 
 
 def figures(
-    search: Search, trials: Trials, history: pd.DataFrame, surface: Surface | None, audit: dict[str, Any] | None = None
+    search: SearchSpec,
+    trials: Trials,
+    history: pd.DataFrame,
+    surface: ResponseSurface | None,
+    audit: dict[str, Any] | None = None,
 ) -> list[Figure]:
     """All figures for which there is something to show, in the order in which a page shows them."""
     if history.empty:
         return []
     axes = axes_of(search)
-    best = next(iter(leaders(trials).index), "")
+    best = next(iter(leaderboard(trials).index), "")
     shown = [curves(search, trials, history, best), parameters(search, trials, axes, surface, best)]
     both = {axis.name: axis for axis in axes if axis.name in ("learning_rate", "batch_size")}
     if surface and len(both) == 2:
@@ -30,4 +34,4 @@ def figures(
     if surface and len(axes) > 1:  # one alone is all that matters
         shown.append(importance(surface))
     shown.append(budget(search, trials))
-    return [*shown, ranking(audit["rungs"])] if audit and audit["rungs"] else shown
+    return [*shown, rung_ranking(audit["rungs"])] if audit and audit["rungs"] else shown

@@ -4,14 +4,14 @@ from typing import Any
 
 import pandas as pd
 
-from tune.monitor.screen import share_text
 from tune.reporting.figures.base import COLOURS, Figure
+from tune.text.format import share_text
 
 KEPT = {"2": "#2da44e", "4": "#d9730d", "8": "#a371b5"}
 """one in so many -> colour"""
 
 
-def ranking(rungs: list[dict[str, Any]]) -> Figure:
+def rung_ranking(rungs: list[dict[str, Any]]) -> Figure:
     """Rank correlation with the end, and the probability of keeping what ends best, over the marks."""
     table = pd.DataFrame(
         [{k: v for k, v in r.items() if k != "kept"} | {f"kept_1_in_{k}": v for k, v in r["kept"].items()} for r in rungs]

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from tune.analysis.response_surface import Axis
-from tune.core.trials import AUDIT, DEFAULT_TRIAL, REPEAT, Trial
+from tune.core.trials import AUDIT, BASELINE_TRIAL, REPLICATE, Trial
 
 MOST_POINTS = 2000  # drawn in a figure
 NATS = "nats per token"
@@ -44,9 +44,11 @@ class Figure:
 
 def fate(trial: Trial, best: str) -> str:
     """What became of a trial: the word that its colour stands for."""
-    if trial.kind == AUDIT:
+    if trial.source == AUDIT:
         return "audited"
-    return {best: "best", DEFAULT_TRIAL: "default"}.get(trial.of if trial.kind == REPEAT else trial.trial_id, trial.status)
+    return {best: "best", BASELINE_TRIAL: "default"}.get(
+        trial.parent_id if trial.source == REPLICATE else trial.trial_id, trial.status
+    )
 
 
 def ticks(axis: Axis, most: int) -> dict[float, str]:

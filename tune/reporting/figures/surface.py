@@ -6,28 +6,28 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tune.analysis.response_surface import Axis, Surface
-from tune.config.spec import Search
+from tune.analysis.response_surface import Axis, ResponseSurface
+from tune.config.spec import SearchSpec
 from tune.core.gaussian_process import projected
-from tune.core.trials import DEFAULT_TRIAL, Trials
+from tune.core.trials import BASELINE_TRIAL, Trials
 from tune.reporting.figures.base import COLOURS, MOST_POINTS, NATS, Figure, fate, mark, plotly_axis
 
 
-def known_losses(search: Search, trials: Trials, best: str) -> pd.DataFrame:
+def known_losses(search: SearchSpec, trials: Trials, best: str) -> pd.DataFrame:
     """A row a configuration: its fate, and its loss at the end in nats per token, `measured` or expected."""
-    milestones = (*search.scheduler().milestones, trials.budget_tokens)
+    rung_tokens = search.scheduler().stops
     rows = [
         {"trial_id": trial.trial_id, "fate": fate(trial, best), "measured": trials.budget_tokens in trial.losses}
         | {"end_loss": math.exp(loss), "seeds": seeds}
         | trial.config
-        for trial, loss, seeds in projected(trials, milestones)
+        for trial, loss, seeds in projected(trials, rung_tokens)
         if math.isfinite(loss)
     ]
     columns = ["trial_id", "fate", "measured", "end_loss", "seeds", *search.ranges]
     return pd.DataFrame(rows, columns=columns).sort_values("end_loss", ignore_index=True)
 
 
-def parameters(search: Search, trials: Trials, axes: list[Axis], surface: Surface | None, best: str) -> Figure:
+def parameters(search: SearchSpec, trials: Trials, axes: list[Axis], surface: ResponseSurface | None, best: str) -> Figure:
     """Loss at the end against each hyper-parameter, with the surface through the best configuration."""
     table = known_losses(search, trials, best)
     part = table.head(MOST_POINTS)
@@ -112,7 +112,7 @@ def parameters(search: Search, trials: Trials, axes: list[Axis], surface: Surfac
     return Figure("parameters", "Loss against each hyper-parameter", says, table, {"data": data, "layout": layout}, draw)
 
 
-def landscape(trials: Trials, surface: Surface, rate: Axis, batch: Axis, best: str) -> Figure:
+def landscape(trials: Trials, surface: ResponseSurface, rate: Axis, batch: Axis, best: str) -> Figure:
     """The expected loss over learning rate and batch size, the others as in the best configuration."""
     names = [axis.name for axis in surface.axes]
     x, y = np.linspace(0, 1, 25), np.linspace(0, 1, max(9, 2 * len(batch.values) - 1))
@@ -122,7 +122,7 @@ def landscape(trials: Trials, surface: Surface, rate: Axis, batch: Axis, best: s
     loss = surface.predict(points)[0].reshape(len(y), len(x))
     rates, batches = [rate.value(p) for p in x], [batch.value(p) for p in y]
     tried = [t for t in trials.drawn if t.losses]
-    tried = [t for at, t in enumerate(tried) if at < MOST_POINTS or t.trial_id in (best, DEFAULT_TRIAL)]
+    tried = [t for at, t in enumerate(tried) if at < MOST_POINTS or t.trial_id in (best, BASELINE_TRIAL)]
     tried.sort(key=lambda t: t.trial_id == best)  # on top of the others
     dots = {
         "type": "scatter",
@@ -134,7 +134,7 @@ def landscape(trials: Trials, surface: Surface, rate: Axis, batch: Axis, best: s
         "hovertemplate": "%{text}<br>learning_rate %{x:.4g}, batch_size %{y}<extra></extra>",
         "marker": {
             "color": [COLOURS[fate(t, best)] for t in tried],
-            "size": [15 if t.trial_id in (best, DEFAULT_TRIAL) else 8 for t in tried],
+            "size": [15 if t.trial_id in (best, BASELINE_TRIAL) else 8 for t in tried],
             "symbol": ["star" if t.trial_id == best else "circle" for t in tried],
             "opacity": 1,
             "line": {"color": "white", "width": 1.5},
@@ -187,7 +187,7 @@ def within(axis: Axis, values: list[float]) -> dict[str, Any]:
     return {"range": [low - 0.002 * (high - low), high + 0.002 * (high - low)]}
 
 
-def importance(surface: Surface) -> Figure:
+def importance(surface: ResponseSurface) -> Figure:
     """How much each hyper-parameter matters."""
     table = pd.DataFrame(surface.importance())
     rows = table[::-1]

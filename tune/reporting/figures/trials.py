@@ -8,15 +8,15 @@ import numpy as np
 import pandas as pd
 
 from tune.analysis.response_surface import Axis
-from tune.config.spec import Search
-from tune.core.trials import AUDIT, DRAWN, PROPOSED, REPEAT, Trials
-from tune.monitor.screen import share_text
+from tune.config.spec import SearchSpec
+from tune.core.trials import AUDIT, REPLICATE, SAMPLED, SUGGESTED, Trials
 from tune.reporting.figures.base import COLOURS, MOST_POINTS, NATS, Figure, fate, ticks
+from tune.text.format import share_text
 
 MOST_CURVES = 300  # drawn: of more nobody sees one
 
 
-def curves(search: Search, trials: Trials, history: pd.DataFrame, best: str) -> Figure:
+def curves(search: SearchSpec, trials: Trials, history: pd.DataFrame, best: str) -> Figure:
     """Loss over tokens, a line a trial, coloured by fate, with the rungs."""
     order = sorted(trials.by_id.values(), key=lambda trial: (-trial.tokens, trial.trial_id))
     drawn = order[: MOST_CURVES // 2] + order[MOST_CURVES // 2 :: max(1, math.ceil(2 * len(order) / MOST_CURVES))]
@@ -51,7 +51,7 @@ def curves(search: Search, trials: Trials, history: pd.DataFrame, best: str) -> 
                 "opacity": 1 if bold else 0.7,
             }
         )
-    rungs = list(search.scheduler().milestones)
+    rungs = list(search.scheduler().rung_tokens)
     finite = table["val_loss"][np.isfinite(table["val_loss"].astype(float))]
     low, high = (float(finite.min()) * 0.98, float(finite.quantile(0.98)) * 1.02) if len(finite) else (0.0, 1.0)
     layout = {
@@ -137,18 +137,18 @@ def parallel(trials: Trials, axes: list[Axis]) -> Figure:
     return Figure("parallel", "All hyper-parameters at once", says, table, plot, draw)
 
 
-def budget(search: Search, trials: Trials) -> Figure:
+def budget(search: SearchSpec, trials: Trials) -> Figure:
     """Where the tokens went: between which rungs, and whether into new configurations or other seeds."""
-    marks = [0, *search.scheduler().milestones, trials.budget_tokens]
-    words = {DRAWN: "#2f81f7", PROPOSED: "#2da44e", REPEAT: "#d9730d"}
+    marks = [0, *search.scheduler().stops]
+    words = {SAMPLED: "#2f81f7", SUGGESTED: "#2da44e", REPLICATE: "#d9730d"}
     words |= {AUDIT: COLOURS["audited"]} if trials.audits else {}
     rows = []
     for begin, end in itertools.pairwise(marks):
         row: dict[str, Any] = {"from_share": begin / trials.budget_tokens, "to_share": end / trials.budget_tokens}
         row |= dict.fromkeys(words, 0) | {"trials": 0}
         for trial in trials.by_id.values():
-            row[trial.kind] += max(0, min(trial.tokens, end) - max(begin, trial.begun_at))
-            row["trials"] += trial.tokens > begin and trial.kind != AUDIT
+            row[trial.source] += max(0, min(trial.tokens, end) - max(begin, trial.begun_at))
+            row["trials"] += trial.tokens > begin and trial.source != AUDIT
         rows.append(row)
     table = pd.DataFrame(rows)
     names = ["0", *(share_text(mark, trials.budget_tokens) for mark in marks[1:])]
@@ -179,7 +179,7 @@ def budget(search: Search, trials: Trials) -> Figure:
 
     total = max(1, int(table[list(words)].sum().sum()))
     says = (
-        f"Tokens trained in each part of a training. {table['repeat'].sum() / total:.0%} of them went into other seeds of "
-        f"configurations already seen, that is into being sure."
+        f"Tokens trained in each part of a training. {table['replicate'].sum() / total:.0%} of them went into other seeds "
+        "of configurations already seen, that is into being sure."
     )
     return Figure("budget", "Where the budget went", says, table, {"data": data, "layout": layout}, draw)
