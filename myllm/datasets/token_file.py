@@ -13,7 +13,7 @@ import numpy as np
 
 from myllm.datasets.token_layout import layout_of, read_sidecar
 from myllm.datasets.tokenizer import Tokenizer, id_dtype, identity, resolve
-from myllm.system.errors import InputError
+from myllm.system.errors import DataChanged, InputError
 from myllm.system.files import whole_file
 
 SMALL_BYTES = 2**26  # data up to this size may stay in this process's memory: 64 MiB
@@ -63,6 +63,7 @@ class TokenFile:
             for path, layout in zip(self.paths, self.layouts, strict=True)
         ]
         self.tokenizer_sha256 = tokenizer_sha256 or self.sidecars[0].get("tokenizer_sha256")
+        self._stats = self._stats_now()
         self.sizes = [path.stat().st_size for path in self.paths]
         self._begins = np.cumsum([0] + [layout.count for layout in self.layouts]).tolist()  # of each shard, in ids
         self._byte_begins = np.cumsum([0, *self.sizes]).tolist()
@@ -165,6 +166,23 @@ class TokenFile:
                 )
             largest, position = max(largest, int(ids.max())), position + len(ids)
         return largest
+
+    def _stats_now(self) -> list[tuple[int, int, int]]:
+        """(inode, bytes, time of the last change in ns) of each file."""
+        return [(stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in (path.stat() for path in self.paths)]
+
+    def check_unchanged(self, fingerprint: dict[str, Any]) -> None:
+        """Raises DataChanged where the files' content is not, or no longer, the one with that `fingerprint`.
+
+        The content is read where the files' inode, size or time has changed since they were opened, and the first time.
+        """
+        try:
+            same = self._stats_now() == self._stats and self.fingerprint() == fingerprint
+            same = same or TokenFile(self.spec).fingerprint() == fingerprint
+        except (OSError, InputError) as error:
+            raise DataChanged(f"{self.name} can't be read any more ({error}); put the file back") from None
+        if not same:
+            raise DataChanged(f"{self.name} is not the file that the run began with; put that file back")
 
     def fingerprint(self) -> dict[str, Any]:
         """Identifies the content: tokens, bytes, and the SHA-256 of up to 64 evenly spaced 64 KiB pieces."""

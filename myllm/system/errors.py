@@ -38,6 +38,10 @@ class RunError(RuntimeError):
     """The run can't go on for a reason outside of it, such as a full disk. The message is one line."""
 
 
+class DataChanged(RunError):
+    """A data file no longer has the content that a run began with."""
+
+
 class Parser(argparse.ArgumentParser):
     """An argparse parser whose errors are InputErrors: one line, no usage dump, no abbreviated flags."""
 

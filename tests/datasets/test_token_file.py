@@ -1,6 +1,7 @@
 """What the integers of a file are."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from helpers import write_ids, write_llmc
 from myllm.datasets.token_file import OPEN_SHARDS, TokenFile, write_token_file
 from myllm.datasets.tokenizer import get_tokenizer, identity
 from myllm.datasets.windows import Windows
-from myllm.system.errors import InputError
+from myllm.system.errors import DataChanged, InputError
 
 RNG = np.random.default_rng(0)
 IDS = RNG.integers(0, 50257, 2000)
@@ -175,3 +176,29 @@ def test_many_shards_need_few_file_descriptors(tmp_path):
         assert tokens.read(np.array([0, 2555, 17]), 4)[[0, 2]].tolist() == [[0, 1, 2, 3], [8, 9, 10, 2]]
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_a_file_that_is_replaced_overwritten_or_gone_is_noticed_and_one_that_is_touched_is_not(tmp_path):
+    def changed(tokens, fingerprint):
+        try:
+            tokens.check_unchanged(fingerprint)
+        except DataChanged as error:
+            return str(error)
+
+    path = write_ids(tmp_path / "a.bin", IDS)
+    tokens = TokenFile(path)
+    began_with = tokens.fingerprint()
+    assert changed(tokens, began_with) is None
+    os.utime(path, (1, 1))
+    assert changed(tokens, began_with) is None  # its content counts
+    os.replace(write_ids(tmp_path / "b.bin", IDS[::-1]), path)
+    assert "a.bin is not the file that the run began with" in changed(tokens, began_with)
+    assert changed(TokenFile(path), began_with)  # and for whoever opens it now
+    write_ids(path, IDS)
+    assert changed(tokens, began_with) is None  # it was put back
+    with open(path, "r+b") as file:
+        file.write(b"\1\0")
+    os.utime(path, (2, 2))
+    assert changed(tokens, began_with)
+    path.unlink()
+    assert "can't be read any more" in changed(tokens, began_with)

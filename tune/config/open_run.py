@@ -12,9 +12,16 @@ from tune.config.spec import SearchSpec
 def open_run(search: SearchSpec, hyper_parameters: dict[str, Any], device: str = "cpu", **changes: Any) -> Run:
     """The training of one configuration of a search, from its beginning, on the search's prepared files.
 
-    `changes` replace settings of its TrainConfig.
+    `changes` replace settings of its TrainConfig. Raises DataChanged where the files are not those of the search any more.
     """
     config = dataclasses.replace(search.train_config(hyper_parameters), **changes)
     files = [TokenFile(search.data.prepared[split]) for split in ("train", "val")]
     windows = [Windows(tokens, config.max_len, config.stride) for tokens in files]
+    check_data(search, dict(zip(("train", "val"), files, strict=True)))
     return Run(search.model_config(hyper_parameters), config, *windows, device=device)
+
+
+def check_data(search: SearchSpec, files: dict[str, TokenFile]) -> None:
+    """Raises DataChanged where the content of train or val is not the one that the search began with."""
+    for split, fingerprint in search.data.fingerprint.items():
+        files[split].check_unchanged(fingerprint)
