@@ -66,5 +66,10 @@ def main() -> None:
             print(f"{path}: {len(tokens)} tokens")
 
 
-if __name__ == "__main__":
+def cli() -> None:
+    """Runs the command with its errors in one line; ends the process."""
     run_command(main)
+
+
+if __name__ == "__main__":
+    cli()

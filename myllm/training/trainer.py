@@ -295,5 +295,10 @@ def main() -> int:
     return 0
 
 
-if __name__ == "__main__":
+def cli() -> None:
+    """Runs the command with its errors in one line; ends the process."""
     run_command(main)
+
+
+if __name__ == "__main__":
+    cli()

@@ -15,17 +15,18 @@ LONGEST_SOCKET = 103 if sys.platform == "darwin" else 107  # bytes
 
 
 def runs_dir(usual: Path) -> Path:
-    """The folder of new runs: `usual`, or where that can't be written the user's own, which one line then says.
+    """The folder of new runs: `usual` in a checkout that can be written, otherwise a folder in the user's data folder.
 
-    Raises InputError where neither can.
+    Prints a note if it is the latter. Raises InputError if neither can be written.
     """
-    if (usual.parent.parent / "pyproject.toml").is_file() and obstacle(usual / "a") is None:
+    in_checkout = (usual.parent.parent / "pyproject.toml").is_file()
+    if in_checkout and obstacle(usual / "a") is None:
         return usual
     folder = own_folder("XDG_DATA_HOME", "~/.local/share") / "runs"
     reason = obstacle(folder / "a")
     if reason:
         raise InputError(f"runs can't be written, neither to {usual} nor to {folder}: {reason}; give --storage_path")
-    print(f"note: {usual} can't be written; runs are in {folder}")
+    print(f"note: {usual} can't be written; runs are in {folder}" if in_checkout else f"note: runs are in {folder}")
     return folder
 
 
