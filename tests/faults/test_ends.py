@@ -3,7 +3,6 @@
 import contextlib
 import os
 import signal
-import tempfile
 import time
 from pathlib import Path
 
@@ -26,7 +25,6 @@ def test_one_signal_ends_in_order_and_two_at_once(byte_files, undisturbed, tmp_p
     assert process.returncode == 130 and once < 15 and broken.no_process_left()
     assert (broken.folder / "trials.csv").exists()
 
-    began = time.time()
     process = broken.start()
     assert broken.wait_for_events(process, len(broken.events()) + 5)
     process.send_signal(signal.SIGINT)
@@ -37,7 +35,6 @@ def test_one_signal_ends_in_order_and_two_at_once(byte_files, undisturbed, tmp_p
     twice = time.monotonic() - start
     assert process.returncode == 130 and twice < 3 and broken.no_process_left()
     assert "left at once; go on with" in errors
-    assert not [path for path in Path(tempfile.gettempdir()).glob("nursery-*") if path.stat().st_mtime > began]
     broken.finish()
     print(f"ended {once:.1f} s after one signal, {twice:.1f} s after two")
     assert_same(whole, broken)

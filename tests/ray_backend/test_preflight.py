@@ -49,7 +49,7 @@ def test_a_worker_that_can_not_import_ends_the_search_with_its_reason(small, tmp
     (tmp_path / "sitecustomize.py").write_text(
         textwrap.dedent("""
         import os, sys, traceback
-        if any(name in word for word in sys.orig_argv for name in ("default_worker", "fork_server")):
+        if any("default_worker" in word for word in sys.orig_argv):
             try:
                 import a_module_that_is_not_there
             except ImportError:
@@ -77,7 +77,7 @@ def test_where_every_trial_fails_the_search_ends_early_with_the_first_reason(sma
     (tmp_path / "sitecustomize.py").write_text(
         textwrap.dedent("""
         import sys
-        if any(name in word for word in sys.orig_argv for name in ("default_worker", "fork_server")):
+        if any("default_worker" in word for word in sys.orig_argv):
             sys.modules["tune.ray_backend.trainable"] = None
         """)
     )

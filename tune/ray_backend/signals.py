@@ -4,7 +4,6 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import psutil
@@ -17,8 +16,6 @@ class Interrupts:
         self.resume_command, self.count = resume_command, 0
         self.ending = False
         """set when the search ends anyway"""
-        self.tidy: Callable[[], None] = lambda: None
-        """called before the process leaves at once"""
 
     def __enter__(self) -> "Interrupts":
         self.before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -41,7 +38,6 @@ class Interrupts:
             for process in psutil.Process().children(recursive=True):  # Ray's would linger
                 with contextlib.suppress(psutil.Error):
                     process.kill()
-            self.tidy()
             os._exit(130)
         print("\nstopping; once more leaves at once", file=sys.stderr, flush=True)
         if self.ending:

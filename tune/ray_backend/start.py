@@ -18,10 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from myllm.system.errors import RunError
 from myllm.system.files import ROOT
-from myllm.system.machine import has_gpu_driver
-from tune.ray_backend import fork_server
 from tune.ray_backend.cluster import use_own_token
-from tune.ray_backend.fork_server import Nursery
 from tune.ray_backend.watchdog import ray_folder, why_not_started
 
 if TYPE_CHECKING:  # a search's first act is to make an Engine
@@ -52,14 +49,11 @@ OBJECT_STORE_BYTES = 128 * 2**20  # results and settings are small; every proces
 
 
 class Engine:
-    """Ray, and the process that its workers are forked from, which begins at once. `start` Ray, in a thread; `wait` before
-    it is used; `stop` whatever happened.
-    """
+    """Ray. `start` it, in a thread; `wait` before it is used; `stop` it whatever happened."""
 
     def __init__(self):
         self.begun = time.time()
         """when the search began, seconds since 1970"""
-        self._nursery = _start_nursery()
         self._thread: threading.Thread | None = None
         self._error: RunError | None = None
         self._started, self._over = threading.Event(), threading.Event()
@@ -93,8 +87,6 @@ class Engine:
             os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(filter(None, path)))  # the same code in every process
             if shlex.quote(sys.executable) != sys.executable:  # Ray hands it to a shell as it is
                 options["runtime_env"] = {"py_executable": shlex.quote(sys.executable)}
-        elif self._nursery:
-            self._nursery.close()  # workers are other machines'
         self._thread = threading.Thread(target=self._live, args=(options,), name="ray", daemon=True)
         self._thread.start()
 
@@ -133,8 +125,6 @@ class Engine:
                 ray._private.ray_constants.ENABLE_RAY_CLUSTER = False
                 # Below `uv run` it would pack the folder where the user stands, and have uv start every worker.
                 ray._private.ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = False
-                if self._nursery:
-                    stack.enter_context(_forked_workers(self._nursery))
                 if not options["include_dashboard"]:
                     stack.enter_context(_few_processes())
                 if not agents:
@@ -151,34 +141,14 @@ class Engine:
         if self._error:
             raise self._error
 
-    def leave(self) -> None:
-        """What is left to tidy where all processes are killed and this one ends at once."""
-        if self._nursery:
-            self._nursery.forget()
-
     def stop(self) -> None:
-        """Ends both, also while they start. A second time does nothing."""
+        """Ends Ray, also while it starts. A second time does nothing."""
         if self._thread:
             import ray
 
             self._started.wait()
             ray.shutdown()
             self._over.set()
-        if self._nursery:
-            self._nursery.close()
-
-
-def _start_nursery() -> Nursery | None:
-    """The process that workers are forked from, where processes can be forked.
-
-    Not where there are GPUs: a process that has as much as looked for them can't be forked into one that uses them.
-    """
-    if has_gpu_driver():
-        return None
-    try:
-        return Nursery(ROOT)
-    except OSError:  # a temporary folder whose name is too long for a socket, say
-        return None
 
 
 def _agents_are_asked(options: dict[str, Any]) -> bool:
@@ -199,21 +169,6 @@ def _replaced(owner: Any, **attributes: Any) -> Iterator[None]:
     finally:
         for name, value in before.items():
             setattr(owner, name, value)
-
-
-def _forked_workers(where: Nursery) -> contextlib.AbstractContextManager:
-    """A Ray that starts within it starts its workers by the nursery's file."""
-    from ray._private.node import Node
-
-    start = Node.start_raylet
-
-    def start_raylet(self: Node, *arguments: Any, **options: Any) -> None:
-        os.environ[fork_server.WORKER] = self._ray_params.worker_path
-        self._ray_params.worker_path = fork_server.__file__
-        start(self, *arguments, **options)
-        where.raylet_is(self.all_processes["raylet"][0].process.pid)
-
-    return _replaced(Node, start_raylet=start_raylet)
 
 
 def _few_processes() -> contextlib.AbstractContextManager:

@@ -113,7 +113,6 @@ def run_search(run_dir: Path, search: SearchSpec, resources: Resources, engine: 
         try:
             if not session.is_over:
                 engine = engine or Engine()
-                interrupts.tidy = engine.leave
                 with session.disk_errors():
                     session.tidy()
                     code = {name: value for name, value in origin(PACKAGES).items() if name in CODE}
