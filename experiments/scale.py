@@ -37,6 +37,7 @@ import psutil
 from myllm.config import PRESETS
 from myllm.system.errors import Parser, run_command
 from tune.config.options import SearchOptions
+from tune.config.overrides import searched_space
 from tune.config.spec import Data, SearchSpec
 from tune.core.coordinator import Coordinator
 from tune.core.schedulers import SCHEDULERS
@@ -57,8 +58,8 @@ def search_of(trials: int | None, **changes: Any) -> SearchSpec:
     training = preset.training(batch_size=1, max_len=10, stride=10, budget_tokens=BUDGET)
     data = Data("builtin", "builtin", "byte", "0", {"train": {}, "val": {}}, {}, 1.0)
     config = SearchOptions(num_samples=trials, name="scale", **changes)
-    ranges = {name: str(values) for name, values in get_space("v2").ranges(preset).items()}
-    return SearchSpec(config, preset.model(257), training, data, BUDGET // MARKS, ranges)
+    searched = searched_space(config, preset.model(257), {})
+    return SearchSpec(config, preset.model(257), training, data, BUDGET // MARKS, **vars(searched))
 
 
 def decisions(count: int) -> tuple[float, float]:

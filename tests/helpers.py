@@ -11,6 +11,7 @@ from conftest import BUDGET, MARK, ROOT, begun, new_search, report
 
 from myllm.config import PRESETS
 from tune.config.options import SearchOptions
+from tune.config.overrides import parse_overrides, searched_space
 from tune.config.spec import Data, SearchSpec
 from tune.core.search_space import SPACES
 from tune.core.searchers import searcher
@@ -47,7 +48,9 @@ def search_of(preset="nano", space="v2", **changes):
     config = SearchOptions(preset=preset, space=space, **changes)
     training = PRESETS[preset].training(version=SPACES[space].version)
     data = Data("builtin", "builtin", "byte", "0", {}, {}, 1.0)
-    return SearchSpec(config, PRESETS[preset].model(257), training, data, training.budget_tokens // 32, {})
+    model = PRESETS[preset].model(257)
+    searched = searched_space(config, model, {})
+    return SearchSpec(config, model, training, data, training.budget_tokens // 32, **vars(searched))
 
 
 def asha_search(searcher="optuna", space="v1", preset="nano", seed=1, num_samples=40, warm_start=(), **changes):
@@ -56,8 +59,15 @@ def asha_search(searcher="optuna", space="v1", preset="nano", seed=1, num_sample
     config = SearchOptions(searcher=searcher, scheduler="asha", rungs=RUNGS, **options)
     data = Data("builtin", "builtin", "byte", "0", {"train": {"tokens": 7}, "val": {"tokens": 5}}, {}, 1.0)
     training = dataclasses.replace(PRESETS[preset].training(), batch_size=1, max_len=MARK, budget_tokens=BUDGET)
-    search = SearchSpec(config, PRESETS[preset].model(257), training, data, MARK, {"learning_rate": "1 to 2"})
+    model = PRESETS[preset].model(257)
+    search = SearchSpec(config, model, training, data, MARK, **vars(searched_space(config, model, {})))
     return dataclasses.replace(search, **changes)
+
+
+def overridden(search, **texts):
+    """The search with overrides of the user's: range, choices, set."""
+    searched = searched_space(search.options, search.model, parse_overrides(texts, search.model))
+    return dataclasses.replace(search, **vars(searched))
 
 
 def log_rate(config, preset="nano"):

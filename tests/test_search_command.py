@@ -123,6 +123,37 @@ def test_interrupted_and_resumed_equals_never_stopped(small, run_name):
         shutil.rmtree(broken, ignore_errors=True)
 
 
+def test_on_resume_what_is_meant_counts_not_how_it_is_written(byte_files, tmp_path, monkeypatch):
+    monkeypatch.setattr("tune.search.cache_dir", lambda: tmp_path / "cache")
+    train, val = map(str, byte_files)
+    options = dict(range=("learning_rate=1e-4:3e-3", "dropout=0:0.3"), choices=("batch_size=8,16",), set=("beta1=0.8",))
+    search = resolve_search(
+        SearchOptions(train_file=(train,), val_file=(val,), budget_tokens=262144, name="x", **options), tmp_path / "cache"
+    )
+    search.write(tmp_path)
+    again = {"range": ["learning_rate = 0.0001:.003:LOG"], "choices": ["batch_size=16,8"], "set": ["beta1=0.80"]}
+    assert resume({"resume": str(tmp_path), **again})[1] == search
+    for flag, text in (
+        ("range", "learning_rate=1e-4:2e-3"),
+        ("range", "learning_rate=1e-4:3e-3:linear"),
+        ("range", "clip_norm=0.5:2"),
+        ("choices", "dropout=0,0.3"),
+        ("set", "beta1=0.9"),
+        ("set", "dropout=0"),
+    ):
+        with pytest.raises(InputError, match=f"--{flag} can't change on --resume, it is "):
+            resume({"resume": str(tmp_path), flag: [text]})
+
+    moved = {"train_file": [f"{tmp_path}/t.bin"], "val_file": [f"{tmp_path}/v.bin"]}
+    for (name,), source in zip(moved.values(), (train, val), strict=True):
+        shutil.copy(source, name)
+    found = resume({"resume": str(tmp_path)} | moved)[1]
+    assert found.data.train_file == moved["train_file"] and found.options.val_file == tuple(moved["val_file"])
+    assert found.data.prepared["val"]["paths"] == moved["val_file"] and found.data.fingerprint == search.data.fingerprint
+    with pytest.raises(InputError, match=r"t\.bin has changed since the search began"):
+        resume({"resume": str(tmp_path), "val_file": moved["train_file"]})
+
+
 @pytest.mark.parametrize(
     ("part", "field", "value", "status"),
     [("training", "weight_decay", 1e30, "diverged"), ("model", "block_size", 64, "failed")],

@@ -52,6 +52,8 @@ RESUME_FLAGS = (
     *("cpus_per_trial", "gpus_per_trial", "max_concurrent", "address", "dashboard", "stall_timeout", "wandb", "mlflow"),
 )
 """what may change on --resume: nothing that would make earlier trials and later ones incomparable"""
+DATA_FLAGS = ("train_file", "val_file")
+"""where the data is now, which may be elsewhere on --resume: its content decides"""
 SHORTEST_SEARCH = 10  # seconds of --time_budget
 WORTH_A_FORECAST = 300.0  # seconds of --time_budget; it takes ten to time a few steps, and these are not the search's
 
@@ -187,8 +189,7 @@ def resume(given: dict[str, Any]) -> tuple[Path, SearchSpec]:
     before = search.options
     given |= {"model": absolute(given["model"])} if "model" in given else {}
     for flag, value in given.items():
-        value = tuple(value) if isinstance(value, list) else value
-        if flag not in RESUME_FLAGS and getattr(before, flag, None) != value:
+        if flag not in (*RESUME_FLAGS, *DATA_FLAGS) and not is_kept(search, flag, value):
             raise InputError(
                 f"--{flag} can't change on --resume, it is {getattr(before, flag, None)}: "
                 "earlier trials could not be compared with later ones"
@@ -196,8 +197,17 @@ def resume(given: dict[str, Any]) -> tuple[Path, SearchSpec]:
     asked = before.num_samples or (before.trials if before.time_budget is None else 0)
     if given.get("num_samples", asked) < asked:
         raise InputError(f"--num_samples is {given['num_samples']}, the total; the run already asked for {asked}")
-    config = dataclasses.replace(before, **{flag: value for flag, value in given.items() if flag in RESUME_FLAGS})
-    return run_dir, check_comparable(dataclasses.replace(search, options=config), cache_dir())
+    options = dataclasses.replace(before, **{flag: value for flag, value in given.items() if flag in RESUME_FLAGS})
+    moved = {flag: tuple(given[flag]) for flag in DATA_FLAGS if flag in given}
+    return run_dir, check_comparable(dataclasses.replace(search, options=options), cache_dir(), moved)
+
+
+def is_kept(search: SearchSpec, flag: str, value: Any) -> bool:
+    """True if the search already has this `value` of a flag; of a range that it is the same distribution."""
+    if flag not in overrides.FLAGS:
+        return getattr(search.options, flag, None) == (tuple(value) if isinstance(value, list) else value)
+    given = overrides.parse_overrides({flag: value}, search.model)
+    return all(search.ranges.get(name) == one.values and search.fixed.get(name) == one.fixed for name, one in given.items())
 
 
 @contextlib.contextmanager

@@ -6,14 +6,14 @@ import json
 import numpy as np
 import pytest
 from conftest import BUDGET, summary
-from helpers import NANO, asha_search, draws_of, searched, write_run
+from helpers import NANO, RECORDED, asha_search, draws_of, overridden, searched, write_run
 
-from myllm.config import GPTConfig, TrainConfig
+from myllm.config import PRESETS, GPTConfig, TrainConfig
 from myllm.system.errors import InputError
 from tune.analysis.results import write_results
 from tune.config.options import SearchOptions
-from tune.config.overrides import from_table, kinds, merge, overrides
-from tune.config.resolve import resolve_marks, resolve_search
+from tune.config.overrides import from_table, kinds, merge, parse_overrides
+from tune.config.resolve import check_comparable, resolve_marks, resolve_search
 from tune.config.spec import SearchSpec
 from tune.core.gaussian_process import most_promising
 from tune.core.search_space import LINEAR, LOG, LOG_BELOW_ONE, Choice, Range
@@ -42,7 +42,7 @@ def prepared(byte_files, tmp_path):
 
 
 def test_a_name_gets_the_scale_and_type_that_are_its_own():
-    said = {name: one.values for name, one in overrides(SearchOptions(**EVERYTHING), NANO.model(257)).items()}
+    said = {name: one.values for name, one in parse_overrides(EVERYTHING, NANO.model(257)).items()}
     assert said["learning_rate"] == Range(1e-4, 3e-3, LOG) and said["dropout"] == Range(0.0, 0.3, LINEAR)
     assert said["n_layer"] == Range(1, 4, LINEAR, whole=True) and said["beta2"] == Range(0.9, 0.999, LOG_BELOW_ONE)
     assert said["weight_decay"] == Range(0.0, 0.1, LINEAR)
@@ -75,10 +75,8 @@ def test_draws_of_every_scale_are_even_on_it_and_places_lead_back(values):
 
 @pytest.mark.parametrize("searcher", ["random", "gp", "optuna"])
 def test_every_searcher_draws_within_ranges_of_every_kind(searcher):
-    config = asha_search(searcher, "v2", num_samples=40).options
-    search = asha_search(searcher, "v2", num_samples=40)
-    search = dataclasses.replace(search, options=dataclasses.replace(config, **EVERYTHING))
-    ranges = search.space.ranges(NANO)
+    search = overridden(asha_search(searcher, "v2", num_samples=40), **EVERYTHING)
+    ranges = search.ranges
     assert "warmup_ratio" not in ranges and "clip_norm" in ranges and list(ranges)[:2] == ["learning_rate", "batch_size"]
     trials = searched(search)
     draws = draws_of(search, trials, range(40, 60), proposed=searcher == "gp")
@@ -111,11 +109,10 @@ def test_the_reference_is_the_nearest_within_the_ranges_and_what_moved_is_kept(p
         "clip_norm": 1.0,
         "n_layer": 3,
     }
-    assert search.moved == {"learning_rate": 3e-3, "batch_size": 16, "n_layer": 2}
-    assert (
-        search.ranges["learning_rate"] == "0.0001 to 0.001 (log)" and search.ranges["warmup_ratio"] == "0.003 to 0.2 (log)"
-    )
-    assert prepared().moved == {}
+    assert search.clipped_baseline == {"learning_rate": 3e-3, "batch_size": 16, "n_layer": 2}
+    assert search.ranges["learning_rate"] == Range(1e-4, 1e-3) and search.ranges["warmup_ratio"] == Range(0.003, 0.2)
+    assert search.range_texts["learning_rate"] == "0.0001 to 0.001 (log)"
+    assert prepared().clipped_baseline == {}
 
 
 def test_a_trial_has_its_own_shape_and_what_is_fixed(prepared, tmp_path):
@@ -142,6 +139,33 @@ def test_a_trial_has_its_own_shape_and_what_is_fixed(prepared, tmp_path):
     best = json.loads((tmp_path / "best_config.json").read_text())
     assert best["model"]["n_embd"] == draw["n_embd"] and best["model"]["n_head"] == 4
     assert best["train"]["warmup_ratio"] == 0.05
+
+
+def test_a_run_of_format_2_draws_what_its_journal_has_to_the_digit(tmp_path):
+    for folder in (RECORDED, RECORDED.parent / "release-0" / "run"):
+        search = SearchSpec.read(folder)
+        drawn = {
+            int(event["trial_id"]): event["config"]
+            for event in map(json.loads, (folder / FILE_NAME).read_text().splitlines())
+            if event["event"] == "trial" and event["kind"] == "drawn"
+        }
+        assert len(drawn) >= 6 and drawn == {index: search.sample(index) for index in drawn}
+        search.write(tmp_path)
+        assert SearchSpec.read(tmp_path) == search and json.loads((tmp_path / "search.json").read_text())["format"] == 3
+    assert search.clipped_baseline == {"batch_size": 16} and search.fixed["n_embd"] == 8  # of release-0
+    text = (folder / "search.json").read_text().replace("0.1 to 10 (log)", "0.1 to 20 (log)")
+    (tmp_path / "search.json").write_text(text)
+    with pytest.raises(InputError, match="space v2 has changed since"):
+        SearchSpec.read(tmp_path)
+
+
+def test_a_run_keeps_its_ranges_and_baseline_where_its_preset_changes(prepared, tmp_path, monkeypatch):
+    search = prepared(range=("warmup_ratio=0.01:0.1",))
+    search.write(tmp_path)
+    monkeypatch.setitem(PRESETS, "nano", dataclasses.replace(NANO, learning_rate=1.0, batch_size=64, n_layer=9))
+    again = check_comparable(SearchSpec.read(tmp_path), tmp_path / "cache", {})
+    assert again == search and [again.sample(i) for i in range(9)] == [search.sample(i) for i in range(9)]
+    assert again.sample(0)["learning_rate"] == 3e-3
 
 
 def test_small_budgets_have_fewer_reports_and_rungs_follow(prepared):
@@ -218,7 +242,7 @@ def test_each_mistake_is_one_line_that_says_what_would_be_right(prepared, option
 
 def test_a_space_of_ones_own_and_a_context_of_ones_own(prepared):
     search = prepared(space="custom", range=("dropout=0:0.2",), set=("block_size=32", "batch_size=12"))
-    assert search.ranges == {"dropout": "0 to 0.2"} and search.model.block_size == 32
+    assert search.range_texts == {"dropout": "0 to 0.2"} and search.model.block_size == 32
     config = search.train_config(search.sample(5))
     assert (config.max_len, config.stride, config.batch_size) == (32, 32, 12)
     assert config.learning_rate == NANO.learning_rate and search.budget_tokens % (12 * 32) == 0
@@ -248,14 +272,14 @@ def test_a_warm_start_across_two_spaces_takes_what_their_names_share(tmp_path):
     folder = write_run(tmp_path / "a", [(1.0, 2.0), (0.2, 3.1), (0.01, 3.3)])  # space v1
     search = asha_search("optuna", "v1", warm_start=[folder], num_samples=16)
     changes = {"range": ("dropout=0:0.3", "learning_rate=1e-4:1"), "choices": ("batch_size=8,32",)}
-    search = dataclasses.replace(search, options=dataclasses.replace(search.options, **changes))
+    search = overridden(search, **changes)
     warm = warm_start_trials(search)
     tried = [trial["config"] for trial in warm]
     rate = NANO.learning_rate
     assert tried[0] == {"learning_rate": pytest.approx(0.2 * rate), "batch_size": 8, "dropout": 0.0}
     assert tried[1]["learning_rate"] == 1e-4  # the end of the range: it was below
     assert not any(trial["same"] for trial in warm)  # the batch was 16: tried anew, but its loss is another training's
-    search = dataclasses.replace(search, options=dataclasses.replace(search.options, choices=()))
+    search = overridden(search, range=changes["range"])
     assert [trial["same"] for trial in warm_start_trials(search)] == [True, False]
     longer = dataclasses.replace(search, training=dataclasses.replace(search.training, budget_tokens=2 * BUDGET))
     warm = warm_start_trials(longer)  # another budget: tried, but what was lost at the end of half of it says another thing

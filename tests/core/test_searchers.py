@@ -18,7 +18,7 @@ from myllm.config import PRESETS
 from myllm.system.errors import InputError
 from tune.config.spec import SearchSpec
 from tune.core.gaussian_process import most_promising
-from tune.core.search_space import SPACES, Choice, Range, get_space, sample
+from tune.core.search_space import LINEAR, SPACES, Choice, Range, get_space, sample
 from tune.core.searchers import STARTUP, _known, warm_start_trials
 from tune.core.trials import COMPLETED, DIVERGED, PAUSE, PAUSED, REPLICATE, RUNNING, STOP, Trials
 from tune.store.journal import FILE_NAME
@@ -306,7 +306,7 @@ def with_data(search, **changes):
             "its validation data is not that of",
         ),
         (
-            lambda s: dataclasses.replace(s, ranges={"dropout": "0 to 1"}),
+            lambda s: dataclasses.replace(s, ranges={"dropout": Range(0.0, 1.0, LINEAR)}),
             "it searched dropout, and",
         ),
     ],

@@ -51,7 +51,7 @@ def test_numbers_take_the_place_of_auto_and_the_reason_is_kept(tmp_path):
     assert search.options.cpus_per_trial == 1 and "--cpus_per_trial auto: 1 (" in said and "4 at once" in said
     search.write(tmp_path)
     again = SearchSpec.read(tmp_path)
-    assert again == search and again.picked["cpus_per_trial"] in said
+    assert again == search and again.auto_resolved["cpus_per_trial"] in said
     assert resolve_auto(again, 4, 0, doubling) == (again, "")  # a resume asks nobody
     search, said = resolve_auto(asking(gpus_per_trial="auto"), 16, 1, doubling)
     assert search.options.gpus_per_trial == 0.125 and search.options.cpus_per_trial is None

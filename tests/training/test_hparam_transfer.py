@@ -123,7 +123,7 @@ def test_the_command_to_search_again_is_one(found, command, monkeypatch, capsys)
     words = shlex.split(line.partition(" python ")[2])
     monkeypatch.setattr("sys.argv", words)
     _, again = search.start(vars(search.parse_args()))
-    assert again.ranges == {"learning_rate": "0.0005 to 0.004 (log)"} and again.options.trials == 8
+    assert again.range_texts == {"learning_rate": "0.0005 to 0.004 (log)"} and again.options.trials == 8
     assert (
         vars(again.model) == vars(PRESETS["micro"].model(257)) | {"n_layer": 1, "n_embd": 256}
         and again.budget_tokens == 16384

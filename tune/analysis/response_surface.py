@@ -71,7 +71,7 @@ class Axis:
 
 def axes_of(search: SearchSpec) -> list[Axis]:
     """The axes along which a search looked."""
-    return [Axis(name, values) for name, values in search.drawn_from.items()]
+    return [Axis(name, values) for name, values in search.ranges.items()]
 
 
 @dataclass(frozen=True)

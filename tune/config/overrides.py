@@ -9,18 +9,17 @@ warmup_ratio = 0.02              # fixed
 
 import dataclasses
 import difflib
-import functools
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from myllm.config import GPTConfig, Preset, TrainConfig, get_preset, parse_value, value_type
+from myllm.config import GPTConfig, TrainConfig, get_preset, parse_value, value_type
 from myllm.models.custom_model import ModelConfig, settings_of
 from myllm.system.errors import InputError
 from tune.config.options import SearchOptions
-from tune.core.search_space import CUSTOM, LINEAR, LOG, LOG_BELOW_ONE, SPACES, Choice, Range, Ranges, Space, get_space
+from tune.core.search_space import CUSTOM, LINEAR, LOG, LOG_BELOW_ONE, SPACES, Choice, Range, Ranges, get_space
 from tune.text.format import format_value
 
 FLAGS = {"range": "MIN:MAX", "choices": "VALUE,VALUE", "set": "VALUE"}
@@ -57,39 +56,36 @@ def kinds(model: ModelConfig) -> dict[str, type]:
     return {name: trained[name] for name in (*TRAINED, *HOW)} | {n: type(settings[n]) for n in names}
 
 
-@functools.lru_cache(maxsize=64)
-def _parse(texts: tuple[tuple[str, ...], ...], known: tuple[tuple[str, type], ...]) -> dict[str, Override]:
+def parse_overrides(texts: Mapping[str, Sequence[str]], model: ModelConfig) -> dict[str, Override]:
+    """The user's overrides by the name of their hyper-parameter, from the `texts` of each flag in FLAGS.
+
+    Raises InputError for the first text that can't be.
+    """
+    types = kinds(model)
     found: dict[str, Override] = {}
-    types = dict(known)
-    for kind, items in zip(FLAGS, texts, strict=True):
-        for text in items:
-            name, equals, value = text.partition("=")
-            name, flag = name.strip(), f"--{kind} {text}"
-            if not equals or not value.strip():
-                raise InputError(f"{flag}: write NAME={FLAGS[kind]}")
-            if name not in types:
-                initials = [known for known in types if "".join(word[:1] for word in known.split("_")) == name]  # lr, wd
-                near = initials or difflib.get_close_matches(name, types, 3, 0.5)
-                known = f"near are {', '.join(near)}" if near else f"known are {', '.join(types)}"
-                raise InputError(f"{flag}: there is no {name!r} to set; {known}")
-            if name in found:
-                raise InputError(f"{flag}: {found[name].flag} says it already; leave one out")
-            if name in ONLY_FIXED and kind != "set":
-                raise InputError(f"{flag}: {name} can't be searched; set it with --set {name}=VALUE")
-            try:
-                found[name] = Override(flag, **_values(kind, name, types[name], value.strip()))
-            except ValueError as error:
-                raise InputError(f"{flag}: {error}") from None
+    for kind, text in [(flag, text) for flag in FLAGS for text in texts.get(flag, ())]:
+        name, equals, value = text.partition("=")
+        name, flag = name.strip(), f"--{kind} {text}"
+        if not equals or not value.strip():
+            raise InputError(f"{flag}: write NAME={FLAGS[kind]}")
+        if name not in types:
+            initials = [known for known in types if "".join(word[:1] for word in known.split("_")) == name]  # lr, wd
+            near = initials or difflib.get_close_matches(name, types, 3, 0.5)
+            known = f"near are {', '.join(near)}" if near else f"known are {', '.join(types)}"
+            raise InputError(f"{flag}: there is no {name!r} to set; {known}")
+        if name in found:
+            raise InputError(f"{flag}: {found[name].flag} says it already; leave one out")
+        if name in ONLY_FIXED and kind != "set":
+            raise InputError(f"{flag}: {name} can't be searched; set it with --set {name}=VALUE")
+        try:
+            found[name] = Override(flag, **_values(kind, name, types[name], value.strip()))
+        except ValueError as error:
+            raise InputError(f"{flag}: {error}") from None
     return found
 
 
-def overrides(config: SearchOptions, model: ModelConfig) -> dict[str, Override]:
-    """What the user says, by name. Raises InputError for the first thing that can't be."""
-    return _parse(tuple(getattr(config, kind) for kind in FLAGS), tuple(kinds(model).items()))
-
-
 def _values(kind: str, name: str, of: type, text: str) -> dict[str, Any]:
-    """`text` read as Asked's values or fixed. Raises ValueError for what can't be."""
+    """`text` as an Override's `values` or `fixed`. Raises ValueError for what can't be."""
     if kind == "set":
         return {"fixed": parse_value(of, text)}
     if kind == "choices":
@@ -101,14 +97,16 @@ def _values(kind: str, name: str, of: type, text: str) -> dict[str, Any]:
         return {"values": Choice(tuple(values if of is str else sorted(values)))}
     if of in (str, bool):
         raise ValueError(f"{name} is no number; list its values with --choices {name}=...")
-    low, high, *scale = (part.strip() for part in text.split(":")) if ":" in text else (text, "")
-    if not high or [word.lower() for word in scale] not in ([], ["log"], ["linear"]):
+    first, last, *scales = (part.strip() for part in text.split(":")) if ":" in text else (text, "")
+    if not last or [word.lower() for word in scales] not in ([], ["log"], ["linear"]):
         raise ValueError(f"write {name}=MIN:MAX, or MIN:MAX:log, or MIN:MAX:linear")
-    low, high = parse_value(of, low), parse_value(of, high)
+    low, high = parse_value(of, first), parse_value(of, last)
     if low >= high:
         raise ValueError(f"{low:g} is not less than {high:g}")
     own = SCALES.get(name, LINEAR)
-    scale = own if not scale else LINEAR if scale[0].lower() == "linear" else LOG_BELOW_ONE if own == LOG_BELOW_ONE else LOG
+    scale = own
+    if scales:
+        scale = LINEAR if scales[0].lower() == "linear" else LOG_BELOW_ONE if own == LOG_BELOW_ONE else LOG
     if name == "batch_size":
         powers = ",".join(str(2**i) for i in range(20) if low <= 2**i <= high) or "8,16"
         raise ValueError(f"batch sizes must share the report marks: list them, such as --choices batch_size={powers}")
@@ -120,86 +118,85 @@ def _values(kind: str, name: str, of: type, text: str) -> dict[str, Any]:
     return {"values": Range(low, high, scale, of is int)}
 
 
-def fixed(config: SearchOptions, model: ModelConfig) -> dict[str, Any]:
-    """The values that are not searched, by name."""
-    return {name: said.fixed for name, said in overrides(config, model).items() if said.values is None}
+@dataclass(frozen=True)
+class SearchedSpace:
+    """The hyper-parameters that a search draws, and those that it fixes."""
+
+    ranges: Ranges
+    """the distribution of each hyper-parameter, by name: the named space's, the user's own in their place"""
+    baseline: dict[str, Any]
+    """the value that trial 0 has of each: the preset's or the model's own, or the nearest within the user's range"""
+    fixed: dict[str, Any]
+    """the values that the user set, by name"""
+    clipped_baseline: dict[str, Any]
+    """the preset's or the model's own values that lie outside of the user's ranges, by name"""
 
 
-def space_with_overrides(config: SearchOptions, model: ModelConfig) -> Space:
-    """The named space with the user's ranges in place of its own, and what is fixed left out.
-
-    The reference is the preset's, or the model's own, where it lies within the user's ranges, else the nearest value there.
-    """
-    base, said = get_space(config.space), overrides(config, model)
-    if not said:
-        return base
-
-    def ranges(preset: Preset) -> Ranges:
-        named = {name: one.values for name, one in said.items()}
-        return {name: values for name, values in (base.ranges(preset) | named).items() if values is not None}
-
-    def values(preset: Preset) -> dict[str, Any]:
-        found = base.values(preset) | settings_of(model)
-        return found | {name: one.values.nearest(found[name]) for name, one in said.items() if one.values}
-
-    return Space(base.version, ranges, values)
-
-
-def moved(config: SearchOptions, preset: Preset, model: ModelConfig) -> dict[str, Any]:
-    """The reference values that lie outside of the user's ranges, by name: trial 0 has the nearest instead."""
-    before, now = (
-        get_space(config.space).values(preset) | settings_of(model),
-        space_with_overrides(config, model).values(preset),
+def searched_space(options: SearchOptions, model: ModelConfig, overrides: Mapping[str, Override]) -> SearchedSpace:
+    """The space that `options` name, with the user's `overrides`."""
+    preset, base = get_preset(options.preset), get_space(options.space)
+    named = {name: override.values for name, override in overrides.items()}
+    ranges = {name: values for name, values in (base.ranges(preset) | named).items() if values is not None}
+    reference = base.values(preset) | settings_of(model)
+    baseline = {name: reference[name] for name in ranges}
+    baseline |= {name: values.nearest(reference[name]) for name, values in named.items() if values is not None}
+    return SearchedSpace(
+        ranges,
+        baseline,
+        fixed={name: override.fixed for name, override in overrides.items() if override.values is None},
+        clipped_baseline={name: reference[name] for name in ranges if reference[name] != baseline[name]},
     )
-    return {name: before[name] for name in space_with_overrides(config, model).ranges(preset) if before[name] != now[name]}
 
 
-def check_space(config: SearchOptions, preset: Preset, model: ModelConfig) -> None:
-    """Raises InputError for ranges that contradict each other or the space, or that change nothing."""
-    said, space = overrides(config, model), space_with_overrides(config, model)
-    ranges = space.ranges(preset)
+def check_space(options: SearchOptions, ranges: Ranges, overrides: Mapping[str, Override]) -> None:
+    """Raises InputError for overrides that contradict each other or the space, or that change nothing."""
     if not ranges:
-        raise InputError(f"--space {config.space}: nothing is left to search; name something with --range or --choices")
-    for name, one in said.items():
-        if name in V2_ONLY and space.version == "v1":
+        raise InputError(f"--space {options.space}: nothing is left to search; name something with --range or --choices")
+    for name, override in overrides.items():
+        if name in V2_ONLY and get_space(options.space).version == "v1":
             raise InputError(
-                f"{one.flag}: the training loop of space {config.space} has no {name}; use --space v2 or {CUSTOM}"
+                f"{override.flag}: the training loop of space {options.space} has no {name}; use --space v2 or {CUSTOM}"
             )
     for name, other in (("beta2", "beta2_half_life"), ("beta2_half_life", "beta2")):
-        if name in said and (other in said or (name == "beta2" and other in ranges)):
-            raise InputError(f"{said[name].flag}: beta2_half_life, which is set too, decides beta2; leave one out")
-    schedules = (
-        ranges["schedule"].values if "schedule" in ranges else [said["schedule"].fixed if "schedule" in said else ""]
-    )
-    if "cooldown_ratio" in said and "wsd" not in schedules:
-        raise InputError(f"{said['cooldown_ratio'].flag}: only schedule wsd has a cooldown; add --set schedule=wsd")
+        if name in overrides and (other in overrides or (name == "beta2" and other in ranges)):
+            raise InputError(f"{overrides[name].flag}: beta2_half_life, which is set too, decides beta2; leave one out")
+    schedule = ranges.get("schedule")
+    fixed = overrides["schedule"].fixed if "schedule" in overrides else ""
+    schedules = schedule.values if isinstance(schedule, Choice) else (fixed,)
+    if "cooldown_ratio" in overrides and "wsd" not in schedules:
+        raise InputError(f"{overrides['cooldown_ratio'].flag}: only schedule wsd has a cooldown; add --set schedule=wsd")
 
 
-def extremes(config: SearchOptions, preset: Preset, model: ModelConfig) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(flags, hyper-parameters) at the ends of the user's ranges, for checks: each of the training's own, all of them high
-    together, and the model's in all combinations."""
-    said, space = overrides(config, model), space_with_overrides(config, model)
-    ranges, values = space.ranges(preset), space.values(preset)
-    reference = {name: values[name] for name in ranges}
-    settings = settings_of(model)
-    for name, one in said.items():
-        for value in _ends(name, one.values) if one.values and name not in settings else ():
-            yield one.flag, reference | {name: value}
-    if said:
+def extremes(
+    ranges: Ranges, baseline: dict[str, Any], overrides: Mapping[str, Override], settings: Mapping[str, Any]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields (flags, hyper-parameters) at the ends of the user's ranges, to be checked before the search starts.
+
+    Each range of the training is at its ends alone, then all are high together. The ranges of the model's `settings` are
+    at their ends in all combinations, up to MOST_SHAPES.
+    """
+    searched = {name: (one.flag, _ends(name, one.values)) for name, one in overrides.items() if one.values}
+    for name, (flag, ends) in searched.items():
+        for value in ends if name not in settings else ():
+            yield flag, baseline | {name: value}
+    if overrides:
         highest = {name: _ends(name, values)[-1] for name, values in ranges.items() if name not in settings}
-        highest |= {"schedule": "wsd"} if "schedule" in ranges and "wsd" in ranges["schedule"].values else {}
-        yield "the highest of all ranges together", reference | highest
-    shapes = {name: _ends(name, one.values) for name, one in said.items() if one.values and name in settings}
-    flags = ", ".join(said[name].flag for name in shapes)
+        schedule = ranges.get("schedule")
+        highest |= {"schedule": "wsd"} if isinstance(schedule, Choice) and "wsd" in schedule.values else {}
+        yield "the highest of all ranges together", baseline | highest
+    shapes = {name: ends for name, (_, ends) in searched.items() if name in settings}
+    flags = ", ".join(searched[name][0] for name in shapes)
     for combination in itertools.islice(itertools.product(*shapes.values()), MOST_SHAPES) if shapes else ():
-        yield flags, reference | dict(zip(shapes, combination, strict=True))
+        yield flags, baseline | dict(zip(shapes, combination, strict=True))
 
 
-def _ends(name: str, values: Range | Choice) -> tuple:
-    """What of a range must be looked at to know that all of it can be."""
+def _ends(name: str, values: Range | Choice) -> tuple[Any, ...]:
+    """The values of a range that must be checked for all of the range to be sound."""
     if isinstance(values, Choice):
         return values.values
-    return tuple(range(values.low, values.high + 1)) if name in ("n_embd", "n_head") else (values.low, values.high)
+    if name in ("n_embd", "n_head"):  # whether one divides the other is another question at each number
+        return tuple(range(int(values.low), int(values.high) + 1))
+    return values.low, values.high
 
 
 def list_spaces(preset_name: str) -> str:

@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,9 @@ from myllm.models.custom_model import CustomModelConfig, ModelConfig, custom_mod
 from myllm.system.errors import InputError
 from myllm.system.machine import cpp_compiler, gpu_names, origin
 from tune.config.options import SearchOptions
-from tune.config.overrides import check_space, extremes, fixed, moved, overrides, space_with_overrides
+from tune.config.overrides import FLAGS, Override, check_space, extremes, parse_overrides, searched_space
 from tune.config.spec import Data, SearchSpec
+from tune.core.search_space import Choice, get_space
 from tune.store.tables import RESULT_COLUMNS
 
 EMA_RATIO = 0.1  # horizon of the averaged weights of --rung_metric val_loss_ema
@@ -66,9 +67,11 @@ def resolve_search(config: SearchOptions, cache_dir: Path) -> SearchSpec:
     tokenizer_name = resolve(config.tokenizer or default_tokenizer(config.train_file))
     encoding = get_tokenizer(tokenizer_name)
     model = resolve_model(config, preset, encoding.n_vocab)
-    check_space(config, preset, model)
-    space, settled = space_with_overrides(config, model), fixed(config, model)
-    changes = {name: value for name, value in settled.items() if name not in settings_of(model)}
+    overrides = parse_overrides({kind: getattr(config, kind) for kind in FLAGS}, model)
+    model = fix_model(model, overrides)
+    searched = searched_space(config, model, overrides)
+    check_space(config, searched.ranges, overrides)
+    changes = {name: value for name, value in searched.fixed.items() if name not in settings_of(model)}
     files = {
         split: prepare(
             file, split, tokenizer_name, encoding, cache_dir, token_dtype=config.token_dtype, text_column=config.text_column
@@ -77,16 +80,14 @@ def resolve_search(config: SearchOptions, cache_dir: Path) -> SearchSpec:
     }
     max_len = model.block_size
     windows = {split: Windows(tokens, max_len, max_len) for split, tokens in files.items()}
-    ranges = space.ranges(preset)
-    if taken := sorted(ranges.keys() & TAKEN):
+    if taken := sorted(searched.ranges.keys() & TAKEN):
         raise InputError(
             f"{taken[0]!r} can't be searched: a search's tables have a column of that name; rename the setting, or --set it"
         )
-    batch_sizes = ranges["batch_size"].values if "batch_size" in ranges else (changes.get("batch_size", preset.batch_size),)
+    drawn = searched.ranges.get("batch_size")
+    batch_sizes = drawn.values if isinstance(drawn, Choice) else (changes.get("batch_size", preset.batch_size),)
     if min(batch_sizes) < 1:
-        raise InputError(
-            f"{overrides(config, model)['batch_size'].flag}: batch_size is {min(batch_sizes)}; it must be 1 or more"
-        )
+        raise InputError(f"{overrides['batch_size'].flag}: batch_size is {min(batch_sizes)}; it must be 1 or more")
     if len(windows["train"]) < max(batch_sizes):
         raise InputError(
             f"{' '.join(config.train_file)}: its {len(windows['train'])} windows of {max_len} tokens are fewer than the"
@@ -99,10 +100,10 @@ def resolve_search(config: SearchOptions, cache_dir: Path) -> SearchSpec:
     training = resolve_training(
         preset,
         changes,
-        batch_size=space.values(preset)["batch_size"],
+        batch_size=searched.baseline.get("batch_size", preset.batch_size),
         max_len=max_len,
         budget_tokens=budget,
-        version=space.version,
+        version=get_space(config.space).version,
         seed=config.seed,
         eval_windows=eval_windows,
         train_eval_windows=max(1, eval_windows // TRAIN_EVAL),
@@ -124,29 +125,27 @@ def resolve_search(config: SearchOptions, cache_dir: Path) -> SearchSpec:
             bytes_per_token=max(1, total_bytes) / targets.size,
         ),
         report_tokens=report_tokens,
-        ranges={name: str(values) for name, values in ranges.items()},
-        moved=moved(config, preset, model),
         origin=origin(PACKAGES),
+        **vars(searched),
     )
-    check_trials(search)
+    check_trials(search, overrides)
     if training.compile == "on" and config.address is None and not gpu_names() and cpp_compiler() is None:
         raise InputError("--set compile=on: there is no C++ compiler here; install g++, or name one in the variable CXX")
     return search
 
 
 def resolve_model(config: SearchOptions, preset: Preset, vocab_size: int) -> ModelConfig:
-    """The model that every trial begins from, with what is fixed of it. Raises InputError."""
-    model = custom_model(config.model, vocab_size, preset.block_size) if config.model else preset.model(vocab_size)
-    return fix_model(config, model)
+    """The model that the options name, with none of the user's overrides. Raises InputError."""
+    return custom_model(config.model, vocab_size, preset.block_size) if config.model else preset.model(vocab_size)
 
 
-def fix_model(config: SearchOptions, model: ModelConfig) -> ModelConfig:
-    """The model with what the user fixed of its settings."""
-    settings = {name: value for name, value in fixed(config, model).items() if name in settings_of(model)}
+def fix_model(model: ModelConfig, overrides: Mapping[str, Override]) -> ModelConfig:
+    """The model with the settings that the user fixed. Raises InputError for a shape that can't be."""
+    names = [name for name, override in overrides.items() if override.values is None and name in settings_of(model)]
     try:
-        return with_settings(model, settings)
+        return with_settings(model, {name: overrides[name].fixed for name in names})
     except InputError as error:
-        raise InputError(f"{', '.join(overrides(config, model)[name].flag for name in settings)}: {error}") from None
+        raise InputError(f"{', '.join(overrides[name].flag for name in names)}: {error}") from None
 
 
 def resolve_marks(wanted: int, batch_sizes: Sequence[int], max_len: int) -> tuple[int, int]:
@@ -175,11 +174,11 @@ def resolve_training(preset: Preset, fixed: dict[str, Any], **settled: Any) -> T
         raise InputError(f"--set {' '.join(f'{name}={value}' for name, value in fixed.items())}: {error}") from None
 
 
-def check_trials(search: SearchSpec) -> None:
+def check_trials(search: SearchSpec, overrides: Mapping[str, Override]) -> None:
     """Raises InputError where a configuration of the user's own ranges can't be trained, or no rung lies below the end."""
-    config, preset = search.options, get_preset(search.options.preset)
+    config = search.options
     shapes = []
-    for flags, hyper_parameters in extremes(config, preset, search.model):
+    for flags, hyper_parameters in extremes(search.ranges, search.baseline, overrides, settings_of(search.model)):
         try:
             search.train_config(hyper_parameters)
             shapes.append(search.model_config(hyper_parameters))
@@ -208,31 +207,24 @@ def changed_code(search: SearchSpec) -> str:
     return ", ".join(f"{name} {old} -> {new}" for name, (old, new) in changes.items() if old != new)
 
 
-def check_comparable(search: SearchSpec, cache_dir: Path) -> SearchSpec:
-    """The search with its prepared data in place, once it is sure that new trials would be comparable with earlier ones.
+def check_comparable(search: SearchSpec, cache_dir: Path, moved: dict[str, Any]) -> SearchSpec:
+    """The search with its prepared data in place, once new trials are sure to be comparable with earlier ones.
 
-    Raises InputError that names what has changed: the preset's shape, the space's ranges, or the data.
+    `moved` has the files that hold the data now, by train_file and val_file. Ranges and shapes are the stored ones.
+    Raises InputError where the content of the tokenizer or of the data is another one.
     """
-    config, data = search.options, search.data
-    encoding, model = get_tokenizer(data.tokenizer), search.model
-    if not config.model:  # presets of before had the other activation
-        shape = dataclasses.replace(get_preset(config.preset).model(encoding.n_vocab), activation=model.activation)
-        model = fix_model(config, shape)
-    now = {
-        f"the shape of preset {config.preset}": (model, search.model),
-        f"space {config.space}": ({name: str(values) for name, values in search.drawn_from.items()}, search.ranges),
-        f"tokenizer {data.tokenizer}": (identity(encoding), data.tokenizer_sha256),
-    }
+    places: dict[str, Any] = {name: absolute(list(files)) for name, files in moved.items()}
+    data = dataclasses.replace(search.data, **places)
+    encoding, prepared = get_tokenizer(data.tokenizer), dict(data.prepared)
     how = {"token_dtype": data.token_dtype, "text_column": data.text_column}
-    prepared = dict(data.prepared)
+    now: dict[str, tuple[Any, Any]] = {f"tokenizer {data.tokenizer}": (identity(encoding), data.tokenizer_sha256)}
     for split, file in (("train", data.train_file), ("val", data.val_file)):
-        if not are_there(prepared[split]):
+        if f"{split}_file" in moved or not are_there(prepared[split]):
             prepared[split] = prepare(file, split, data.tokenizer, encoding, cache_dir, **how).spec
-        now[file if isinstance(file, str) else " ".join(file)] = (
-            TokenFile(prepared[split]).fingerprint(),
-            data.fingerprint[split],
-        )
+        name = file if isinstance(file, str) else " ".join(file)
+        now[name] = TokenFile(prepared[split]).fingerprint(), data.fingerprint[split]
     for what, (found, expected) in now.items():
         if found != expected:
             raise InputError(f"{what} has changed since the search began: its trials could not be compared with new ones")
-    return dataclasses.replace(search, data=dataclasses.replace(data, prepared=prepared))
+    options = dataclasses.replace(search.options, **moved)
+    return dataclasses.replace(search, options=options, data=dataclasses.replace(data, prepared=prepared))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from myllm.config import TrainConfig, from_dict, get_preset
+from myllm.config import TrainConfig, from_dict
 from myllm.datasets.data_paths import Source
 from myllm.models.custom_model import ModelConfig, read_model, settings_of, with_settings
 from myllm.system.errors import InputError
@@ -14,17 +14,17 @@ from myllm.system.files import ROOT, write_text
 from myllm.training.run_artifacts import uri_below
 from tune.config.old_names import current_names
 from tune.config.options import SearchOptions
-from tune.config.overrides import space_with_overrides
+from tune.config.overrides import FLAGS, parse_overrides, searched_space
 from tune.core.schedulers import SCHEDULERS
 from tune.core.schedulers.audit import WithAudit
 from tune.core.schedulers.base import Scheduler
 from tune.core.schedulers.baseline import WithBaseline
-from tune.core.search_space import Ranges, Space, sample
+from tune.core.search_space import Choice, Ranges, even_draw, range_from_json
 
 RUNS_DIR = ROOT / "experiments" / "runs"
 FILE_NAME = "search.json"
 FORMAT = 3
-"""of the run folder; 2 had other names (old_names.py), 1 had a dict of settings and a journal of other events"""
+"""of the run folder; 2 had other names (old_names.py) and ranges as text, 1 a dict of settings and another journal"""
 
 
 @dataclass(frozen=True)
@@ -59,17 +59,20 @@ class SearchSpec:
     data: Data
     report_tokens: int
     """tokens between reports; a multiple of every trial's step"""
-    ranges: dict[str, str]
-    """each hyper-parameter with its range, as text"""
+    ranges: Ranges
+    """the distribution that each hyper-parameter is drawn from, by name"""
+    baseline: dict[str, Any]
+    """the value that trial 0 has of each hyper-parameter"""
+    fixed: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """the values that the user set, by name"""
+    clipped_baseline: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """the preset's reference values outside of the user's ranges, by name: trial 0 has the nearest value within instead"""
     warm_start: tuple[dict[str, Any], ...] = ()
     """what earlier runs know (searchers.warm_start_trials)"""
     origin: dict[str, Any] = dataclasses.field(default_factory=dict)
     """when, by which versions and on what hardware it began"""
-    moved: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """the preset's reference values that lie outside of the user's ranges: trial 0 has the nearest instead"""
-
-    picked: dict[str, str] = dataclasses.field(default_factory=dict)
-    """options that were `auto` -> what was measured; the numbers themselves are in `options`"""
+    auto_resolved: dict[str, str] = dataclasses.field(default_factory=dict)
+    """the measurement behind each option that was `auto`; the number itself is in `options`"""
 
     @property
     def budget_tokens(self) -> int:
@@ -77,24 +80,19 @@ class SearchSpec:
         return self.training.budget_tokens
 
     @property
-    def space(self) -> Space:
-        """What is searched: the space that the user named, with the user's own ranges."""
-        return space_with_overrides(self.options, self.model)
-
-    @property
-    def drawn_from(self) -> Ranges:
-        """What each hyper-parameter is drawn from, by name."""
-        return self.space.ranges(get_preset(self.options.preset))
+    def range_texts(self) -> dict[str, str]:
+        """Each hyper-parameter's range as people read it."""
+        return {name: str(values) for name, values in self.ranges.items()}
 
     def sample(self, index: int) -> dict[str, Any]:
-        """The hyper-parameters of an even draw; of index 0 the reference."""
-        return sample(self.space, get_preset(self.options.preset), self.options.seed, index)
+        """The hyper-parameters of trial `index`: of index 0 the baseline, else an even draw."""
+        return even_draw(self.ranges, self.options.seed, index) if index > 0 else dict(self.baseline)
 
     @property
     def batch_sizes(self) -> tuple[int, ...]:
-        """Those that trials may have, in windows."""
-        batch_size = self.drawn_from.get("batch_size")
-        return batch_size.values if batch_size else (self.training.batch_size,)
+        """The batch sizes that trials may have, in windows."""
+        batch_size = self.ranges.get("batch_size")
+        return batch_size.values if isinstance(batch_size, Choice) else (self.training.batch_size,)
 
     def model_config(self, hyper_parameters: dict[str, Any]) -> ModelConfig:
         """The model of one trial. Raises InputError for a shape that can't be."""
@@ -138,18 +136,42 @@ class SearchSpec:
             values = json.loads(path.read_text())
             written_by = values.pop("format", 1)
             if written_by == 2:
-                values["options"] = current_names(values.pop("config"))
+                values = _from_format_2(values, str(path))
             elif written_by != FORMAT:
                 raise InputError(
                     f"{path} is of format {written_by}, this version reads {FORMAT}; use the one that wrote it"
                 )
-            values["options"] |= {n: tuple(v) for n, v in values["options"].items() if isinstance(v, list)}
-            values["warm_start"] = tuple(values["warm_start"])
-            parts = {"options": SearchOptions, "training": TrainConfig, "data": Data}
+            parts = {"training": TrainConfig, "data": Data}
             values |= {name: from_dict(part, values[name], f"{path}: {name}") for name, part in parts.items()}
-            values["model"] = read_model(values["model"], f"{path}: model")
+            values |= {
+                "options": _read_options(values["options"], str(path)),
+                "model": read_model(values["model"], f"{path}: model"),
+                "ranges": {name: range_from_json(one) for name, one in values["ranges"].items()},
+                "warm_start": tuple(values["warm_start"]),
+            }
             return cls(**values)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             if isinstance(error, InputError):
                 raise
             raise InputError(f"{path} is damaged") from None
+
+
+def _read_options(values: dict[str, Any], where: str) -> SearchOptions:
+    """The options that search.json holds. Raises InputError, which begins with `where`, for any that can't be."""
+    tuples = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+    return from_dict(SearchOptions, values | tuples, f"{where}: options")
+
+
+def _from_format_2(values: dict[str, Any], where: str) -> dict[str, Any]:
+    """The search.json of format 2 as one of today's format: its texts are parsed, its space and preset are looked up.
+
+    Raises InputError where they give other ranges than the search began with.
+    """
+    options = _read_options(current_names(values.pop("config")), where)
+    model = read_model(values["model"], f"{where}: model")
+    searched = searched_space(options, model, parse_overrides({kind: getattr(options, kind) for kind in FLAGS}, model))
+    if {name: str(one) for name, one in searched.ranges.items()} != values["ranges"]:
+        raise InputError(f"{where}: space {options.space} has changed since; use the version that wrote it")
+    renamed = {"auto_resolved": values.pop("picked", {}), "options": dataclasses.asdict(options)}
+    values.pop("moved", None)
+    return values | renamed | dataclasses.asdict(searched)

@@ -114,6 +114,11 @@ class Choice:
 Ranges = dict[str, Range | Choice]
 
 
+def range_from_json(values: dict[str, Any]) -> Range | Choice:
+    """The Range or Choice whose fields `values` are. Raises TypeError or KeyError for anything else."""
+    return Range(**values) if "low" in values else Choice(tuple(values["values"]))
+
+
 def preset_values(preset: Preset) -> dict[str, Any]:
     """The reference value of every hyper-parameter that a space may have, by name."""
     config = preset.training()
@@ -168,16 +173,21 @@ def get_space(name: str) -> Space:
 
 
 def sample(space: Space, preset: Preset, seed: int, index: int) -> dict[str, Any]:
-    """The flat configuration of trial `index`: a pure function of its arguments, so that no draw is lost or repeated.
-
-    Trial 0 is the preset's reference configuration. The others are spread evenly over the space, where independent draws
-    would leave holes (Bousquet et al., arXiv 1706.03200): the additive recurrence of the generalized golden ratio (Roberts
-    2018, "The unreasonable effectiveness of quasirandom sequences"), shifted at random by `seed`.
-    """
+    """The configuration of trial `index` in a named space: of index 0 the preset's baseline, else an even draw."""
     ranges = space.ranges(preset)
-    if index == 0:
-        values = space.values(preset)
-        return {name: values[name] for name in ranges}
+    if index > 0:
+        return even_draw(ranges, seed, index)
+    values = space.values(preset)
+    return {name: values[name] for name in ranges}
+
+
+def even_draw(ranges: Ranges, seed: int, index: int) -> dict[str, Any]:
+    """The hyper-parameters of trial `index`: a pure function of its arguments, so that no draw is lost or repeated.
+
+    The draws are spread evenly over the ranges, where independent draws would leave holes (Bousquet et al., arXiv
+    1706.03200). They follow the additive recurrence of the generalized golden ratio (Roberts 2018, "The unreasonable
+    effectiveness of quasirandom sequences"), shifted at random by `seed`.
+    """
     ratio = 2.0
     for _ in range(64):  # to the root of ratio ** (dimensions + 1) == ratio + 1
         ratio = (1 + ratio) ** (1 / (len(ranges) + 1))

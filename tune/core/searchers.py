@@ -42,7 +42,7 @@ def searcher(search: SearchSpec) -> Configure:
     Raises InputError where the searcher's package is missing.
     """
     config, warm = search.options, search.warm_start
-    ranges, seed = search.drawn_from, config.seed
+    ranges, seed = search.ranges, config.seed
     rung_tokens = search.scheduler().stops
     proposals = Proposals(ranges, seed, rung_tokens[:-1])
     tries = [trial["config"] for trial in warm if trial["tried"]]
@@ -205,7 +205,7 @@ def _read_run(folder: Path, search: SearchSpec) -> tuple[list[dict], list[dict]]
         if theirs != ours:
             how = f"is {theirs}, not {ours} as in" if what in ("preset", "model") else "is not that of"
             raise InputError(f"--warm_start {folder}: its {what} {how} this search; choose the same, or leave that run out")
-    ranges = search.drawn_from
+    ranges = search.ranges
     if not ranges.keys() & earlier.ranges.keys():
         raise InputError(
             f"--warm_start {folder}: it searched {', '.join(earlier.ranges)}, and this search none of these; leave it out"

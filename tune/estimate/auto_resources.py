@@ -108,5 +108,5 @@ def _with(search: SearchSpec, values: dict[str, float | None], why: str) -> tupl
     """The search with these settings, which search.json keeps with the reason; and both in a line."""
     said = ", ".join(f"--{name} auto: {'unset' if value is None else f'{value:g}'}" for name, value in values.items())
     config = dataclasses.replace(search.options, **values)
-    reasons = search.picked | dict.fromkeys(values, why)
-    return dataclasses.replace(search, options=config, picked=reasons), f"{said} ({why})"
+    reasons = search.auto_resolved | dict.fromkeys(values, why)
+    return dataclasses.replace(search, options=config, auto_resolved=reasons), f"{said} ({why})"

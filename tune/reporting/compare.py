@@ -83,7 +83,7 @@ def differing(search: SearchSpec, others: list[SearchSpec]) -> dict[str, Any]:
 
     def flat(one: SearchSpec) -> dict[str, Any]:
         values = {name: value for name, value in vars(one.options).items() if name not in ("name", "warm_start")}
-        values |= {f"range of {name}": value for name, value in one.ranges.items()}
+        values |= {f"range of {name}": value for name, value in one.range_texts.items()}
         values["model"] = " ".join(f"{n}={v}" for n, v in described(one.model).items())
         return values | {"budget_tokens": one.budget_tokens}
 

@@ -143,7 +143,7 @@ def settings_section(search: SearchSpec) -> str:
     """Settings, versions, fingerprints."""
     groups = {
         "asked for": {n: v for n, v in vars(search.options).items() if v not in (None, (), False)},
-        "searched": search.ranges,
+        "searched": search.range_texts,
         "model": described(search.model),
         "training": vars(search.training),
         "data": {n: getattr(search.data, n) for n in ("train_file", "val_file", "tokenizer", "tokenizer_sha256")}

@@ -40,10 +40,10 @@ def facts(run_dir: Path, search: SearchSpec, trials: Trials, events: list[dict])
         "seed": config.seed,
         "data": " ".join(config.train_file),
         "tokenizer": search.data.tokenizer,
-        "ranges": search.ranges,
+        "ranges": search.range_texts,
         "fixed": list(config.set),
         "model": {"source": config.model, "sha256": search.model.sha256} if config.model else None,
-        "moved": search.moved,
+        "moved": search.clipped_baseline,
         "budget_tokens": search.budget_tokens,
         "trials": {
             "begun": len(trials.drawn),
