@@ -1,0 +1,28 @@
+"""The pages of docs/: they build without a warning, and name what there is."""
+
+import re
+import subprocess
+import sys
+
+from conftest import ROOT
+
+DOCS = ROOT / "docs"
+
+
+def test_the_site_builds_without_a_warning(tmp_path):
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", tmp_path / "site"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "site" / "glossary" / "index.html").is_file()
+
+
+def test_every_page_is_in_the_menu():
+    named = set(re.findall(r"(\S+\.md)", (ROOT / "mkdocs.yml").read_text()))
+    assert named == {page.name for page in DOCS.glob("*.md")}
+
+
+def test_the_glossary_has_at_most_25_words_of_at_most_25():
+    rows = re.findall(r"^\| ([a-z ]+) \| (.+) \|$", (DOCS / "glossary.md").read_text(), re.MULTILINE)
+    rows = [(word, meaning) for word, meaning in rows if word != "word"]
+    assert 20 <= len(rows) <= 25 and [word for word, _ in rows] == sorted(word for word, _ in rows)
+    assert all(len(meaning.split()) <= 25 for _, meaning in rows)
