@@ -40,7 +40,7 @@ class Terminal:
         )
         os.close(slave)
 
-    def segment_end_tokens(self, done, seconds=200):
+    def read_until(self, done, seconds=200):
         """Reads on until done(text of the screen), or to the command's end."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
@@ -87,20 +87,20 @@ def test_the_screen_in_terminals_of_three_widths(byte_files, tmp_path):
     offline = {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
     try:
         first = Terminal(80, ["tune/search.py", *flags], offline)
-        first.segment_end_tokens(lambda text: "val_loss" in text and "00000" in text)
+        first.read_until(lambda text: "val_loss" in text and "00000" in text)
         seen = "\n".join(first.screen.display)
         for word in ("search", "trials", "best", "rungs", "slots", "0 diverged, 0 failed"):
             assert word in seen, seen
         first.process.send_signal(signal.SIGINT)
-        first.segment_end_tokens(lambda text: False)
+        first.read_until(lambda text: False)
         assert first.process.returncode == 130, first.text
         second = Terminal(40, ["tune/search.py", "--resume", run], offline)
-        second.segment_end_tokens(lambda text: "val_loss" in text and "slots    0000" in text)
+        second.read_until(lambda text: "val_loss" in text and "slots    0000" in text)
         narrow = "\n".join(second.screen.display)
         second.process.send_signal(signal.SIGINT)
-        second.segment_end_tokens(lambda text: False)
+        second.read_until(lambda text: False)
         third = Terminal(120, ["tune/search.py", "--resume", run], offline)
-        third.segment_end_tokens(lambda text: False)
+        third.read_until(lambda text: False)
         assert third.process.returncode == 0, third.text
         assert "slots    0000" in narrow and "0 diverged" in narrow, narrow
         for terminal in (first, second, third):
@@ -113,8 +113,8 @@ def test_the_screen_in_terminals_of_three_widths(byte_files, tmp_path):
         assert "2 trials of space v2" in first.text
         assert "Stop signal" in (run / "ray.log").read_text()
         assert f"report: {(run / 'report.html').as_uri()}" in third.text
-        segment_end_tokens = time.monotonic() + 200
-        while (run / "report.log").exists() and time.monotonic() < segment_end_tokens:
+        read_until = time.monotonic() + 200
+        while (run / "report.log").exists() and time.monotonic() < read_until:
             time.sleep(0.1)  # the rest of the report is written behind the prompt
         assert 'http-equiv="refresh"' not in (run / "report.html").read_text()
         check_tensorboard(run)

@@ -93,8 +93,8 @@ def test_the_page_is_there_at_once_and_its_rest_is_written_behind(tmp_path):
     assert 'http-equiv="refresh"' in page and "This page loads itself again" in page and 'id="plot-curves"' in page
     assert 'id="plot-importance"' not in page and not (run / "figures").exists()
     write_report_behind(run)
-    segment_end_tokens = time.monotonic() + 200
-    while (run / "report.log").exists() and time.monotonic() < segment_end_tokens:
+    latest = time.monotonic() + 200
+    while (run / "report.log").exists() and time.monotonic() < latest:
         time.sleep(0.1)
     page = (run / "report.html").read_text()
     assert 'http-equiv="refresh"' not in page and 'id="plot-importance"' in page
