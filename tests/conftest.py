@@ -121,9 +121,10 @@ def run_command_line(*arguments: str | Path, timeout: float = 300, **kwargs) -> 
 def summary(run_dir: Path) -> str:
     """What is said of a search."""
     from tune.analysis.results import load
-    from tune.reporting.summary import facts, text
+    from tune.reporting.summarize import summarize
+    from tune.reporting.summary_text import summary_text
 
-    return text(facts(run_dir, *load(run_dir)), run_dir)
+    return summary_text(summarize(run_dir, *load(run_dir)))
 
 
 # Searches without Ray: 32 reports of 100 tokens a training

@@ -17,13 +17,14 @@ from tune.core.search_space import SPACES
 from tune.core.searchers import searcher
 from tune.core.simulator import play
 from tune.core.trials import STOP
+from tune.reporting.summary_schema import summary_schema
 from tune.store.journal import FILE_NAME
 
 RUNGS = "0.0625:2,0.25:4"
 MILESTONES = (200, 800, BUDGET)
 NANO = PRESETS["nano"]
 RECORDED = ROOT / "tests" / "recorded" / "nano-v2"
-SCHEMA = json.loads((ROOT / "tune" / "reporting" / "summary.schema.json").read_text())
+SCHEMA = summary_schema()
 HEAD = "import torch\nimport torch.nn.functional as F\n"
 BIGRAM = (
     HEAD
@@ -113,7 +114,7 @@ def write_run(folder, rates_and_losses, search=None, others=()):
 
 def copied(folder: Path, name: str = "nano-v2") -> Path:
     """The recorded run, where it may be written to."""
-    return shutil.copytree(RECORDED, folder / name, ignore=shutil.ignore_patterns("golden.txt"))
+    return shutil.copytree(RECORDED, folder / name, ignore=shutil.ignore_patterns("golden.*"))
 
 
 def write_ids(path, ids, dtype="<u2"):

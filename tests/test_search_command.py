@@ -64,7 +64,7 @@ def test_interrupted_and_resumed_equals_never_stopped(small, run_name):
     try:
         done = run_command_line(*small)
         assert done.returncode == 0, done.stdout + done.stderr
-        for word in ("best      trial", "default   trial 00000", "--resume", "trainer.py --config", "2 of 2"):
+        for word in ("best        trial", "baseline    trial 00000", "--resume", "trainer.py --config", "2 of 2"):
             assert word in done.stdout, done.stdout
         assert {p.name for p in whole.iterdir()} - {"ray.log"} == {
             *("search.json", "journal.jsonl", "trials.csv", "history.csv", "best_config.json", "report.html", "ray"),

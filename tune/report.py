@@ -25,10 +25,12 @@ from myllm.system.errors import InputError, Parser, run_command
 from myllm.system.files import obstacle, write_text
 from tune.analysis.response_surface import ResponseSurface
 from tune.analysis.results import load, tables
-from tune.analysis.stopping_audit import audit_lines
 from tune.config.spec import FILE_NAME
-from tune.core.trials import DIVERGED, FAILED, Trials
-from tune.reporting.summary import facts, text
+from tune.core.trials import DIVERGED, FAILED, Event, Trials
+from tune.reporting.audit_text import audit_lines
+from tune.reporting.summarize import summarize
+from tune.reporting.summary import Summary
+from tune.reporting.summary_text import summary_text
 from tune.store.journal import FILE_NAME as JOURNAL
 
 FIGURES = "figures"
@@ -53,25 +55,25 @@ def write_report(run_dir: Path, whole: bool = True, still: bool = False) -> str:
     size = (run_dir / JOURNAL).stat().st_size if still else 0
     search, trials, events = load(run_dir)
     table, history = tables(trials, search.options.seed)
-    found = facts(run_dir, search, trials, events)
-    said = text(found, run_dir)
-    notes = {"budget": time_spent(trials, events, found)}
+    summary = summarize(run_dir, search, trials, events)
+    said = summary_text(summary)
+    notes = {"budget": time_spent(trials, events, summary)}
     surface = None
     try:
         surface = ResponseSurface(search, trials) if whole else None
     except ValueError as error:
         notes["importance"] = f"What matters: nothing can be said yet, {error}."
     with threadpool_limits(1):  # matrices are small: on busy cores two threads would wait for each other
-        shown = figures(search, trials, history, surface, found["audit"])
-    if found["audit"]:
-        notes["audit"] = " ".join(f"{line[0].upper()}{line[1:].removesuffix('.')}." for line in audit_lines(found["audit"]))
+        shown = figures(search, trials, history, surface, summary.audit)
+    if summary.audit:
+        notes["audit"] = " ".join(f"{line[0].upper()}{line[1:].removesuffix('.')}." for line in audit_lines(summary.audit))
     if still and (run_dir / JOURNAL).stat().st_size != size:
         return said
     if whole:
         write_pictures(run_dir / FIGURES, shown)
-    again = None if whole else f"More is being drawn. This page loads itself again; or: {found['next'][-1]['command']}"
-    write_text(run_dir / "report.html", page(search, found, shown, table.drop(columns="checkpoint"), notes, again))
-    write_text(run_dir / "summary.json", json.dumps(found, indent=2) + "\n")
+    again = None if whole else f"More is being drawn. This page loads itself again; or: {summary.next[-1].command}"
+    write_text(run_dir / "report.html", page(search, summary, shown, table.drop(columns="checkpoint"), notes, again))
+    write_text(run_dir / "summary.json", json.dumps(summary.to_json(), indent=2) + "\n")
     write_text(run_dir / "summary.txt", said.lstrip("\n") + "\n")
     return said
 
@@ -90,16 +92,16 @@ def write_report_behind(run_dir: Path) -> None:
         )
 
 
-def time_spent(trials: Trials, events: list[dict], found: dict) -> str:
+def time_spent(trials: Trials, events: list[Event], summary: Summary) -> str:
     """Which share of the workers' time went into training, and what was lost to trials that diverged or failed."""
     trained = sum(trial.train_seconds for trial in trials.by_id.values())
     workers = max((event["workers"] for event in events if event["event"] == "session"), default=1)
-    whole = workers * found["cost"]["seconds"]
+    whole = workers * summary.cost.seconds
     lost = sum(trial.tokens - trial.begun_at for trial in trials.by_id.values() if trial.status in (DIVERGED, FAILED))
     share = f"{min(1.0, trained / whole):.0%}" if whole else "an unknown share"
     return (
         f"{share} of the time of {workers} workers went into training and evaluation, the rest into starting, storing and "
-        f"waiting. Trials that diverged or failed took {lost / max(1, found['cost']['tokens']):.1%} of the tokens."
+        f"waiting. Trials that diverged or failed took {lost / max(1, summary.cost.tokens):.1%} of the tokens."
     )
 
 

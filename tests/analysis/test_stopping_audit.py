@@ -3,6 +3,7 @@
 import json
 import math
 import random
+from dataclasses import asdict
 
 import jsonschema
 import numpy as np
@@ -14,7 +15,15 @@ from helpers import SCHEMA, search_of
 from scipy.stats import hypergeom, spearmanr
 
 from tune.analysis.results import load
-from tune.analysis.stopping_audit import audit_facts, audit_lines, correlation, rung_ranking, sample_of, share_interval
+from tune.analysis.stopping_audit import (
+    Audit,
+    AuditedTrial,
+    RungQuality,
+    audit_sample,
+    share_interval,
+    summarize_audit,
+    weighted_rank_correlation,
+)
 from tune.core.clock import SearchClock
 from tune.core.ranking import ranking
 from tune.core.schedulers import SCHEDULERS
@@ -23,6 +32,8 @@ from tune.core.simulator import play
 from tune.core.trials import AUDIT, COMPLETED, DIVERGED, PAUSE, PAUSED, STOP, STOPPED, Trials
 from tune.estimate.forecast import Throughput, simulate_rest
 from tune.report import write_report
+from tune.reporting.audit_text import audit_lines, rung_verdict
+from tune.reporting.summary_schema import schema_of
 from tune.store.checkpoints import worth_keeping
 
 
@@ -186,9 +197,9 @@ def test_weights_count_like_as_many_trials():
     x = rng.integers(0, 5, 12).astype(float)
     y, weights = x + rng.normal(size=12), np.array([3] * 4 + [1] * 8)
     expected = spearmanr(np.repeat(x, weights), np.repeat(y, weights)).statistic
-    found = correlation(x, y, np.stack([weights, np.ones(12)]))
+    found = weighted_rank_correlation(x, y, np.stack([weights, np.ones(12)]))
     assert found == pytest.approx([expected, spearmanr(x, y).statistic])
-    assert correlation(np.full(3, math.inf), np.arange(3.0), np.ones(3)) == 0
+    assert weighted_rank_correlation(np.full(3, math.inf), np.arange(3.0), np.ones(3)) == 0
 
 
 def test_the_cost_and_the_ranking_of_a_population_are_held():
@@ -205,13 +216,13 @@ def test_the_cost_and_the_ranking_of_a_population_are_held():
         for index in rng.permutation(order[6:])[:10]:
             trial_id = f"{index:05d}-audit"
             events += [begun(trial_id, AUDIT, parent_id=f"{index:05d}"), report(trial_id, BUDGET, end[index], STOP)]
-        sample = sample_of(Trials(BUDGET, 60, events=events))
-        best, cost = end[order[:6]].min(), sample.cost(end[order[:6]].min())
-        held.append(cost["low"] <= max(0.0, best - end[order[6:]].min()) <= cost["high"])
-        rung = sample.rung(800, (2,))
-        ranked.append(rung["low"] <= spearmanr(early, end).statistic <= rung["high"])
+        sample = audit_sample(Trials(BUDGET, 60, events=events))
+        best, cost = end[order[:6]].min(), sample.stopping_cost(end[order[:6]].min())
+        held.append(cost.low <= max(0.0, best - end[order[6:]].min()) <= cost.high)
+        rung = sample.rung_quality(800, (2,))
+        ranked.append(rung.low <= spearmanr(early, end).statistic <= rung.high)
         below = sample.share_below(end[order[:6]].max())
-        worst.append(below["low"] <= (end[order[6:]] < end[order[:6]].max()).mean() <= below["high"])
+        worst.append(below.low <= (end[order[6:]] < end[order[:6]].max()).mean() <= below.high)
     assert all(0.8 <= np.mean(of_one) <= 0.97 for of_one in (held, ranked, worst))
 
 
@@ -226,36 +237,36 @@ def with_audits(*finals, better=2.5):
         trial_id, last = f"{index:05d}-audit", {"diverged": True} if math.isnan(final) else {}
         events += [begun(trial_id, AUDIT, parent_id=f"{index:05d}"), report(trial_id, BUDGET, final, STOP, **last)]
     events = [event | {"time": float(at)} for at, event in enumerate(events)]
-    return audit_facts(search_of(rungs="0.125:2"), Trials(BUDGET, 10, events=events), events)
+    return summarize_audit(search_of(rungs="0.125:2"), Trials(BUDGET, 10, events=events), events)
 
 
 def test_what_is_said_of_an_audit():
     assert with_audits() is None
     found = with_audits(2.9, 2.55, math.nan, 2.8, 3.0)
-    jsonschema.validate(found, SCHEMA["properties"]["audit"] | {"$defs": SCHEMA["$defs"]})
-    assert (found["left_behind"], found["chosen"], found["ended"]) == (8, 5, 5) and found["better"] == []
-    assert found["below_best"]["count"] == 0 and found["below_worst"]["count"] == 1 and found["cost"]["low"] == 0
-    assert found["tokens"] == 5 * (BUDGET - 400) and found["rungs"][0]["share"] == 0.125
+    jsonschema.validate(json.loads(json.dumps(asdict(found))), schema_of(Audit))
+    assert (found.left_behind, found.chosen, found.ended) == (8, 5, 5) and found.better == ()
+    assert found.below_best.count == 0 and found.below_worst.count == 1 and found.cost.low == 0
+    assert found.tokens == 5 * (BUDGET - 400) and found.rungs[0].share == 0.125
     said = "\n".join(audit_lines(found))
     assert "5 of the 8 left behind" in said and "0 of them ended below the best" in said and "names no best" not in said
     wrong = with_audits(2.4, 2.3, 2.9, 3.0)
-    assert wrong["better"][0] == {"trial_id": "00003-audit", "val_loss": 2.3} and wrong["cost"]["low"] == pytest.approx(0.2)
+    assert wrong.better[0] == AuditedTrial("00003-audit", 2.3) and wrong.cost.low == pytest.approx(0.2)
     assert "00003-audit ended at 2.3000, below the best" in "\n".join(audit_lines(wrong))
     few = with_audits(2.9)
-    assert few["rungs"] == [] and few["cost"]["high"] is None and "too few" in "\n".join(audit_lines(few))
+    assert few.rungs == () and few.cost.high is None and "too few" in "\n".join(audit_lines(few))
 
 
 def test_the_rung_that_would_have_ranked_better_is_named():
     def rung(share, one_in, **kept):
-        return {"share": share, "one_in": one_in, "kept": {"2": 0.95, "4": 0.9, "8": 0.5} | kept}
+        return RungQuality(100, share, 0.9, 0.8, 1.0, {"2": 0.95, "4": 0.9, "8": 0.5} | kept, one_in)
 
     early, late = rung(1 / 32, 2, **{"2": 0.6}), rung(1 / 8, None)
-    assert rung_ranking([rung(1 / 64, None), early, late]).endswith(
+    assert rung_verdict([rung(1 / 64, None), early, late]).endswith(
         "with probability 0.60; one at 1/8 instead would have with 0.95."
     )
-    assert rung_ranking([rung(1 / 32, 8), rung(1 / 8, None)]).endswith("one in 4 there with 0.90.")
-    assert "ranked well" in rung_ranking([rung(1 / 32, 2), late]) and rung_ranking([late]) == ""
-    assert rung_ranking([early]).endswith("none of those looked at would have with 0.90.")
+    assert rung_verdict([rung(1 / 32, 8), rung(1 / 8, None)]).endswith("one in 4 there with 0.90.")
+    assert "ranked well" in rung_verdict([rung(1 / 32, 2), late]) and rung_verdict([late]) == ""
+    assert rung_verdict([early]).endswith("none of those looked at would have with 0.90.")
 
 
 # Live

@@ -134,7 +134,7 @@ def test_a_trial_has_its_own_shape_and_what_is_fixed(prepared, tmp_path):
     journal = [{"event": "session", "workers": 1}, *events, report]
     (tmp_path / FILE_NAME).write_text("".join(json.dumps({"time": 0.0} | event) + "\n" for event in journal))
     text = summary(tmp_path)
-    assert "fixed     warmup_ratio=0.05; n_head=4; micro_batch_size=4" in text
+    assert "fixed       warmup_ratio=0.05; n_head=4; micro_batch_size=4" in text
     assert "nearest to the preset's n_embd 64, outside of the ranges" in text
     best = json.loads((tmp_path / "best_config.json").read_text())
     assert best["model"]["n_embd"] == draw["n_embd"] and best["model"]["n_head"] == 4

@@ -287,7 +287,7 @@ def test_a_search_over_it_is_interrupted_by_nothing_that_happens_to_the_file(
     assert all(event["packages"] == search.origin["packages"] for event in sessions)
     trials = pd.read_csv(run_dir / "trials.csv")
     assert trials["status"].tolist() == ["completed"] * 3 and set(trials["n_layer"]) == {1, 2}
-    assert f"model     {example}:MyGPT (sha256 {search.model.sha256[:8]})" in summary(run_dir)
+    assert f"model       {example}:MyGPT (sha256 {search.model.sha256[:8]})" in summary(run_dir)
 
     best = json.loads((run_dir / "best_config.json").read_text())
     known = {name: best["data"][name] for name in ("tokenizer_sha256", "fingerprint")}

@@ -107,7 +107,7 @@ def test_the_screen_in_terminals_of_three_widths(byte_files, tmp_path):
             assert HIDE_CURSOR not in terminal.raw and OTHER_SCREEN not in terminal.raw
             # The screen is gone, what was said before and after is whole.
             assert "slots" not in terminal.text, terminal.text
-            assert "best      trial" in terminal.text and "go on  " in terminal.text, terminal.text
+            assert "best        trial" in terminal.text and "go on  " in terminal.text, terminal.text
             assert "Failed to fetch" not in terminal.text and "Token auth" not in terminal.text
         assert "stopping; once more leaves at once" in first.text and "interrupted; go on with" in first.text
         assert "2 trials of space v2" in first.text

@@ -503,7 +503,7 @@ def test_a_running_search_in_ascii_then_into_head(small, tmp_path):
     environment = os.environ | ASCII
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, timeout=120)
     assert done.returncode == 0 and not done.stderr.replace(b"M tokens", b"").count(b"Traceback"), done.stderr
-    assert b"best      trial 00000" in done.stdout and done.stdout.isascii() and done.stderr.isascii()
+    assert b"best        trial 00000" in done.stdout and done.stdout.isascii() and done.stderr.isascii()
     grow = [*command[:2], "--resume", "x", "--num_samples", "2"]
     quiet = f"{shlex.join(map(str, grow))} 2>errors | head -n 1; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", quiet], cwd=folder, env=environment, capture_output=True, text=True, timeout=120)

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import jsonschema
@@ -22,9 +23,13 @@ from tune.analysis.results import UNITS, load, load_run
 from tune.core.clock import search_seconds
 from tune.core.search_space import LINEAR, LOG_BELOW_ONE, Choice, Range
 from tune.report import write_report, write_report_behind
-from tune.reporting import summary
 from tune.reporting.compare import compare
 from tune.reporting.figures.base import ticks
+from tune.reporting.summarize import judge, summarize
+from tune.reporting.summary import Best, Edge, Gain
+
+PROGRAM = r"\S+ \S*?((?:tune|myllm)/\S+\.py )"
+"""the Python and the script of a command that the summary names"""
 
 
 def changed(run: Path, change) -> None:
@@ -47,8 +52,20 @@ def report(tmp_path_factory) -> Path:
 
 
 def test_the_summary_of_a_recorded_search_is_the_one_it_was(report):
-    said = re.sub(r"  \S+ \S*?((tune|myllm)/\S+\.py )", r"  python \1", (report / "summary.txt").read_text())
+    said = re.sub(rf"  {PROGRAM}", r"  python \1", (report / "summary.txt").read_text())
     assert said == (RECORDED / "golden.txt").read_text()
+
+
+def test_summary_json_of_a_recorded_search_is_the_one_it_was(report):
+    """The recorded file is of format 1; some of its keys have other names in format 2."""
+    found, former = (json.loads(path.read_text()) for path in (report / "summary.json", RECORDED / "golden.json"))
+    former |= {"format": 2, "baseline": former.pop("default"), "confidence": former.pop("trust")}
+    former["trials"]["replicates"] = former["trials"].pop("repeats")
+    former["best"]["compared_with"] = former["best"].pop("rivals")
+    former["verdict"] = former["verdict"].replace("default", "baseline")
+    for step in found["next"]:
+        step["command"] = re.sub(f"^{PROGRAM}", r"python \1", step["command"])
+    assert found == former
 
 
 def test_summary_json_is_as_its_schema_says_it_is(report, tmp_path):
@@ -62,7 +79,7 @@ def test_summary_json_is_as_its_schema_says_it_is(report, tmp_path):
     write_report(early)
     found = json.loads((early / "summary.json").read_text())
     jsonschema.validate(found, SCHEMA)
-    assert found["best"] is None and found["trust"] == "no"
+    assert found["best"] is None and found["confidence"] == "no"
 
 
 def test_every_figure_has_a_picture_and_a_table(report):
@@ -71,7 +88,7 @@ def test_every_figure_has_a_picture_and_a_table(report):
         f"{n}.{kind}" for n in names for kind in ("csv", "png")
     ]
     curves = pd.read_csv(report / "figures" / "curves.csv", dtype={"trial_id": str})
-    assert len(curves) == len(load_run(report).history) and set(curves["fate"]) >= {"best", "default", "paused"}
+    assert len(curves) == len(load_run(report).history) and set(curves["fate"]) >= {"best", "baseline", "paused"}
     budget = pd.read_csv(report / "figures" / "budget.csv")
     tokens = json.loads((report / "summary.json").read_text())["cost"]["tokens"]
     assert budget[["sampled", "suggested", "replicate"]].to_numpy().sum() == tokens
@@ -107,11 +124,11 @@ def test_a_report_is_not_written_over_that_of_a_search_that_went_on(tmp_path, mo
     write_report(run, whole=False)
     before = (run / "report.html").read_text()
 
-    def facts(run_dir, *found):
+    def summarize_and_go_on(run_dir, *found):
         changed(run_dir, lambda events: [*events, {"event": "session", "session": 9, "workers": 1, "time": 1e9}])
-        return summary.facts(run_dir, *found)
+        return summarize(run_dir, *found)
 
-    monkeypatch.setattr("tune.report.facts", facts)
+    monkeypatch.setattr("tune.report.summarize", summarize_and_go_on)
     write_report(run, still=True)
     assert (run / "report.html").read_text() == before and not (run / "figures").exists()
 
@@ -138,7 +155,7 @@ def test_a_run_without_repeats_claims_no_interval(tmp_path):
     assert "--num_samples 32 --time_budget 240" in said  # more trials alone would not begin
     found = json.loads((run / "summary.json").read_text())
     jsonschema.validate(found, SCHEMA)
-    assert found["best"]["low"] is None and found["trust"] == "no" and "luck and merit" in said
+    assert found["best"]["low"] is None and found["confidence"] == "no" and "luck and merit" in said
     assert any("--replicate_best" in row["command"] for row in found["next"])
 
 
@@ -155,13 +172,13 @@ def test_where_every_trial_diverged_there_is_a_report_that_says_so(tmp_path):
 
 
 def test_an_answer_at_an_edge_or_unsure_is_relied_on_in_part():
-    best = {"trial_id": "00001", "low": 1.9, "share_of_budget": 1, "probability_best": 0.95, "regret": 0.1, "val_loss": 2.0}
-    sure = {"best": best, "default": {}, "gain": {"low": 0.1}, "edges": []}
-    edge, unsure = {"edges": [{"hyper_parameter": "clip_norm"}]}, {"best": best | {"probability_best": 0.5}}
-    alike, none = {"best": unsure["best"] | {"regret": 0.001}}, {"gain": {"low": -0.1}}
-    kept = {"best": best | {"trial_id": "00000"}}
-    early = {"best": kept["best"] | {"share_of_budget": 0.05}}
-    found = [summary.trust(sure | change)[0] for change in ({}, edge, unsure, alike, none, kept, early)]
+    best = Best("00001", {}, 3200, 2.0, 3.0, 0.1, 2, 1.9, 2.1, 0.95, regret=0.1, share_of_budget=1, compared_with=3)
+    sure = {"best": best, "baseline": best, "gain": Gain(0.2, 0.1, 0.3), "found_edges": ()}
+    edge, unsure = {"found_edges": [Edge("clip_norm", 1.0, 1.0, "")]}, {"best": replace(best, probability_best=0.5)}
+    alike, none = {"best": replace(best, probability_best=0.5, regret=0.001)}, {"gain": Gain(0.2, -0.1, 0.5)}
+    kept = {"best": replace(best, trial_id="00000")}
+    early = {"best": replace(best, trial_id="00000", share_of_budget=0.05)}
+    found = [judge(**sure | change)[0] for change in ({}, edge, unsure, alike, none, kept, early)]
     assert found == ["yes", "partly", "partly", "yes", "no", "partly", "no"]
 
 

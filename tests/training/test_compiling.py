@@ -16,7 +16,9 @@ from myllm.training import compiling
 from myllm.training.compiling import Compilation
 from myllm.training.train import train
 from tune.core.trials import COMPILING
-from tune.reporting.summary import compiled_facts, compiled_words
+from tune.reporting.summarize import summarize_compiling
+from tune.reporting.summary import Compiled
+from tune.reporting.summary_text import compiled_words
 
 CPU = torch.device("cpu")
 
@@ -73,11 +75,11 @@ def test_measuring_leaves_a_run_as_it_was(make_run):
 
 def test_the_summary_says_what_compiling_took():
     events = [report("00000", 100, 2.0), report("00001", 100, 2.0)]
-    assert compiled_facts(events) is None
+    assert summarize_compiling(events) is None
     for event, seconds, after in zip(events, (30.0, 6.0), (150.0, 130.0), strict=True):
         event |= dict(zip(COMPILING, (seconds, 100.0, after), strict=True))
-    found = compiled_facts(events)
-    assert found == {"seconds": [30.0, 6.0], "before": 100.0, "after": 140.0, "gain": pytest.approx(1.4)}
+    found = summarize_compiling(events)
+    assert found == Compiled((30.0, 6.0), before=100.0, after=140.0, gain=pytest.approx(1.4))
     assert compiled_words(found) == "in 6 to 30 s in each of 2 processes; 100 -> 140 tokens/s, 1.40 times"
 
 
@@ -121,6 +123,6 @@ def test_a_compiled_search_repeats_the_losses_and_a_later_session_compiles_much_
     found = json.loads((tmp_path / "on" / "summary.json").read_text())["compiled"]
     first, second = found["seconds"][:2], found["seconds"][2:]
     assert len(second) == 2 and max(second) < max(first) / 2, found
-    assert "compiled  in " in (tmp_path / "on" / "summary.txt").read_text()
+    assert "compiled    in " in (tmp_path / "on" / "summary.txt").read_text()
     assert "compiled, speed" in (tmp_path / "on" / "report.html").read_text()
     assert json.loads((tmp_path / "off" / "summary.json").read_text())["compiled"] is None

@@ -10,7 +10,9 @@ as its lead may be luck. How often the intervals hold: experiments/LOG.md, "the 
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
+Floats = NDArray[np.float64]
 DRAWS = 2000
 LEVEL = 0.9  # of every interval
 SEEN_ONCE = 2.0

@@ -1,37 +1,114 @@
-"""What leaving trials behind cost, and how well rungs ranked: from those that an audit let go on to the end.
+"""Estimates what early stopping cost, and how well rungs ranked, from the trials that an audit trained to the end.
 
-Two kinds of trials were seen to the end: those that the rule finished, because they were ahead, and a random few of those
-that it left behind (`--audit_fraction`). Each of these stands for as many as were left behind for one that was audited: so
-weighted, both together are like all trials of the search. Losses are of one seed each, whose luck is in all that is said,
-but for the best's, a mean over its seeds. How often the intervals hold: experiments/LOG.md, "the audit".
+Two groups of trials have a final loss: those that the rule finished because they led, and a random sample of those that it
+left behind (`--audit_fraction`). Each sampled trial has the weight of the trials left behind for each audited one. With
+these weights both groups together represent all trials of the search. Each loss is of one seed and contains its luck; only
+the best's loss is a mean over seeds. How often the intervals hold: experiments/LOG.md, "the audit".
 """
 
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from scipy.stats import betabinom
 
-from tune.analysis.posterior import LEVEL, interval
+from tune.analysis.posterior import LEVEL, Floats, interval
 from tune.config.spec import SearchSpec
 from tune.core.clock import SearchClock
 from tune.core.ranking import ranking
 from tune.core.trials import COMPLETED, DIVERGED, PAUSED, STOPPED, Event, Trial, Trials
-from tune.text.format import amount, share_text
 
-DRAWS = 1000
-SHARES = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)  # of the budget, where a rung might have been
-FACTORS = (2, 4, 8)  # one in so many that might have gone on there
-FEWEST = 5  # audited from which on is said how rungs ranked, and seen to the end from which on what it may have cost
-RELIABLE = 0.9  # probability of keeping the best from which on a rung would have done
+DRAWS = 1000  # samples of the bootstrap and of the regression's posterior
+SHARES = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)  # of the budget: rungs that the search might have had
+FACTORS = (2, 4, 8)  # a rung that the search might have had lets one in 2, 4 or 8 go on
+FEWEST = 5  # audited trials needed to judge rungs, and trials seen to the end needed to bound the cost
+
+
+@dataclass(frozen=True)
+class ShareBelow:
+    """The trials left behind that would have ended below a loss."""
+
+    count: int
+    """audited trials that ended below the loss"""
+    share: float
+    """of the audited trials"""
+    low: float
+    """lower end of the 90% interval of the share of all trials left behind"""
+    high: float
+    """upper end of the 90% interval of the share of all trials left behind"""
+
+
+@dataclass(frozen=True)
+class StoppingCost:
+    """Nats per token by which the lowest of all trials left behind would have ended below the best."""
+
+    low: float
+    """nats per token that the audited trials showed"""
+    high: float | None
+    """nats per token that 95 in 100 searches would not exceed; null where fewer than 5 trials were seen to the end"""
+
+
+@dataclass(frozen=True)
+class AuditedTrial:
+    """An audited trial that ended below the best."""
+
+    trial_id: str
+    val_loss: float
+    """nats per token, on one seed"""
+
+
+@dataclass(frozen=True)
+class RungQuality:
+    """How well the losses at a rung ranked the configurations."""
+
+    tokens_seen: int
+    """tokens of a trial at the rung"""
+    share: float
+    """of the budget"""
+    correlation: float
+    """rank correlation of the loss at the rung with the loss at the end, over all configurations, audited ones weighted"""
+    low: float
+    """lower end of the 90% interval of the correlation"""
+    high: float
+    """upper end of the 90% interval of the correlation"""
+    kept: dict[str, float]
+    """factor -> probability that the configuration that ends best is among the best one in `factor` at the rung"""
+    one_in: int | None
+    """one in `one_in` trials went on at this rung of the search; null where the search has no rung there"""
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What a random sample of the configurations left behind came to. Losses are of one seed; the best's is a mean."""
+
+    left_behind: int
+    """configurations that are paused or stopped"""
+    chosen: int
+    """audits that have begun"""
+    ended: int
+    """audits that have ended, of configurations that are still left behind"""
+    seconds: float
+    """wall clock; part of cost.seconds, no part of --time_budget"""
+    tokens: int
+    """trained on by audits; part of cost.tokens"""
+    below_best: ShareBelow | None
+    """trials that ended below the best's mean; null where the search itself has no two that came to the end"""
+    below_worst: ShareBelow | None
+    """trials that ended below the highest loss of those that the search finished"""
+    cost: StoppingCost | None
+    better: tuple[AuditedTrial, ...]
+    """audited trials that ended below the best, the lowest first; none of them is named the best"""
+    rungs: tuple[RungQuality, ...]
+    """rungs of the search and others; empty where fewer than 5 trials were audited"""
 
 
 def share_interval(count: int, seen: int, of: int) -> tuple[float, float]:
-    """Which share of `of` has what `count` of `seen` random ones among them have: those not seen are beta-binomial, with
-    Jeffreys' prior (Brown, Cai, DasGupta 2001, "Interval estimation for a binomial proportion").
+    """Returns the interval of the share of `of` trials that have a property, where `count` of `seen` random ones have it.
+
+    The trials not seen are beta-binomial, with Jeffreys' prior (Brown, Cai, DasGupta 2001, "Interval estimation for a
+    binomial proportion").
     """
     if seen == of:
         return count / of, count / of
@@ -41,33 +118,34 @@ def share_interval(count: int, seen: int, of: int) -> tuple[float, float]:
     return float(low / of), float(high / of)
 
 
-def correlation(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """(...,) rank correlation of x and y, both (n,), with weights (..., n); 0 where either does not vary."""
+def weighted_rank_correlation(x: Floats, y: Floats, weights: Floats) -> Floats:
+    """Returns the rank correlation (...,) of x (n,) and y (n,) with weights (..., n); 0 where x or y does not vary."""
     total, centered = weights.sum(axis=-1, keepdims=True), []
     for values in (x, y):
         _, starts, place = np.unique(np.sort(values), return_index=True, return_inverse=True)
         order = np.argsort(values, kind="stable")
-        mass = np.add.reduceat(weights[..., order], starts, axis=-1)  # of each value
+        mass = np.add.reduceat(weights[..., order], starts, axis=-1)  # weight of each value
         ranks = (np.cumsum(mass, axis=-1) - mass / 2)[..., place[np.argsort(order)]]
         centered.append(ranks - (weights * ranks).sum(axis=-1, keepdims=True) / total)
     a, b = centered
     scale = np.sqrt((weights * a * a).sum(axis=-1) * (weights * b * b).sum(axis=-1))
-    return (weights * a * b).sum(axis=-1) / np.where(scale > 0, scale, 1.0)
+    found: Floats = (weights * a * b).sum(axis=-1) / np.where(scale > 0, scale, 1.0)
+    return found
 
 
-def lowest_unseen(
-    x: np.ndarray, y: np.ndarray, weights: np.ndarray, at: np.ndarray, rng: np.random.Generator
-) -> np.ndarray:
-    """(DRAWS,) of the lowest loss at the end of trials that stood `at` (k,), as others came from `x` (n,) to `y` (n,).
+def draw_lowest_unseen(x: Floats, y: Floats, weights: Floats, at: Floats, rng: np.random.Generator) -> Floats:
+    """Draws (DRAWS,) the lowest final loss of trials that stood `at` (k,), as other trials came from `x` (n,) to `y` (n,).
 
-    By a weighted linear regression, drawn with its parameters, of logarithms: of how far a loss lies above a floor, which
-    is as far below the lowest as their median is above it. So the good differ less than the bad do, as they really do.
+    A weighted linear regression of logarithms predicts the final losses; its parameters are drawn, too. The logarithm is of
+    the distance to a floor, which lies as far below the lowest loss as the median lies above it. So good trials differ less
+    than bad ones, as real ones do.
     """
 
-    def floor(values: np.ndarray, lowest: float) -> float:
+    def floor(values: Floats, lowest: float) -> float:
         order = np.argsort(values)
         mass = np.cumsum(weights[order])
-        return 2 * lowest - max(values[order[np.searchsorted(mass, mass[-1] / 2)]], lowest + 1e-4)
+        median = float(values[order[np.searchsorted(mass, mass[-1] / 2)]])
+        return 2 * lowest - max(median, lowest + 1e-4)
 
     start, end = floor(x, min(x.min(), at.min())), floor(y, y.min())
     u, v, w = np.log(x - start), np.log(y - end), weights / weights.mean()
@@ -78,195 +156,126 @@ def lowest_unseen(
     variance = (w * (v - design @ fitted) ** 2).sum() / rng.chisquare(max(1, len(u) - 2), DRAWS)
     drawn = fitted + np.sqrt(variance)[:, None] * (rng.standard_normal((DRAWS, 2)) @ np.linalg.cholesky(inverse).T)
     expected = drawn @ np.stack([np.ones(len(at)), np.log(at - start) - center])
-    return end + np.exp(expected + np.sqrt(variance)[:, None] * rng.standard_normal(expected.shape)).min(axis=1)
+    final: Floats = end + np.exp(expected + np.sqrt(variance)[:, None] * rng.standard_normal(expected.shape))
+    lowest: Floats = final.min(axis=1)
+    return lowest
 
 
 @dataclass(frozen=True)
-class Sample:
-    """What was seen to the end of a search."""
+class AuditSample:
+    """The trials of a search whose final loss is known, and those that they stand for."""
 
     trials: Trials
-    left: list[Trial]
-    """configurations that were left behind"""
+    left_behind: list[Trial]
+    """configurations that are paused or stopped"""
     audited: list[Trial]
-    """the audits of some of them, as far as they have ended"""
+    """audits that have ended, of some of the configurations left behind"""
     finished: list[Trial]
-    """configurations that the rule brought to the end"""
+    """configurations that the rule trained to the end"""
 
     @cached_property
     def ended(self) -> list[Trial]:
-        """All that were seen to the end."""
+        """The finished trials, then the audited ones: n trials."""
         return [*self.finished, *self.audited]
 
     @cached_property
-    def finals(self) -> np.ndarray:
-        """(n,) losses of those at the end; of one that diverged infinite."""
-        return np.array([trial.losses.get(self.trials.budget_tokens, math.inf) for trial in self.ended])
+    def finals(self) -> Floats:
+        """(n,) final losses, nats per token; infinite for a trial that diverged."""
+        return self.losses_at(self.trials.budget_tokens)
 
     @cached_property
-    def weights(self) -> np.ndarray:
-        """(n,) how many trials of the search each of those stands for."""
-        each = len(self.left) / max(1, len(self.audited))
+    def weights(self) -> Floats:
+        """(n,) number of trials of the search that each of the n trials stands for."""
+        each = len(self.left_behind) / max(1, len(self.audited))
         return np.repeat([1.0, each], [len(self.finished), len(self.audited)])
 
-    def at(self, tokens: int) -> np.ndarray:
-        """(n,) their losses there."""
+    def losses_at(self, tokens: int) -> Floats:
+        """(n,) losses at `tokens`, nats per token; infinite for a trial without one."""
         return np.array([trial.losses.get(tokens, math.inf) for trial in self.ended])
 
-    def share_below(self, loss: float) -> dict[str, float]:
-        """How many of those left behind would have ended below `loss`."""
+    def share_below(self, loss: float) -> ShareBelow:
+        """Estimates the share of the trials left behind that would have ended below `loss`."""
         count, seen = int((self.finals[len(self.finished) :] < loss).sum()), len(self.audited)
-        low, high = share_interval(count, seen, len(self.left))
-        return {"count": count, "share": count / seen, "low": low, "high": high}
+        return ShareBelow(count, count / seen, *share_interval(count, seen, len(self.left_behind)))
 
-    def cost(self, best: float) -> dict[str, float | None]:
-        """By how much the lowest of those left behind would have ended below `best`, nats per token.
-
-        low: as was seen; high: and 95 in 100 that, with those that were not audited, it is no more.
-        """
-        seen = max(0.0, best - min(self.finals[len(self.finished) :]))
+    def stopping_cost(self, best: float) -> StoppingCost:
+        """Estimates how far the lowest of the trials left behind would have ended below `best`, nats per token."""
+        seen = float(max(0.0, best - min(self.finals[len(self.finished) :])))
         audited = {trial.parent_id for trial in self.audited}
         lowest, rng = np.full(DRAWS, math.inf), np.random.default_rng(0)
-        for mark in sorted({trial.tokens for trial in self.left}):
-            at = np.array([t.losses[mark] for t in self.left if t.tokens == mark and t.trial_id not in audited])
-            at, known = at[np.isfinite(at)], np.isfinite(self.finals) & np.isfinite(self.at(mark))
+        for mark in sorted({trial.tokens for trial in self.left_behind}):
+            at = np.array([t.losses[mark] for t in self.left_behind if t.tokens == mark and t.trial_id not in audited])
+            at, early = at[np.isfinite(at)], self.losses_at(mark)
+            known = np.isfinite(self.finals) & np.isfinite(early)
             if not len(at):
-                continue  # all of them were seen
+                continue  # every trial left there was audited
             if known.sum() < FEWEST:
-                return {"low": seen, "high": None}
-            found = lowest_unseen(self.at(mark)[known], self.finals[known], self.weights[known], at, rng)
+                return StoppingCost(seen, None)
+            found = draw_lowest_unseen(early[known], self.finals[known], self.weights[known], at, rng)
             lowest = np.minimum(lowest, found)
         unseen = best - float(np.quantile(lowest, (1 - LEVEL) / 2)) if np.isfinite(lowest).all() else seen
-        return {"low": seen, "high": max(seen, unseen)}
+        return StoppingCost(seen, max(seen, unseen))
 
-    def rung(self, tokens: int, factors: Iterable[int]) -> dict[str, Any]:
-        """How a rung at `tokens` would have ranked them: the rank correlation with the end, and the probability that the
-        one with the lowest loss at the end is among the best one in so many there.
+    def rung_quality(self, tokens: int, factors: Iterable[int], one_in: int | None = None) -> RungQuality:
+        """Estimates how well a rung at `tokens` ranks the trials, and the probability that it keeps the best one.
 
-        The first by a Bayesian bootstrap of those audited, the second by one of all: which one is the best is luck, too.
+        The correlation's interval is a Bayesian bootstrap of the audited trials. The probability is a bootstrap of all
+        trials, as luck decides also which one is the best.
         """
-        early, rng, seen = self.at(tokens), np.random.default_rng(0), len(self.audited)
+        early, rng, seen = self.losses_at(tokens), np.random.default_rng(0), len(self.audited)
         parts = [n for n in (len(self.finished), seen) if n]
-        again = np.hstack([rng.multinomial(n, np.full(n, 1 / n), DRAWS) for n in parts])  # how often each is drawn
+        again = np.hstack([rng.multinomial(n, np.full(n, 1 / n), DRAWS) for n in parts])  # times that each trial is drawn
         best = np.where(again > 0, self.finals, math.inf).argmin(axis=1)
         drawn = again * self.weights
         before = (drawn * (early < early[best][:, None])).sum(axis=1) / drawn.sum(axis=1)
         spread = np.hstack([np.ones((DRAWS, len(self.finished))), seen * rng.dirichlet(np.ones(seen), DRAWS)])
-        low, high = interval(correlation(early, self.finals, spread * self.weights))
-        return {
-            "tokens_seen": tokens,
-            "share": tokens / self.trials.budget_tokens,
-            "correlation": float(correlation(early, self.finals, self.weights)),
-            "low": low,
-            "high": high,
-            "kept": {str(factor): float((before < 1 / factor).mean()) for factor in factors},
-        }
+        low, high = interval(weighted_rank_correlation(early, self.finals, spread * self.weights))
+        return RungQuality(
+            tokens_seen=tokens,
+            share=tokens / self.trials.budget_tokens,
+            correlation=float(weighted_rank_correlation(early, self.finals, self.weights)),
+            low=low,
+            high=high,
+            kept={str(factor): float((before < 1 / factor).mean()) for factor in factors},
+            one_in=one_in,
+        )
 
-    def rungs(self, factors: dict[int, int]) -> list[dict[str, Any]]:
-        """Of the search's own, milestone -> factor, and of those that it might have had; none from too few trials.
-
-        Each has also "one_in": the factor of the search's own, else None.
-        """
+    def rung_qualities(self, factors: dict[int, int]) -> tuple[RungQuality, ...]:
+        """Judges the search's rungs (tokens -> factor) and those near SHARES of the budget; empty below FEWEST audits."""
         common = set.intersection(*(set(trial.losses) for trial in self.ended)) - {self.trials.budget_tokens}
         if len(self.audited) < FEWEST or not common:
-            return []
+            return ()
         near = {min(common, key=lambda mark: abs(mark - share * self.trials.budget_tokens)) for share in SHARES}
         asked = sorted({*FACTORS, *factors.values()})
-        return [self.rung(mark, asked) | {"one_in": factors.get(mark)} for mark in sorted(near | (common & factors.keys()))]
+        return tuple(self.rung_quality(mark, asked, factors.get(mark)) for mark in sorted(near | (common & factors.keys())))
 
 
-def sample_of(trials: Trials) -> Sample:
-    """The audit of a search, as far as it has come."""
+def audit_sample(trials: Trials) -> AuditSample:
+    """Collects the trials left behind, the audits that have ended, and the finished trials of a search."""
     left = [trial for trial in trials.drawn if trial.status in (PAUSED, STOPPED) and trial.losses]
     audits = [trials.audits[trial.trial_id] for trial in left if trial.trial_id in trials.audits]
     audited = [audit for audit in audits if audit.status in (COMPLETED, DIVERGED)]
-    return Sample(trials, left, audited, [trial for trial in trials.drawn if trial.status == COMPLETED])
+    return AuditSample(trials, left, audited, [trial for trial in trials.drawn if trial.status == COMPLETED])
 
 
-def audit_facts(search: SearchSpec, trials: Trials, events: Iterable[Event]) -> dict[str, Any] | None:
-    """What is said of an audit, in JSON's types; see summary.schema.json. None where there was none."""
+def summarize_audit(search: SearchSpec, trials: Trials, events: Iterable[Event]) -> Audit | None:
+    """Returns what an audit found; None where there was none."""
     if not trials.audits:
         return None
-    sample, budget = sample_of(trials), trials.budget_tokens
+    sample, budget = audit_sample(trials), trials.budget_tokens
     compared, ordered = ranking(trials)
-    found: dict[str, Any] = {
-        "left_behind": len(sample.left),
-        "chosen": len(trials.audits),
-        "ended": len(sample.audited),
-        "seconds": SearchClock(events).audit,
-        "tokens": sum(audit.tokens - audit.begun_at for audit in trials.audits.values()),
-        "below_best": None,
-        "below_worst": None,
-        "cost": None,
-        "better": [],
-        "rungs": sample.rungs(search.scheduler().factors) if sample.audited else [],
-    }
     best = ordered[0].mean_at(budget) if ordered and compared == budget else math.inf
-    if sample.audited and math.isfinite(best):
-        found["below_best"] = sample.share_below(best)
-        found["below_worst"] = sample.share_below(max(trial.losses[budget] for trial in sample.finished))
-        found["cost"] = sample.cost(best)
-        better = [audit for audit in sample.audited if audit.losses.get(budget, math.inf) < best]
-        better.sort(key=lambda audit: audit.losses[budget])
-        found["better"] = [{"trial_id": audit.trial_id, "val_loss": audit.losses[budget]} for audit in better]
-    return found
-
-
-def rung_ranking(rungs: list[dict[str, Any]]) -> str:
-    """Whether the search's own rungs ranked well, and which would have, in a sentence; empty where it has none."""
-    own = [(rung, rung["kept"][str(rung["one_in"])]) for rung in rungs if rung["one_in"]]
-    if not own:
-        return ""
-    weak, probability = min(own, key=lambda pair: pair[1])
-    if probability >= RELIABLE:
-        return f"The rungs ranked well: each kept what ends best with probability {probability:.2f} or more."
-    where, one_in = share_text(weak["share"], 1), weak["one_in"]
-    said = f"The rung at {where}, one in {one_in}, keeps what ends best with probability {probability:.2f}"
-    later = [rung for rung in rungs if rung["share"] > weak["share"] and rung["kept"][str(one_in)] >= RELIABLE]
-    if later:
-        there, kept = share_text(later[0]["share"], 1), later[0]["kept"][str(one_in)]
-        return f"{said}; one at {there} instead would have with {kept:.2f}."
-    softer = [factor for factor in map(int, weak["kept"]) if factor < one_in and weak["kept"][str(factor)] >= RELIABLE]
-    if softer:
-        return f"{said}; one in {max(softer)} there with {weak['kept'][str(max(softer))]:.2f}."
-    return f"{said}; none of those looked at would have with {RELIABLE:.2f}."
-
-
-def audit_lines(audit: dict[str, Any]) -> list[str]:
-    """The same for people, a line each."""
-    lines = [
-        f"{audit['ended']} of the {audit['left_behind']} left behind, drawn by lot, went on to the end: "
-        f"{audit['seconds']:,.0f} s, {amount(audit['tokens'])} tokens; it decided nothing"
-    ]
-    below, worst, cost = audit["below_best"], audit["below_worst"], audit["cost"]
-    if below:
-        lines.append(
-            f"{below['count']} of them ended below the best: of all left behind {below['low']:.0%} to {below['high']:.0%} "
-            f"would have ({LEVEL:.0%}); {worst['count']} below the worst that was finished: {worst['low']:.0%} to "
-            f"{worst['high']:.0%}"
-        )
-        high = f"{cost['low']:.4f} to {cost['high']:.4f}" if cost["high"] is not None else f"{cost['low']:.4f} or more"
-        if cost["high"] == 0:
-            said = "by their losses where they were left, none had ended below the best"
-        else:
-            said = f"had all gone on, the lowest had ended {high} nats/token below the best"
-        lines.append(f"{said} ({LEVEL:.0%}; luck included)")
-    elif audit["ended"]:
-        lines.append("no two trials of the search itself came to the end: nothing to compare them with")
-    for row in audit["better"][:1]:
-        lines.append(
-            f"trial {row['trial_id']} ended at {row['val_loss']:.4f}, below the best, on one seed: an audit names no best; "
-            "its settings are in trials.csv"
-        )
-    if audit["rungs"]:
-        each = (
-            f"{share_text(r['share'], 1)} {r['correlation']:.2f} ({r['low']:.2f} to {r['high']:.2f})"
-            for r in audit["rungs"]
-        )
-        lines.append(f"rank correlation with the end at {', '.join(each)}")
-    elif audit["ended"]:
-        lines.append(
-            f"too few were audited to say how rungs ranked: {FEWEST} at least, "
-            "search.py --resume with a larger --audit_fraction"
-        )
-    return [*lines, *filter(None, [rung_ranking(audit["rungs"])])]
+    is_judged = bool(sample.audited) and math.isfinite(best)
+    below = sorted((audit.losses[budget], audit.trial_id) for audit in sample.audited if budget in audit.losses)
+    return Audit(
+        left_behind=len(sample.left_behind),
+        chosen=len(trials.audits),
+        ended=len(sample.audited),
+        seconds=SearchClock(events).audit,
+        tokens=sum(audit.tokens - audit.begun_at for audit in trials.audits.values()),
+        below_best=sample.share_below(best) if is_judged else None,
+        below_worst=sample.share_below(max(t.losses[budget] for t in sample.finished)) if is_judged else None,
+        cost=sample.stopping_cost(best) if is_judged else None,
+        better=tuple(AuditedTrial(trial_id, loss) for loss, trial_id in below if is_judged and loss < best),
+        rungs=sample.rung_qualities(search.scheduler().factors) if sample.audited else (),
+    )

@@ -13,11 +13,11 @@ from myllm.system.files import write_text
 from tune.analysis.results import load
 from tune.config.spec import SearchSpec
 from tune.core.clock import search_seconds
-from tune.core.trials import AUDIT, Trials
+from tune.core.trials import AUDIT, Event, Trials
 from tune.reporting.figure_files import write_pictures
 from tune.reporting.figures.base import Figure
 from tune.reporting.html_report import document, escaped, figure_section, payload
-from tune.reporting.summary import facts
+from tune.reporting.summarize import summarize
 
 LONGEST_LABEL = 40  # characters of a run's path in a picture, the last ones: a legend must leave room for the curves
 LINES = ("#2f81f7", "#d9730d", "#2da44e", "#a371b5", "#e5534b", "#8c959f", "#b35900", "#768390")
@@ -28,20 +28,21 @@ def compare(folders: list[Path]) -> tuple[str, Path]:
     figure's PNG and CSV in compare/. Raises InputError for no run.
     """
     runs = {os.path.relpath(folder): load(folder) for folder in folders}
-    found = {name: facts(folder, *run) for (name, run), folder in zip(runs.items(), folders, strict=True)}
+    summaries = {name: summarize(folder, *run) for (name, run), folder in zip(runs.items(), folders, strict=True)}
     alike = len({comparable(search) for search, _, _ in runs.values()}) == 1
     metric, unit = ("val_loss", "nats per token") if alike else ("val_bpb", "bits per byte")
-    parameters = dict.fromkeys(name for one in found.values() if one["best"] for name in one["best"]["config"])
+    parameters = dict.fromkeys(name for one in summaries.values() if one.best for name in one.best.config)
     rows = []
     for name, run in runs.items():
-        best, gain, cost = (found[name][key] for key in ("best", "gain", "cost"))
-        row: dict[str, Any] = {"run": name, metric: best and best[metric]}
+        summary = summaries[name]
+        best, gain, cost = summary.best, summary.gain, summary.cost
+        row: dict[str, Any] = {"run": name, metric: best and getattr(best, metric)}
         if alike:
-            row |= {"low": best and best["low"], "high": best and best["high"], "gain": gain and gain["mean"]}
-        row |= {"share_of_budget": best and best["share_of_budget"], "trials": found[name]["trials"]["begun"]}
-        row |= {"tokens": cost["tokens"], "seconds": round(cost["seconds"], 1)}
-        row |= {f"best {parameter}": best and best["config"].get(parameter) for parameter in parameters}
-        row["rely_on_it"] = found[name]["trust"]
+            row |= {"low": best and best.low, "high": best and best.high, "gain": gain and gain.mean}
+        row |= {"share_of_budget": best and best.share_of_budget, "trials": summary.trials.begun}
+        row |= {"tokens": cost.tokens, "seconds": round(cost.seconds, 1)}
+        row |= {f"best {parameter}": best and best.config.get(parameter) for parameter in parameters}
+        row["confidence"] = summary.confidence
         rows.append(row | differing(run[0], [other for other, _, _ in runs.values()]))
     table = pd.DataFrame(rows)
     note = (
@@ -92,12 +93,12 @@ def differing(search: SearchSpec, others: list[SearchSpec]) -> dict[str, Any]:
     return {name: mine.get(name) for name in names if len({repr(one.get(name)) for one in every}) > 1}
 
 
-def progress(runs: dict[str, tuple[SearchSpec, Trials, list[dict]]], metric: str, unit: str) -> Figure:
+def progress(runs: dict[str, tuple[SearchSpec, Trials, list[Event]]], metric: str, unit: str) -> Figure:
     """The lowest loss so far, of single reports, against the tokens and the seconds of each search; without audits."""
     rows = []
     for name, (_, trials, events) in runs.items():
         tokens, before, best = 0, dict[str, int](), float("inf")
-        session: list[dict] = []
+        session: list[Event] = []
         past = 0.0
         for event in events:
             if event["event"] == "session":

@@ -3,6 +3,7 @@
 import html
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import pandas as pd
 from myllm.models.custom_model import described
 from tune.config.spec import SearchSpec
 from tune.reporting.figures.base import Figure, to_json
-from tune.reporting.summary import TRUST, compiled_words, rivals
+from tune.reporting.summary import Summary
+from tune.reporting.summary_text import CONFIDENCE, compared, compiled_words, interval_words
 from tune.text.format import amount, format_value
 
 ASSETS = Path(__file__).resolve().parent / "assets"
@@ -48,42 +50,37 @@ def tile(name: str, value: str, more: str = "", first: bool = False) -> str:
     return f"<div{' class=first' if first else ''}><dt>{escaped(name)}</dt><dd>{escaped(value)}{small}</dd></div>"
 
 
-def between(row: dict[str, Any]) -> str:
-    """An interval in words; empty where there is none."""
-    return f"{row['low']:.4f} to {row['high']:.4f}" if row["low"] is not None else ""
-
-
-def answer(found: dict[str, Any]) -> str:
-    """The first thing seen: the best configuration, and whether to rely on it."""
-    best, gain, cost, level = found["best"], found["gain"], found["cost"], f"{found['level']:.0%}"
-    verdict = f"<p class=verdict>Can I rely on it? <b>{TRUST[found['trust']]}</b> {escaped(found['verdict'])}</p>"
-    tiles = []
-    if best:
-        for number, (name, value) in enumerate(best["config"].items()):
-            tiles.append(tile(f"best {name}" if number == 0 else name, format_value(value), first=number == 0))
-    facts = []
-    if best:
-        seeds = f"{best['seeds']} seeds" if best["seeds"] > 1 else "one seed"
-        loss = "none" if best["val_loss"] is None else f"{best['val_loss']:.4f}"
-        sure = f"{level}: {between(best)}; " if between(best) else ""
-        facts.append(tile("loss, nats per token", loss, f"{sure}{seeds}"))
-        if gain and gain["mean"] is not None:
-            sure = f"{level}: {between(gain)}" if between(gain) else "no interval: one seed"
-            facts.append(tile("better than the default by", f"{gain['mean']:.4f}", sure))
-        if best["probability_best"] is not None:
-            of = rivals(best)
-            facts.append(tile("probability of being best", f"{best['probability_best']:.0%}", of))
-        if best["share_of_budget"] < 1:
-            facts.append(tile("compared at", f"{best['share_of_budget']:.3g} of the budget"))
-    trainings = cost["tokens"] / found["budget_tokens"]
-    took = f"{cost['seconds'] / 60:,.1f} min" if cost["seconds"] < 7200 else f"{cost['seconds'] / 3600:,.1f} h"
-    facts.append(tile("it took", took, f"{amount(cost['tokens'])} tokens, {trainings:.1f} full trainings' worth"))
-    if compiled := found["compiled"]:
-        facts.append(tile("compiled, speed", f"{compiled['gain']:.2f} times", compiled_words(compiled)))
+def answer(summary: Summary) -> str:
+    """Returns the first section of the page: the best configuration, and the confidence in it."""
+    sure = f"<b>{CONFIDENCE[summary.confidence]}</b> {escaped(summary.verdict)}"
+    config = summary.best.config.items() if summary.best else ()
+    best = (tile(name if i else f"best {name}", format_value(value), first=not i) for i, (name, value) in enumerate(config))
     return (
-        f'<section class="answer {found["trust"]}" id="answer" aria-label="answer"><dl class=tiles>{"".join(tiles)}</dl>'
-        f'{verdict}<dl class="tiles facts">{"".join(facts)}</dl></section>'
+        f'<section class="answer {summary.confidence}" id="answer" aria-label="answer"><dl class=tiles>{"".join(best)}</dl>'
+        f"<p class=verdict>Can I rely on it? {sure}</p>"
+        f'<dl class="tiles facts">{"".join(_facts(summary))}</dl></section>'
     )
+
+
+def _facts(summary: Summary) -> Iterator[str]:
+    """Yields the small tiles of the answer: losses, then cost."""
+    best, gain, cost, level = summary.best, summary.gain, summary.cost, f"{summary.level:.0%}"
+    if best:
+        seeds = f"{best.seeds} seeds" if best.seeds > 1 else "one seed"
+        sure = f"{level}: {interval_words(best)}; " if interval_words(best) else ""
+        yield tile("loss, nats per token", "none" if best.val_loss is None else f"{best.val_loss:.4f}", f"{sure}{seeds}")
+        if gain and gain.mean is not None:
+            sure = f"{level}: {interval_words(gain)}" if interval_words(gain) else "no interval: one seed"
+            yield tile("better than the baseline by", f"{gain.mean:.4f}", sure)
+        if best.probability_best is not None:
+            yield tile("probability of being best", f"{best.probability_best:.0%}", compared(best))
+        if best.share_of_budget < 1:
+            yield tile("compared at", f"{best.share_of_budget:.3g} of the budget")
+    trainings = cost.tokens / summary.budget_tokens
+    took = f"{cost.seconds / 60:,.1f} min" if cost.seconds < 7200 else f"{cost.seconds / 3600:,.1f} h"
+    yield tile("it took", took, f"{amount(cost.tokens)} tokens, {trainings:.1f} full trainings' worth")
+    if summary.compiled:
+        yield tile("compiled, speed", f"{summary.compiled.gain:.2f} times", compiled_words(summary.compiled))
 
 
 def unbroken(command: str) -> str:
@@ -91,12 +88,12 @@ def unbroken(command: str) -> str:
     return " ".join(f"<span>{escaped(word)}</span>" for word in command.split(" "))
 
 
-def next_steps(found: dict[str, Any]) -> str:
+def next_steps(summary: Summary) -> str:
     """Commands to copy."""
     rows = "".join(
-        f"<div class=command><span>{escaped(row['what'])}</span><code tabindex=0>{unbroken(row['command'])}</code>"
-        f'<button data-copy aria-label="copy the command: {escaped(row["what"])}">copy</button></div>'
-        for row in found["next"]
+        f"<div class=command><span>{escaped(step.what)}</span><code tabindex=0>{unbroken(step.command)}</code>"
+        f'<button data-copy aria-label="copy the command: {escaped(step.what)}">copy</button></div>'
+        for step in summary.next
     )
     return f"<h2 id=next>What to do next</h2>{rows}"
 
@@ -129,12 +126,12 @@ def trials_table(table: pd.DataFrame) -> str:
     )
 
 
-def edge_warning(found: dict[str, Any]) -> str:
+def edge_warning(summary: Summary) -> str:
     """Where the best lies at the end of a range, and what to search next."""
     rows = "".join(
-        f"<p>{escaped(edge['hyper_parameter'])} of the best, {escaped(float(edge['value']))}, lies where its range ends. "
-        f"Search next: <code>{escaped(edge['search_next'])}</code></p>"
-        for edge in found["edges"]
+        f"<p>{escaped(edge.hyper_parameter)} of the best, {escaped(float(edge.value))}, lies where its range ends. "
+        f"Search next: <code>{escaped(edge.search_next)}</code></p>"
+        for edge in summary.edges
     )
     return f"<section><h2 id=edges>At the edge of a range</h2><div class=warning>{rows}</div></section>" if rows else ""
 
@@ -183,7 +180,7 @@ def rows_of(table: pd.DataFrame) -> list[list[Any]]:
 
 def page(
     search: SearchSpec,
-    found: dict[str, Any],
+    summary: Summary,
     figures: list[Figure],
     table: pd.DataFrame,
     notes: dict[str, str],
@@ -196,10 +193,10 @@ def page(
     said = {name: f"<p class=soft>{escaped(words)}</p>" for name, words in notes.items()}
     sections = [figure_section(figure, said.pop(figure.name, "")) for figure in figures]
     missing = "".join(said.values())
-    title = f"Search {found['name']}: space {found['space']}, preset {found['preset']}, {found['data']} data"
+    title = f"Search {summary.name}: space {summary.space}, preset {summary.preset}, {summary.data} data"
     body = (
-        f'<a class=skip href="#answer">to the answer</a><h1>{escaped(title)}</h1><main>{answer(found)}{next_steps(found)}'
-        f"{''.join(sections)}{missing}{trials_table(table)}{edge_warning(found)}{settings_section(search)}</main>"
+        f'<a class=skip href="#answer">to the answer</a><h1>{escaped(title)}</h1><main>'
+        f"{answer(summary)}{next_steps(summary)}{''.join(sections)}{missing}{trials_table(table)}{edge_warning(summary)}{settings_section(search)}</main>"
     )
     if more is None:
         return document(title, body, payload(table, figures))

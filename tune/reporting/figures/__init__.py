@@ -1,14 +1,13 @@
 """The figures of a report: for each a tidy table (its CSV), a plotly figure for the page, and a picture by matplotlib."""
 
-from typing import Any
-
 import pandas as pd
 
 from tune.analysis.response_surface import ResponseSurface, axes_of
 from tune.analysis.results import leaderboard
+from tune.analysis.stopping_audit import Audit
 from tune.config.spec import SearchSpec
 from tune.core.trials import Trials
-from tune.reporting.figures.audit import rung_ranking
+from tune.reporting.figures.audit import audit_figure
 from tune.reporting.figures.base import Figure
 from tune.reporting.figures.surface import importance, landscape, parameters
 from tune.reporting.figures.trials import budget, curves, parallel
@@ -19,7 +18,7 @@ def figures(
     trials: Trials,
     history: pd.DataFrame,
     surface: ResponseSurface | None,
-    audit: dict[str, Any] | None = None,
+    audit: Audit | None = None,
 ) -> list[Figure]:
     """All figures for which there is something to show, in the order in which a page shows them."""
     if history.empty:
@@ -34,4 +33,4 @@ def figures(
     if surface and len(axes) > 1:  # one alone is all that matters
         shown.append(importance(surface))
     shown.append(budget(search, trials))
-    return [*shown, rung_ranking(audit["rungs"])] if audit and audit["rungs"] else shown
+    return [*shown, audit_figure(audit.rungs)] if audit and audit.rungs else shown

@@ -1,9 +1,12 @@
 """Figure of an audit: how well the losses at a mark ranked the trials."""
 
+import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 
+from tune.analysis.stopping_audit import RungQuality
 from tune.reporting.figures.base import COLOURS, Figure
 from tune.text.format import share_text
 
@@ -11,12 +14,18 @@ KEPT = {"2": "#2da44e", "4": "#d9730d", "8": "#a371b5"}
 """one in so many -> colour"""
 
 
-def rung_ranking(rungs: list[dict[str, Any]]) -> Figure:
+def audit_figure(rungs: Sequence[RungQuality]) -> Figure:
     """Rank correlation with the end, and the probability of keeping what ends best, over the marks."""
     table = pd.DataFrame(
-        [{k: v for k, v in r.items() if k != "kept"} | {f"kept_1_in_{k}": v for k, v in r["kept"].items()} for r in rungs]
+        [
+            {name: value for name, value in dataclasses.asdict(rung).items() if name != "kept"}
+            | {f"kept_1_in_{factor}": share for factor, share in rung.kept.items()}
+            for rung in rungs
+        ]
     )
-    labels = [share_text(share, 1) + "*" * bool(rung["one_in"]) for share, rung in zip(table["share"], rungs, strict=True)]
+    labels = [
+        share_text(share, 1) + ("*" if rung.one_in else "") for share, rung in zip(table["share"], rungs, strict=True)
+    ]
     above, below = (table["high"] - table["correlation"]).clip(0), (table["correlation"] - table["low"]).clip(0)
     errors = {"type": "data", "symmetric": False, "array": above.tolist(), "arrayminus": below.tolist()}
     name = "rank correlation with the end"

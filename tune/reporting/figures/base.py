@@ -15,7 +15,7 @@ MOST_POINTS = 2000  # drawn in a figure
 NATS = "nats per token"
 COLOURS = {
     "best": "#2f81f7",
-    "default": "#d9730d",
+    "baseline": "#d9730d",
     "completed": "#2da44e",
     "paused": "#8c959f",
     "stopped": "#a371b5",
@@ -46,7 +46,7 @@ def fate(trial: Trial, best: str) -> str:
     """What became of a trial: the word that its colour stands for."""
     if trial.source == AUDIT:
         return "audited"
-    return {best: "best", BASELINE_TRIAL: "default"}.get(
+    return {best: "best", BASELINE_TRIAL: "baseline"}.get(
         trial.parent_id if trial.source == REPLICATE else trial.trial_id, trial.status
     )
 

@@ -70,7 +70,7 @@ def parameters(search: SearchSpec, trials: Trials, axes: list[Axis], surface: Re
                     "hovertemplate": f"trial %{{text}}, {word}<br>{axis.name} %{{x:.4g}}: %{{y:.4f}}<extra></extra>",
                     "marker": {
                         "color": COLOURS[word],
-                        "size": 11 if word in ("best", "default") else 7,
+                        "size": 11 if word in ("best", "baseline") else 7,
                         "symbol": ["circle" if m else "circle-open" for m in rows["measured"]],
                     },
                 }

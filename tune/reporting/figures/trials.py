@@ -20,7 +20,7 @@ def curves(search: SearchSpec, trials: Trials, history: pd.DataFrame, best: str)
     """Loss over tokens, a line a trial, coloured by fate, with the rungs."""
     order = sorted(trials.by_id.values(), key=lambda trial: (-trial.tokens, trial.trial_id))
     drawn = order[: MOST_CURVES // 2] + order[MOST_CURVES // 2 :: max(1, math.ceil(2 * len(order) / MOST_CURVES))]
-    drawn += [trial for trial in order if fate(trial, best) in ("best", "default")]
+    drawn += [trial for trial in order if fate(trial, best) in ("best", "baseline")]
     fates = {trial.trial_id: fate(trial, best) for trial in {id(t): t for t in drawn}.values()}
     table = history[["trial_id", "tokens_seen", "val_loss"]].copy()
     part = table[table["trial_id"].isin(fates)]
@@ -36,7 +36,7 @@ def curves(search: SearchSpec, trials: Trials, history: pd.DataFrame, best: str)
             y += [*rows["val_loss"].map(lambda v: float(f"{v:.5g}") if math.isfinite(v) else None).tolist(), None]
             names += [rows["trial_id"].iloc[0]] * (len(rows) + 1)
             dots += [0] * (len(rows) - 1) + [5, 0]  # where it was left: of one report there is no line
-        bold = word in ("best", "default")
+        bold = word in ("best", "baseline")
         traces.append(
             {
                 "type": "scatter",

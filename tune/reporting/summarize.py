@@ -1,0 +1,216 @@
+"""Computes the answer of a search: the best configuration, the confidence in it, and the commands that continue."""
+
+import math
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from myllm.datasets.data_paths import is_builtin
+from myllm.models.custom_model import CustomModelConfig
+from myllm.system.files import disk_use
+from tune.analysis.posterior import LEVEL
+from tune.analysis.response_surface import axes_of, edges
+from tune.analysis.results import leaderboard, posterior_summary
+from tune.analysis.stopping_audit import summarize_audit
+from tune.config.overrides import FLAGS, merge
+from tune.config.spec import SearchSpec
+from tune.core.clock import search_seconds
+from tune.core.trials import BASELINE_TRIAL, COMPILING, FAILED, RUNNING, UNLIMITED_TRIALS, Event, Trials
+from tune.reporting.summary import (
+    Best,
+    Compiled,
+    Confidence,
+    Cost,
+    CustomModel,
+    Edge,
+    Gain,
+    NextStep,
+    Standing,
+    Summary,
+    TrialCounts,
+)
+from tune.text.commands import command
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+TRUSTED = 0.9  # probability of being the best from which on a configuration is called the best
+ALIKE = 0.002  # share of the loss below which the regret of a choice does not matter
+
+
+def summarize(run_dir: Path, search: SearchSpec, trials: Trials, events: list[Event]) -> Summary:
+    """Returns the summary of a search, as far as it has come."""
+    options, model = search.options, search.model
+    table = leaderboard(trials)
+    posterior = posterior_summary(table)
+    best = baseline = None
+    found_edges: tuple[Edge, ...] = ()
+    if not table.empty:
+        trial_id = table.index[0]
+        share = float(table["tokens_seen"].iloc[0] / search.budget_tokens)
+        best = Best(**_standing(trial_id, trials, table, posterior), share_of_budget=share, compared_with=len(posterior))
+        found_edges = tuple(
+            Edge(edge.axis.name, edge.value, edge.end, edge.flag)
+            for edge in edges(axes_of(search), trials.by_id[trial_id].config)
+        )
+    if BASELINE_TRIAL in table.index:
+        baseline = Standing(**_standing(BASELINE_TRIAL, trials, table, posterior))
+    gain = _gain(table, posterior)
+    confidence, verdict = judge(best, baseline, gain, found_edges)
+    return Summary(
+        format=2,
+        name=options.name or run_dir.name,
+        space=options.space,
+        preset=options.preset,
+        scheduler=options.scheduler,
+        seed=options.seed,
+        data=" ".join(options.train_file),
+        tokenizer=search.data.tokenizer,
+        ranges=search.range_texts,
+        fixed=tuple(options.set),
+        model=CustomModel(options.model or "", model.sha256) if isinstance(model, CustomModelConfig) else None,
+        moved=search.clipped_baseline,
+        budget_tokens=search.budget_tokens,
+        trials=_trial_counts(trials),
+        cost=Cost(
+            seconds=search_seconds(events),
+            tokens=trials.tokens,
+            checkpoint_bytes=disk_use(run_dir / "ray"),
+            lost=sum(event["event"] == "worker_lost" for event in events),
+        ),
+        compiled=summarize_compiling(events),
+        failed={trial.trial_id: trial.reason for trial in trials.by_id.values() if trial.status == FAILED},
+        level=LEVEL,
+        best=best,
+        baseline=baseline,
+        gain=gain,
+        audit=summarize_audit(search, trials, events),
+        edges=found_edges,
+        confidence=confidence,
+        verdict=verdict,
+        next=tuple(next_steps(run_dir, search, trials, best, found_edges, confidence)),
+    )
+
+
+def _trial_counts(trials: Trials) -> TrialCounts:
+    statuses = Counter("interrupted" if trial.status == RUNNING else trial.status for trial in trials.drawn)
+    planned = trials.num_samples if trials.num_samples < UNLIMITED_TRIALS else None
+    return TrialCounts(len(trials.drawn), planned, trials.replicates, dict(sorted(statuses.items())))
+
+
+def _standing(trial_id: str, trials: Trials, table: "pd.DataFrame", posterior: "pd.DataFrame") -> dict[str, Any]:
+    """Returns the fields of a trial's Standing; null where a number is not finite or not known."""
+    known = posterior.reindex([trial_id])[["low", "high", "probability_best", "regret"]].iloc[0]
+    row = table.loc[trial_id].drop("losses").to_dict() | known.to_dict()
+    return {"trial_id": trial_id, "config": trials.by_id[trial_id].config} | {k: finite(v) for k, v in row.items()}
+
+
+def _gain(table: "pd.DataFrame", posterior: "pd.DataFrame") -> Gain | None:
+    """Returns the gain of the best over the baseline; None where the baseline is the best or did not come as far."""
+    if BASELINE_TRIAL not in table.index[1:]:
+        return None
+    mean = table.loc[BASELINE_TRIAL, "val_loss"] - table["val_loss"].iloc[0]
+    low, high = posterior.reindex(table.index[:1])[["gain_low", "gain_high"]].iloc[0]
+    return Gain(finite(mean), finite(low), finite(high))
+
+
+def summarize_compiling(events: Iterable[Event]) -> Compiled | None:
+    """Returns what compiling took and gained; None where nothing was compiled."""
+    rows = [[event[name] for name in COMPILING] for event in events if COMPILING[0] in event]
+    if not rows:
+        return None
+    seconds, before, after = zip(*rows, strict=True)
+    gain = statistics.median(b / a for a, b in zip(before, after, strict=True))
+    return Compiled(tuple(seconds), statistics.median(before), statistics.median(after), gain)
+
+
+def finite(value: Any) -> Any:
+    """Returns a Python number for a number of numpy's; None for one that is not finite."""
+    value = value.item() if hasattr(value, "item") else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def judge(
+    best: Best | None, baseline: Standing | None, gain: Gain | None, found_edges: Sequence[Edge]
+) -> tuple[Confidence, str]:
+    """Returns the confidence in the answer, and one sentence that gives the reason."""
+    if best is None:
+        return "no", "No answer yet: no trial has reported."
+    share = best.share_of_budget
+    guess = f"A first guess: no two trials came to the end, they are compared at {share:.3g} of the budget."
+    if best.trial_id == BASELINE_TRIAL:
+        return (
+            ("no", guess) if share < 1 else ("partly", "No trial was better than the baseline: keep it, or search longer.")
+        )
+    if best.low is None:
+        return "no", "Nothing was seen on two seeds yet, so luck and merit can't be told apart."
+    if share < 1:
+        return "no", guess
+    names = " and ".join(edge.hyper_parameter for edge in found_edges)
+    where = f"lies at the edge of {names}'s range: better ones may lie beyond."
+    edge = f" It {where}" if names else ""
+    if baseline is None or gain is None or gain.low is None:
+        return "partly", f"The baseline did not come as far, so there is nothing to compare with.{edge}"
+    if gain.low <= 0:
+        return "no", f"The baseline may be as good: the gain's interval includes zero.{edge}"
+    better = "Better than the baseline"
+    probability, regret, loss = best.probability_best or 0.0, best.regret or 0.0, best.val_loss or 0.0
+    if probability >= TRUSTED:
+        better += ", and most likely the best that was tried."
+    elif regret <= ALIKE * abs(loss):
+        better += f"; others may be as good, but choosing it costs at most about {regret:.4f} nats."
+    else:
+        only = f"it is the best of those tried with probability {probability:.2f} only."
+        return "partly", f"{better}, that is sure; {only}{edge}"
+    return ("partly", f"{better} But it {where}") if names else ("yes", better)
+
+
+def next_steps(
+    run_dir: Path,
+    search: SearchSpec,
+    trials: Trials,
+    best: Best | None,
+    found_edges: Sequence[Edge],
+    confidence: Confidence,
+) -> list[NextStep]:
+    """Returns the commands that continue, for the working folder; the one that the answer calls for comes first."""
+    options = search.options
+    is_planned = trials.num_samples < UNLIMITED_TRIALS
+    more = ["--num_samples", str(2 * trials.num_samples)] if is_planned else []
+    if options.time_budget:  # half of four times the budget explores: new trials have some of it
+        more += ["--time_budget", f"{(4 if is_planned else 2) * options.time_budget:g}"]
+    always = [
+        NextStep("go on", command("tune/search.py", "--resume", run_dir, *more)),
+        NextStep("read again", command("tune/report.py", run_dir)),
+    ]
+    if best is None:
+        return always
+    first = []
+    if confidence != "yes" and best.share_of_budget == 1 and best.seeds < 2:
+        first.append(NextStep("be sure", command("tune/search.py", "--resume", run_dir, "--replicate_best", "5")))
+    if found_edges:
+        flags = _wider_search(search, found_edges)
+        first.append(NextStep("look beyond", command("tune/search.py", *flags, "--warm_start", run_dir)))
+    train = command("myllm/training/trainer.py", "--config", run_dir / "best_config.json", "--save_model", "final.pth")
+    return [*first, NextStep("train the best", train), *always]
+
+
+def _wider_search(search: SearchSpec, found_edges: Sequence[Edge]) -> list[str | Path]:
+    """Returns the flags of a search like this one whose ranges go beyond the edges."""
+    options = search.options
+    flags: list[str | Path] = ["--space", options.space, "--preset", options.preset]
+    if not is_builtin(options.train_file):
+        flags += ["--train_file", *map(Path, search.data.train_file), "--val_file", *map(Path, search.data.val_file)]
+        flags += ["--tokenizer", search.data.tokenizer]
+        for name in ("token_dtype", "text_column"):
+            flags += [f"--{name}", value] if (value := getattr(options, name)) else []
+    flags += ["--budget_tokens", str(options.budget_tokens)] if options.budget_tokens else []
+    flags += ["--model", options.model] if options.model else []
+    wider: dict[str, list[str]] = {}
+    for edge in found_edges:
+        kind, text = edge.search_next.removeprefix("--").split(" ", 1)
+        wider.setdefault(kind, []).append(text)
+    ranges = merge({kind: getattr(options, kind) for kind in FLAGS}, wider)
+    return flags + [word for kind, texts in ranges.items() if texts for word in (f"--{kind}", *texts)]
