@@ -236,7 +236,7 @@ def busy(slots: int, seconds: float, wait: float, folder: Path) -> dict[str, flo
 
 def main() -> None:
     parser = Parser(prog="scale.py", description=__doc__.splitlines()[0])
-    parser.add_argument("--sizes", type=int, nargs="*", default=[500, 1000, 2000, 10_000, 100_000], help="trials simulated")
+    parser.add_argument("--sizes", type=int, nargs="*", default=[500, 1000, 2000, 10_000], help="trials simulated")
     parser.add_argument("--trials", type=int, default=10_000, help="trials in the journal; 0: leave it out")
     parser.add_argument("--slots", type=int, nargs="*", default=[16, 32, 64], help="trials at once in pretended searches")
     parser.add_argument("--wait", type=float, default=2.0, help="seconds between two reports of a pretended training")

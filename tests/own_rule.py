@@ -13,6 +13,6 @@ class OwnRule(Scheduler):
             return Start(segment_end_tokens=half) if clock.left >= half else None
         if any(trial.tokens < half for trial in trials.running.values()):
             return None
-        best = trials.at(half)[: max(1, trials.count_at(half) // 2)]
+        best = trials.ranked_at(half)[: max(1, trials.count_at(half) // 2)]
         waiting = [trial for trial in best if trial.status == PAUSED and clock.left >= half]
         return Resume(waiting[0].trial_id, segment_end_tokens=trials.budget_tokens) if waiting else None

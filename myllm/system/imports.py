@@ -7,7 +7,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__
 OURS = ("myllm", "tune")
 PACKAGES = {
     **{name: name for name in ("matplotlib", "mlflow", "numpy", "optuna", "pandas", "plotly", "psutil", "pyarrow", "ray")},
-    **{name: name for name in ("rich", "scipy", "sortedcontainers", "tensorboardX", "threadpoolctl", "tiktoken")},
+    **{name: name for name in ("rich", "scipy", "tensorboardX", "threadpoolctl", "tiktoken")},
     **{name: name for name in ("tokenizers", "torch", "tqdm", "wandb")},
     **{"sklearn": "scikit-learn"},
 }

@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from myllm.system.errors import InputError
-from tune.core.orders import Order
-from tune.core.ranking import LEAD, by_expected_final_loss, by_seeds_and_mean, ranking
+from tune.core.ranking import LEAD, by_expected_final_loss, expected_final_loss, ranking
 from tune.core.schedulers import SCHEDULERS, geometric_rungs, parse_rungs
 from tune.core.schedulers.asha import Asha
 from tune.core.schedulers.base import Clock, Replicate, Resume, Start
@@ -145,7 +144,7 @@ def test_a_seed_on_its_way_counts_with_what_it_is_expected_to_end_at():
     trials = trials_of([lucky, sound])
     lost = 1.95  # from there to the end, on average
     assert trials.change(800) == pytest.approx(-lost)
-    assert by_seeds_and_mean(trials.by_id["00000"], BUDGET)[:3] == (2, (800,), pytest.approx((1.0 + 3.4) / 2))
+    assert expected_final_loss(trials.by_id["00000"], trials) == pytest.approx((1.0 + 3.4 - lost) / 2)
     assert [trial.trial_id for trial in by_expected_final_loss(trials)] == ["00001", "00000"]
     assert ranking(trials)[1][0].trial_id == "00001"
     too_early = trials_of([[{400: 3.0, BUDGET: 1.0}, {400: 9.0}], [{400: 3.0, BUDGET: 1.1}]])
@@ -293,9 +292,12 @@ def test_what_is_read_back_is_what_was(name, seed, workers, samples):
     again = new_search(name, num_samples=samples, workers=workers, events=events).trials
     assert again.by_id == search.trials.by_id and ranking(again)[0] == ranking(search.trials)[0]
     for tokens in (100, 200, 400, BUDGET):
-        assert list(again.at(tokens)) == list(search.trials.at(tokens))
-    for (key, *marks), order in search.trials._orders.items():  # each moved along with the events as if sorted anew
-        assert [trial.trial_id for trial in order] == [trial.trial_id for trial in Order(key, marks, again.drawn)]
+        assert again.ranked_at(tokens) == search.trials.ranked_at(tokens)
+        reported = [e["trial_id"] for e in events if e["event"] == "report" and e["tokens_seen"] == tokens]
+        came = [again.by_id[trial_id] for trial_id in reported if "-" not in trial_id]  # of equal losses the earlier first
+        assert again.ranked_at(tokens) == sorted(filter(lambda t: tokens in t.losses, came), key=lambda t: t.losses[tokens])
+        waits = [trial for trial in again.ranked_at(tokens) if trial.status == PAUSED and trial.tokens == tokens]
+        assert again.paused_at(tokens) == waits
 
 
 @pytest.mark.parametrize("name", sorted(SCHEDULERS))
@@ -360,7 +362,7 @@ def test_a_grown_search_lets_new_trials_compete_in_the_same_rungs():
     play(new_search("asha", rungs=((1 / 8, 4),), num_samples=8, record=events), noisy(2))
     grown = new_search("asha", rungs=((1 / 8, 4),), num_samples=32, events=events)
     play(grown, noisy(2))
-    came = grown.trials.at(400)
+    came = grown.trials.ranked_at(400)
     assert len(came) == 32 and sum(trial.tokens > 400 for trial in came) == 8
 
 

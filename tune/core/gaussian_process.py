@@ -6,7 +6,6 @@ from itertools import pairwise
 
 import numpy as np
 
-from tune.core.orders import Order
 from tune.core.trials import DIVERGED, REPLICATE, Trial, Trials
 
 LENGTH_SCALE = 1.0  # of each hyper-parameter's range; this and the next two: LOG.md, "what the constants are worth"
@@ -25,12 +24,14 @@ def projected(trials: Trials, rung_tokens: Sequence[int]) -> list[tuple[Trial, f
     """
     change = dict.fromkeys(rung_tokens, 0.0)  # of the log-loss from there to the last milestone
     for here, there in reversed(list(pairwise(rung_tokens))):
-        came = thinned(trials.at(there), 0)
+        came = thinned(trials.ranked_at(there), 0)
         went = [math.log(trial.losses[there] / trial.losses[here]) for trial in came if here in trial.losses]
         change[here] = change[there] + (sum(went) / len(went) if went else 0.0)
-    found = [(trial, math.inf, 1) for trial in thinned(trials.order(by_divergence), 0)]
-    for place, tokens in enumerate(rung_tokens):
-        for trial in thinned(trials.order(by_mean_and_no_further, *rung_tokens[place:]), MOST_POINTS // 2):
+    found = [(trial, math.inf, 1) for trial in thinned([trial for trial in trials.drawn if trial.status == DIVERGED], 0)]
+    for tokens, later in zip(rung_tokens, [*rung_tokens[1:], math.inf], strict=True):
+        stay = [trial for trial in trials.ranked_at(tokens) if later not in trial.losses and trial.status != DIVERGED]
+        stay.sort(key=lambda trial: (trial.mean_at(tokens), trial.trial_id))
+        for trial in thinned(stay, MOST_POINTS // 2):
             found.append((trial, math.log(trial.mean_at(tokens)) + change[tokens], len(trial.seeds_at(tokens))))
     return sorted(found, key=lambda row: row[0].trial_id)
 
@@ -41,23 +42,11 @@ def unjudged(trials: Trials, rung_tokens: Sequence[int]) -> list[Trial]:
     return [trial for trial in running if not any(tokens in trial.losses for tokens in rung_tokens)]
 
 
-def thinned(order: Order, best: int) -> list[Trial]:
+def thinned(order: list[Trial], best: int) -> list[Trial]:
     """All of `order`, or MOST_TOLD of them: so many of the best, the others spread evenly over the rest."""
     if len(order) <= MOST_TOLD:
-        return list(order)
+        return order
     return order[:best] + [order[int(rank)] for rank in np.linspace(best, len(order) - 1, MOST_TOLD - best)]
-
-
-def by_divergence(trial: Trial) -> tuple | None:
-    """Of those that diverged, the earlier first."""
-    return (trial.trial_id,) if trial.status == DIVERGED else None
-
-
-def by_mean_and_no_further(trial: Trial, tokens: int, *later: int) -> tuple | None:
-    """By the mean loss over seeds at `tokens`, of those that have none at a later mark."""
-    if tokens not in trial.losses or trial.status == DIVERGED or any(mark in trial.losses for mark in later):
-        return None
-    return trial.mean_at(tokens), trial.trial_id
 
 
 def correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -1,9 +1,8 @@
 """Who is best: the order of a search's configurations, over their seeds. No Ray, no files, no clocks."""
 
-import heapq
 import math
 import statistics
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from tune.core.trials import REPLICATE, Trial, Trials
 
@@ -13,20 +12,26 @@ FEW = 2  # a third seed then still comes in time, and lucky pairs cost more than
 COUNTED_FROM = 1 / 4  # of the budget on a seed counts with the loss that it is expected to end at
 
 
-def by_expected_final_loss(trials: Trials) -> Iterator[Trial]:
-    """Those that came to the full budget, the lowest mean over seeds of their losses first; of equals the earlier trial.
+def by_expected_final_loss(trials: Trials) -> list[Trial]:
+    """The trials that came to the full budget, the lowest mean over seeds of their final losses first.
 
-    A seed that has come COUNTED_FROM of the way counts, too: from where it stands its loss is expected to change as those
-    of the configurations did, on average, that ended. What is expected moves with each that ends, but alike for all whose
-    seeds stand at the same marks: each such group keeps its order, and the groups are merged.
+    A seed that is at least COUNTED_FROM of the way counts, too, with its expected final loss. From where it stands its loss
+    is expected to change as the losses of the trials that ended did, on average.
     """
+    ended = trials.ranked_at(trials.budget_tokens)
+    return sorted(ended, key=lambda trial: (expected_final_loss(trial, trials), trial.trial_id))
 
-    def placed(seeds: int, marks: tuple[int, ...], rows: Iterable[tuple]) -> Iterator[tuple[float, str, Trial]]:
-        shift = sum(trials.change(mark) for mark in marks) / seeds
-        return ((mean + shift, trial_id, trial) for *_, mean, trial_id, trial in rows)
 
-    order = trials.order(by_seeds_and_mean, trials.budget_tokens)
-    return (trial for *_, trial in heapq.merge(*(placed(*group, rows) for group, rows in order.groups(2))))
+def expected_final_loss(trial: Trial, trials: Trials) -> float:
+    """The mean of the final losses of a trial that ended and of its replicates, where some are only expected."""
+    budget = trials.budget_tokens
+    if "counted" not in trial.cache:
+        early = [r for r in trial.replicates if COUNTED_FROM * budget <= r.tokens < budget and r.tokens in r.losses]
+        losses = trial.seeds_at(budget) + [replicate.losses[replicate.tokens] for replicate in early]
+        stand_at = sorted(replicate.tokens for replicate in early)
+        trial.cache["counted"] = sum(losses) / len(losses), stand_at, len(losses)
+    mean, stand_at, seeds = trial.cache["counted"]
+    return mean + sum(map(trials.change, stand_at)) / seeds if stand_at else mean
 
 
 def ranking(trials: Trials) -> tuple[int, list[Trial]]:
@@ -40,10 +45,9 @@ def ranking(trials: Trials) -> tuple[int, list[Trial]]:
     marks = {tokens for tokens, kind in trials.count_by_rung if kind != REPLICATE}
     tokens = max((tokens for tokens in marks if trials.count_at(tokens) > 1), default=max(marks, default=0))
     if tokens == trials.budget_tokens:
-        ordered = list(by_expected_final_loss(trials))
-    else:  # sorted anew: the furthest mark moves on, and an order of each would have to be kept
-        came = (trial for trial in trials.drawn if tokens in trial.losses)
-        ordered = sorted(came, key=lambda trial: (trial.mean_at(tokens), trial.trial_id))
+        ordered = by_expected_final_loss(trials)
+    else:
+        ordered = sorted(trials.ranked_at(tokens), key=lambda trial: (trial.mean_at(tokens), trial.trial_id))
     seeds = {trial.trial_id: trial.seeds_at(tokens) for trial in ordered}
     sound = [trial for trial in ordered if math.isfinite(trial.mean_at(tokens))]
     trusted = min(TRUSTED_SEEDS, max((len(seeds[trial.trial_id]) for trial in sound), default=0))
@@ -75,12 +79,3 @@ def seed_noise(losses: Iterable[list[float]]) -> float | None:
             squares += statistics.variance(finite) * (len(finite) - 1)
             degrees += len(finite) - 1
     return math.sqrt(squares / degrees) if degrees else None
-
-
-def by_seeds_and_mean(trial: Trial, budget: int) -> tuple | None:
-    """(seeds, the marks where those stand that count before they end, mean loss there and at the end, trial_id)."""
-    if budget not in trial.losses:
-        return None
-    early = [r for r in trial.replicates if COUNTED_FROM * budget <= r.tokens < budget and r.tokens in r.losses]
-    losses = trial.seeds_at(budget) + [repeat.losses[repeat.tokens] for repeat in early]
-    return len(losses), tuple(sorted(repeat.tokens for repeat in early)), sum(losses) / len(losses), trial.trial_id

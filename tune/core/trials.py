@@ -1,12 +1,11 @@
 """The trials of a search: a fold of its journal's events, read-only for whoever decides. No Ray, no files, no clocks."""
 
+import bisect
 import math
-from collections import Counter, namedtuple
+from collections import Counter, defaultdict, namedtuple
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
-
-from tune.core.orders import Key, Order
 
 CONTINUE, PAUSE, STOP = "continue", "pause", "stop"
 RUNNING, PAUSED, STOPPED = "running", "paused", "stopped"
@@ -15,7 +14,7 @@ STATUSES = (COMPLETED, PAUSED, STOPPED, DIVERGED, FAILED, RUNNING)
 SAMPLED, SUGGESTED, REPLICATE, AUDIT = "sampled", "suggested", "replicate", "audit"
 BASELINE_TRIAL = "00000"
 """the preset's reference configuration, always the first"""
-UNLIMITED_TRIALS = 100_000  # as many as the digits of a trial's id hold
+UNLIMITED_TRIALS = 100_000  # the five digits of a trial's id hold fewer; a search decides quickly up to 10,000
 REPORTED = (
     *("step", "tokens_seen", "train_loss", "val_loss", "val_loss_ema", "val_bpb", "lr", "grad_norm"),
     *("train_seconds", "tok_per_sec", "diverged"),
@@ -26,8 +25,8 @@ COMPILING = ("compiling_seconds", "plain_tok_per_sec", "compiled_tok_per_sec")
 Event = dict[str, Any]
 
 
-Report = namedtuple("Report", ("trial_id", *REPORTED, "number"))
-"""what is kept of a report event, and how many of the search came before it; in a third of a dict's memory"""
+Report = namedtuple("Report", ("trial_id", *REPORTED))
+"""what is kept of a report event; in a third of a dict's memory"""
 
 
 @dataclass
@@ -59,6 +58,8 @@ class Trial:
     """why it failed"""
     begun_at: int = 0
     """tokens from which on an audit trained; its losses and reports up to there are those of the trial that it audits"""
+    cache: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
+    """what was computed of this configuration's seeds, until the next event of one of them"""
 
     @property
     def train_seconds(self) -> float:
@@ -72,14 +73,19 @@ class Trial:
         return [self.reports[tokens] for tokens in sorted(self.reports) if tokens > self.begun_at]
 
     def seeds_at(self, tokens: int) -> list[float]:
-        """The losses at `tokens` of this trial and of its repeats, one a seed; infinite where a repeat diverged."""
-        losses = [trial.losses[tokens] for trial in (self, *self.replicates) if tokens in trial.losses]
-        return losses + [math.inf for trial in self.replicates if trial.status == DIVERGED and tokens not in trial.losses]
+        """The losses at `tokens` of this trial and of its replicates, one a seed; infinite where a replicate diverged."""
+        return self._over_seeds(tokens)[0]
 
     def mean_at(self, tokens: int) -> float:
         """The mean of `seeds_at`."""
-        losses = self.seeds_at(tokens)
-        return sum(losses) / len(losses)
+        return self._over_seeds(tokens)[1]
+
+    def _over_seeds(self, tokens: int) -> tuple[list[float], float]:
+        if tokens not in self.cache:
+            losses = [trial.losses[tokens] for trial in (self, *self.replicates) if tokens in trial.losses]
+            losses += [math.inf for trial in self.replicates if trial.status == DIVERGED and tokens not in trial.losses]
+            self.cache[tokens] = losses, sum(losses) / len(losses) if losses else math.nan
+        return self.cache[tokens]
 
 
 class Trials:
@@ -107,8 +113,7 @@ class Trials:
         """what a rule worked out that no later event can change: to work it out again would find the same"""
         self._changes: dict[int, tuple[float, int]] = {}
         """tokens_seen -> (change of the loss from there to the end, summed over those drawn that ended; how many)"""
-        self._reports = 0
-        self._orders: dict[tuple, Order] = {}
+        self._ranked: defaultdict[int, list[Trial]] = defaultdict(list)
         for event in events:
             self.apply(event)
 
@@ -122,24 +127,17 @@ class Trials:
         """How many more configurations may begin."""
         return self.num_samples - len(self.drawn)
 
-    def at(self, tokens: int) -> Order:
-        """Those that have a loss at `tokens`, the lowest first (of equals the earlier); without repeats."""
-        return self.order(by_loss, tokens)
+    def ranked_at(self, tokens: int) -> list[Trial]:
+        """The trials with a loss at `tokens`, the lowest first, of equals the earlier report; no replicates."""
+        return self._ranked[tokens]
 
     def count_at(self, tokens: int) -> int:
-        """How many those are."""
-        return self.count_by_rung[tokens, SAMPLED] + self.count_by_rung[tokens, SUGGESTED]
+        """The number of trials that `ranked_at` has."""
+        return len(self._ranked[tokens])
 
-    def waiting_at(self, tokens: int) -> Order:
-        """Those of `at` that are paused there."""
-        return self.order(waits_by_loss, tokens)
-
-    def order(self, key: Key, *marks: int) -> Order:
-        """Those drawn for which key(trial, *marks) is not None, sorted by it: sorted once, and kept so from then on."""
-        name = (key, *marks)
-        if name not in self._orders:
-            self._orders[name] = Order(key, marks, self.drawn)
-        return self._orders[name]
+    def paused_at(self, tokens: int) -> list[Trial]:
+        """The trials of `ranked_at` that are paused at `tokens`, in the same order."""
+        return [trial for trial in self._ranked[tokens] if trial.status == PAUSED and trial.tokens == tokens]
 
     def apply(self, event: Event) -> None:
         """Takes one more event in."""
@@ -162,7 +160,6 @@ class Trials:
             self.segments_by_end[trial.source, trial.segment_end_tokens] += 1
             if trial.source == REPLICATE:
                 self.by_id[trial.parent_id].replicates.append(trial)
-                self._update(trial)
             else:
                 self.drawn.append(trial)
         elif kind == "resume":
@@ -182,18 +179,23 @@ class Trials:
         elif kind == "failed":
             trial.reason = event["reason"]
             self._set(trial, FAILED)
+        if trial:
+            trial.cache.clear()
+            self.by_id[trial.parent_id].cache.clear()
 
     def _report(self, trial: Trial, event: Event) -> None:
         tokens = event["tokens_seen"]
         self.tokens += tokens - trial.tokens
-        trial.reports[tokens] = Report(trial.trial_id, *(event[name] for name in REPORTED), self._reports)
-        trial.tokens, self._reports = tokens, self._reports + 1
+        trial.reports[tokens] = Report(trial.trial_id, *(event[name] for name in REPORTED))
+        trial.tokens = tokens
         if event["diverged"]:
             return self._set(trial, DIVERGED)
         loss = event["val_loss" if tokens >= self.budget_tokens else self.metric]
         trial.losses[tokens] = math.inf if math.isnan(loss) else loss  # averaged weights may overflow alone
         if trial.source != AUDIT:
             self.count_by_rung[tokens, trial.source] += 1
+        if trial.source in (SAMPLED, SUGGESTED):
+            bisect.insort(self._ranked[tokens], trial, key=lambda other: other.losses[tokens])
         if tokens >= self.budget_tokens:
             if trial.source not in (REPLICATE, AUDIT):
                 for mark, before in trial.losses.items():
@@ -202,8 +204,6 @@ class Trials:
             self._set(trial, COMPLETED)
         elif event["decision"] != CONTINUE:
             self._set(trial, PAUSED if event["decision"] == PAUSE else STOPPED)
-        else:
-            self._update(trial, None if trial.source == REPLICATE else tokens)
 
     def change(self, mark: int) -> float:
         """By how much the loss of those that ended changed from `mark` to the end, on average."""
@@ -216,23 +216,3 @@ class Trials:
             self.running[trial.trial_id] = trial
         else:
             self.running.pop(trial.trial_id, None)
-        self._update(trial)
-
-    def _update(self, trial: Trial, mark: int | None = None) -> None:
-        """Gives a configuration its place in all orders, or in those alone that look at its losses at a mark."""
-        for (_, *marks), order in self._orders.items():
-            if trial.source != AUDIT and (mark is None or mark in marks):
-                order.update(self.by_id[trial.parent_id])
-
-
-# Keys of orders
-
-
-def by_loss(trial: Trial, tokens: int) -> tuple | None:
-    """By the loss at `tokens`, of equals the earlier report first."""
-    return (trial.losses[tokens], trial.reports[tokens].number) if tokens in trial.losses else None
-
-
-def waits_by_loss(trial: Trial, tokens: int) -> tuple | None:
-    """The same, of those that are paused there."""
-    return by_loss(trial, tokens) if trial.status == PAUSED and trial.tokens == tokens else None

@@ -128,7 +128,7 @@ def simulate_rest(
     def configure(index: int, trials: Trials, proposed: bool) -> dict[str, Any]:
         # a searcher would take most of the time of a forecast; what it proposes is like the best so far
         if proposed:
-            return dict(trials.at(scheduler.rung_tokens[-1])[0].config)
+            return dict(trials.ranked_at(scheduler.rung_tokens[-1])[0].config)
         return search.sample(index)
 
     def cost(trial: Trial, tokens: int, begins: bool) -> float:

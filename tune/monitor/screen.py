@@ -55,7 +55,7 @@ class View:
 
 def loss_text(trials: Trials, trial: Trial, tokens: int) -> str:
     """The mean loss at `tokens` with its standard error, and how many seeds that is from."""
-    losses, noise = trial.seeds_at(tokens), seed_noise(one.seeds_at(tokens) for one in trials.at(tokens))
+    losses, noise = trial.seeds_at(tokens), seed_noise(one.seeds_at(tokens) for one in trials.ranked_at(tokens))
     error = f" +- {noise / math.sqrt(len(losses)):.4f}" if noise is not None else ""
     return f"{sum(losses) / len(losses):.4f}{error}, {len(losses)} seed{'s' * (len(losses) > 1)}"
 
@@ -159,7 +159,9 @@ def _rungs(view: View, width: int) -> RenderableType:
     grid = Table.grid(padding=(0, 1, 0, 0))
     for tokens in (*view.rung_tokens, trials.budget_tokens):
         came = trials.count_at(tokens)
-        on = sum(t.tokens > tokens or (t.status == RUNNING and t.segment_end_tokens > tokens) for t in trials.at(tokens))
+        on = sum(
+            t.tokens > tokens or (t.status == RUNNING and t.segment_end_tokens > tokens) for t in trials.ranked_at(tokens)
+        )
         expected = max(came, view.outlook.came.get(tokens, 0) if view.outlook else 0)
         at_end = tokens == trials.budget_tokens
         came += trials.count_by_rung[tokens, REPLICATE] if at_end else 0

@@ -74,9 +74,9 @@ def worth_keeping(trials: Trials, trial: Trial, may_audit: bool = False) -> set[
     if not stored or trial.status not in (RUNNING, COMPLETED, PAUSED):
         return set()
     if trial.status == PAUSED:
-        rivals = trials.at(trial.tokens)
+        rivals = trials.ranked_at(trial.tokens)
         spared = trial.source == REPLICATE or trial.trial_id == BASELINE_TRIAL
-        waits = spared or rivals.rank(trial) < math.ceil(len(rivals) / 2)
+        waits = spared or rivals.index(trial) < math.ceil(len(rivals) / 2)
         return {stored[-1]} if waits else set()
     best = min(stored, key=lambda tokens: trial.losses.get(tokens, math.inf))
     return {best, *stored[-1 if trial.status == COMPLETED else -2 :]}

@@ -16,7 +16,7 @@ class Asha(Scheduler):
     def suggest(self, trials: Trials, clock: Clock) -> Action | None:
         stops = self.stops
         for here, there in reversed(list(pairwise(stops))):
-            waiting, came = trials.waiting_at(here), trials.count_at(here)
+            waiting, came = trials.paused_at(here), trials.count_at(here)
             if waiting and came - len(waiting) < came // self.factors[here] and clock.left >= there - here:
                 return Resume(waiting[0].trial_id, segment_end_tokens=there)
         return Start(segment_end_tokens=stops[0]) if trials.draws_left > 0 and clock.left >= stops[0] else None

@@ -1,5 +1,7 @@
 """Asynchronous successive halving that stops, as Ray's ASHAScheduler (Li et al., arXiv 1810.05934)."""
 
+import bisect
+
 from tune.core.schedulers.fifo import Fifo
 from tune.core.trials import CONTINUE, STOP, Trial, Trials
 
@@ -14,5 +16,5 @@ class AshaStop(Fifo):
     def on_report(self, trials: Trials, trial: Trial, tokens: int, loss: float) -> str:
         if tokens not in self.factors:
             return CONTINUE
-        better = trials.at(tokens).count_to(loss)
+        better = bisect.bisect_right(trials.ranked_at(tokens), loss, key=lambda other: other.losses[tokens])
         return CONTINUE if better < max(1, (trials.count_at(tokens) + 1) // self.factors[tokens]) else STOP

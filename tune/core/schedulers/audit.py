@@ -1,5 +1,6 @@
 """Beside any rule: at the end a random few of those that it left behind train to the full budget, to tell what it cost."""
 
+import functools
 import hashlib
 import math
 
@@ -24,7 +25,7 @@ class WithAudit(Scheduler):
         action = self.rule.suggest(trials, clock)
         if action or (trials.running and clock.left > 0):
             return action  # who is left behind is not known yet
-        left_behind = trials.order(self.by_lot)
+        left_behind = sorted(filter(is_left_behind, trials.drawn), key=lambda trial: self.lot(trial.trial_id))
         chosen = left_behind[: math.ceil(self.share * len(left_behind) - 1e-9)]
         return next((Audit(trial.trial_id) for trial in chosen if trial.trial_id not in trials.audits), None)
 
@@ -39,9 +40,16 @@ class WithAudit(Scheduler):
 
     def lot(self, trial_id: str) -> float:
         """A number from 0 to 1 that depends on nothing but the seed and the id."""
-        digest = hashlib.sha256(f"{self.seed} {trial_id}".encode()).digest()
-        return int.from_bytes(digest[:7]) / 2**56
+        return lot(self.seed, trial_id)
 
-    def by_lot(self, trial: Trial) -> tuple | None:
-        """Key of an order: of those left behind."""
-        return (self.lot(trial.trial_id), trial.trial_id) if trial.status in (PAUSED, STOPPED) and trial.losses else None
+
+@functools.lru_cache(None)  # asked again and again for up to 10,000 trials
+def lot(seed: int, trial_id: str) -> float:
+    """A number from 0 to 1 that depends on nothing but the seed and the id."""
+    digest = hashlib.sha256(f"{seed} {trial_id}".encode()).digest()
+    return int.from_bytes(digest[:7]) / 2**56
+
+
+def is_left_behind(trial: Trial) -> bool:
+    """True if the rule stopped the trial, or left it paused, after at least one report."""
+    return trial.status in (PAUSED, STOPPED) and bool(trial.losses)

@@ -8,7 +8,7 @@ import math
 
 from tune.core.ranking import TRUSTED_SEEDS, by_expected_final_loss
 from tune.core.schedulers.base import Action, Clock, Replicate, Resume, Scheduler, Start, replicate
-from tune.core.trials import PAUSED, REPLICATE, RUNNING, SAMPLED, SUGGESTED, Trial, Trials, by_loss
+from tune.core.trials import REPLICATE, RUNNING, SAMPLED, SUGGESTED, Trial, Trials
 
 EXPLORED_FIRST = 4  # full trainings' worth, of all workers, before finishing begins to take its half
 ENOUGH = 4  # trials at the last rung before the best of them is looked at again, and proposals begin
@@ -56,7 +56,7 @@ class ExploreThenFinish(Scheduler):
         while there is time to confirm what they show.
         """
         for here in reversed(self.rung_tokens if trials.draws_left <= 0 and left >= 2 * trials.budget_tokens else ()):
-            waiting = trials.waiting_at(here)
+            waiting = trials.paused_at(here)
             if waiting:
                 return Resume(waiting[0].trial_id, segment_end_tokens=trials.budget_tokens)
         return None
@@ -86,12 +86,12 @@ class ExploreThenFinish(Scheduler):
     def _explore(self, trials: Trials, left: float) -> Action | None:
         """The next step towards the last rung that takes at most `left` tokens."""
         for here, there in reversed(list(itertools.pairwise(self.rung_tokens))):
-            waiting, came = trials.waiting_at(here), trials.count_by_rung[here, SAMPLED]
+            waiting, came = trials.paused_at(here), trials.count_by_rung[here, SAMPLED]
             places = max(came // self.factors[here], trials.draws_left <= 0)  # of a search of few at least one goes on
             if waiting and came - len(waiting) < places and left >= there - here:
                 return Resume(waiting[0].trial_id, segment_end_tokens=there)
         if trials.count_at(self._last) >= ENOUGH and left >= self._last:
-            best = trials.order(by_mean, self._last)[0]
+            best = min(trials.ranked_at(self._last), key=lambda trial: trial.mean_at(self._last))
             if len(best.replicates) + 1 < SEEDS_AT_RUNG:
                 return Replicate(best.trial_id, segment_end_tokens=self._last)
         if trials.draws_left <= 0:
@@ -111,13 +111,13 @@ class ExploreThenFinish(Scheduler):
         """The next step towards a configuration that one can believe in; `slack` tokens are more than finishing needs."""
         budget, to_finish = trials.budget_tokens, trials.budget_tokens - self._last
         side = self._side_by_side(trials)
-        done, waiting = trials.count_at(budget), trials.order(waits_by_mean, self._last)
+        done, waiting = trials.count_at(budget), self._waiting(trials)
 
         if done > 1 or (done and not waiting):
             # Who is ahead of one with more seeds gets those that it lacks side by side. What would end when less than two
             # trainings are left could not be trusted in time any more: the best of those that have ended get another seed.
             ahead = itertools.islice(by_expected_final_loss(trials), None if clock.left < 2 * budget else 1)
-            most = min(TRUSTED_SEEDS, len(trials.order(by_seeds, budget)[0].seeds_at(budget)))
+            most = min(TRUSTED_SEEDS, max(len(trial.seeds_at(budget)) for trial in trials.ranked_at(budget)))
             if repeat := replicate(ahead, trials, clock, SEEDS_AT_END, max(side, most)):
                 return repeat
         if clock.left < 2 * budget:
@@ -139,20 +139,6 @@ class ExploreThenFinish(Scheduler):
             return None
         return replicate(itertools.islice(by_expected_final_loss(trials), 1), trials, clock, SEEDS_AT_END, side)
 
-
-# Keys of orders
-
-
-def by_seeds(trial: Trial, tokens: int) -> tuple | None:
-    """By the number of seeds at `tokens`, the most first."""
-    return (-len(trial.seeds_at(tokens)), trial.trial_id) if tokens in trial.losses else None
-
-
-def by_mean(trial: Trial, tokens: int) -> tuple | None:
-    """By the mean over seeds at `tokens`; of equals the lower first loss."""
-    return (trial.mean_at(tokens), *by_loss(trial, tokens)) if tokens in trial.losses else None
-
-
-def waits_by_mean(trial: Trial, tokens: int) -> tuple | None:
-    """The same, of those that are paused."""
-    return by_mean(trial, tokens) if trial.status == PAUSED else None
+    def _waiting(self, trials: Trials) -> list[Trial]:
+        """The trials that are paused at the last rung, the lowest mean over their seeds first."""
+        return sorted(trials.paused_at(self._last), key=lambda trial: trial.mean_at(self._last))
