@@ -260,7 +260,7 @@ def run(given: dict[str, Any], engine: Engine) -> int:
         print(f"note: the code has changed since the search began: {changes}")
     if resumed and is_changed(search.model):
         print(f"note: {search.model.source} has changed since the search began, which goes on with the code of then")
-    check_places(run_dir, search, resumed)
+    check_places(run_dir, search)
     again = command("tune/search.py", "--resume", run_dir)
     data = "the built-in corpus" if is_builtin(config.train_file) else " ".join(config.train_file)
     trials = f"{config.trials} trials" if config.trials < UNLIMITED_TRIALS else f"{duration(config.time_budget)} of trials"

@@ -1,9 +1,10 @@
 """What a search leaves behind for the final model, read from plain files: best_config.json, or a trial and its checkpoint.
 
-Of a run's folder this needs, and no more: search.json's `data` (DATA_KEYS), and its `options` with `preset`, `storage_path`
-and `name`; journal.jsonl, one event a line, of which `trial` has a `trial_id`, `checkpoint` a `trial_id`, `tokens_seen` and
-`path`, and `checkpoints_deleted` a `trial_id` and a list `tokens_seen`; and state.pt in each checkpoint's folder, below
-RUN/ray or the URI of storage_path with the search's name. So a folder that was moved is read as well.
+Of a run's folder this needs, and no more: search.json's `data` (DATA_KEYS), its `options` with `preset`, `storage_path`
+and `name`, and the `run_id` of its `origin`; journal.jsonl, one event a line, of which `trial` has a `trial_id`,
+`checkpoint` a `trial_id`, `tokens_seen` and `path`, and `checkpoints_deleted` a `trial_id` and a list `tokens_seen`; and
+state.pt in each checkpoint's folder, below RUN/ray or the search's folder at the URI of storage_path. So a folder that was
+moved is read as well.
 """
 
 import contextlib
@@ -76,13 +77,19 @@ def find_trial(spec: str) -> TrialCheckpoint:
     try:
         data, config = search["data"], search.get("options") or search["config"]  # its name before 0.1.0
         uri = config["storage_path"] if "://" in (config["storage_path"] or "") else None
+        folder = remote_folder(config["name"], search.get("origin", {}))
         files = tuple(
-            uri_below(uri, config["name"], path, "state.pt") if uri else str(run_dir / "ray" / path / "state.pt")
+            uri_below(uri, folder, path, "state.pt") if uri else str(run_dir / "ray" / path / "state.pt")
             for _, path in sorted(stored[trial_id].items(), reverse=True)
         )
         return TrialCheckpoint(run_dir, trial_id, config["preset"], {key: data.get(key) for key in DATA_KEYS}, files)
     except (KeyError, TypeError, AttributeError):
         raise InputError(f"{where}: {run_dir / 'search.json'} is damaged, or of another version") from None
+
+
+def remote_folder(name: str, provenance: dict[str, Any]) -> str:
+    """A search's folder below a storage URI: its name and its `run_id`. Runs before 0.1.0 have the name alone."""
+    return f"{name}-{provenance['run_id']}" if "run_id" in provenance else name
 
 
 def uri_below(uri: str, *names: str) -> str:

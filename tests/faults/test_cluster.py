@@ -69,7 +69,7 @@ def test_checkpoints_on_another_filesystem_survive_a_kill(byte_files, undisturbe
     broken.kill(process)
     broken.finish()
     assert_same(whole, broken)
-    assert list((tmp_path / "far" / "broken").glob("session_*/*/checkpoint_*/state.pt"))
+    assert list((tmp_path / "far").glob("broken-*/session_*/*/checkpoint_*/state.pt"))
     assert not (broken.folder / "ray").exists()
     assert json.loads((broken.folder / "search.json").read_text())["config"]["storage_path"] == uri
 

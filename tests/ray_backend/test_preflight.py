@@ -342,16 +342,6 @@ def test_every_place_of_a_search_is_tried_before_anything_is_written(byte_files,
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
 
 
-def test_checkpoints_of_another_search_of_the_name_are_not_swept(small, tmp_path):
-    """Two checkouts know nothing of each other's runs, and may share a place."""
-    taken = tmp_path / "shared" / "big" / "session_0" / "00000.1" / "checkpoint_000000" / "state.pt"
-    taken.parent.mkdir(parents=True)
-    taken.write_text("of another")
-    done = run_command_line(SEARCH, *small, "--storage_path", f"file://{tmp_path}/shared", "--name", "big")
-    one_error(done, 2, "shared/big holds another search's checkpoints; choose another --name")
-    assert taken.exists() and not (ROOT / "experiments" / "runs" / "big").exists()
-
-
 def test_a_read_only_checkout_runs_in_the_users_own_folder(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     checkout = tmp_path / "checkout"

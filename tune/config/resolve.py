@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from myllm.system.errors import InputError
 from myllm.system.machine import cpp_compiler, gpu_names, origin
 from tune.config.options import SearchOptions
 from tune.config.overrides import FLAGS, Override, check_space, extremes, parse_overrides, searched_space
-from tune.config.spec import Data, SearchSpec
+from tune.config.spec import RUN_ID_DIGITS, Data, SearchSpec
 from tune.core.search_space import Choice, get_space
 from tune.store.tables import RESULT_COLUMNS
 
@@ -125,7 +126,7 @@ def resolve_search(config: SearchOptions, cache_dir: Path) -> SearchSpec:
             bytes_per_token=max(1, total_bytes) / targets.size,
         ),
         report_tokens=report_tokens,
-        origin=origin(PACKAGES),
+        origin={"run_id": uuid.uuid4().hex[:RUN_ID_DIGITS]} | origin(PACKAGES),
         **vars(searched),
     )
     check_trials(search, overrides)

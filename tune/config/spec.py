@@ -1,6 +1,7 @@
 """A search's settings, checked and resolved: written to search.json before anything starts, read back by who goes on."""
 
 import dataclasses
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from myllm.datasets.data_paths import Source
 from myllm.models.custom_model import ModelConfig, read_model, settings_of, with_settings
 from myllm.system.errors import InputError
 from myllm.system.files import ROOT, write_text
-from myllm.training.run_artifacts import uri_below
+from myllm.training.run_artifacts import remote_folder, uri_below
 from tune.config.old_names import current_names
 from tune.config.options import SearchOptions
 from tune.config.overrides import FLAGS, parse_overrides, searched_space
@@ -23,6 +24,7 @@ from tune.core.search_space import Choice, Ranges, even_draw, range_from_json
 
 RUNS_DIR = ROOT / "experiments" / "runs"
 FILE_NAME = "search.json"
+RUN_ID_DIGITS = 12  # hexadecimal
 FORMAT = 3
 """of the run folder; 2 had other names (old_names.py) and ranges as text, 1 a dict of settings and another journal"""
 
@@ -70,7 +72,7 @@ class SearchSpec:
     warm_start: tuple[dict[str, Any], ...] = ()
     """what earlier runs know (searchers.warm_start_trials)"""
     origin: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """when, by which versions and on what hardware it began"""
+    """the search's random `run_id`; when, by which versions and on what hardware it began"""
     auto_resolved: dict[str, str] = dataclasses.field(default_factory=dict)
     """the measurement behind each option that was `auto`; the number itself is in `options`"""
 
@@ -116,10 +118,18 @@ class SearchSpec:
         rule = WithBaseline(rule, config.confirmations)
         return WithAudit(rule, config.audit_fraction, config.seed) if config.audit_fraction else rule
 
+    @property
+    def run_id(self) -> str:
+        """Names the search among all others, some of which may have its name. Old runs get a hash of their provenance."""
+        text = json.dumps(self.origin, sort_keys=True)
+        return self.origin.get("run_id") or hashlib.sha256(text.encode()).hexdigest()[:RUN_ID_DIGITS]
+
     def storage_root(self, run_dir: Path) -> str:
         """Folder or URI that holds the run's checkpoints and Ray's records."""
         path = self.options.storage_path
-        return uri_below(path, self.options.name) if path and "://" in path else str(run_dir / "ray")
+        if path and "://" in path:
+            return uri_below(path, remote_folder(self.options.name or run_dir.name, self.origin))
+        return str(run_dir / "ray")
 
     def write(self, run_dir: Path) -> None:
         """Replaces search.json, whole or not at all."""

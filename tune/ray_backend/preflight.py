@@ -30,17 +30,15 @@ def runs_dir(usual: Path) -> Path:
     return folder
 
 
-def check_places(run_dir: Path, search: SearchSpec, resumed: bool = False) -> None:
-    """Raises InputError that names the first place which can't be written, or holds what a new search would overwrite;
-    leaves nothing behind.
-    """
+def check_places(run_dir: Path, search: SearchSpec) -> None:
+    """Raises InputError that names the first place which can't be written; leaves nothing behind."""
     check_name(run_dir)
     for place in (run_dir / FILE_NAME, run_dir / "ray" / "a"):
         if reason := obstacle(place):
             raise InputError(f"the run's folder {run_dir} can't be written: {reason}")
     root = search.storage_root(run_dir)
     if "://" in root:
-        check_remote(root, resumed)
+        check_remote(root)
     if search.options.address is None:
         folder = ray_folder()
         check_name(folder)
@@ -63,10 +61,8 @@ def check_name(place: Path) -> None:
         raise InputError(f"{place}: its name is not UTF-8, and Ray writes no others; choose another place") from None
 
 
-def check_remote(root: str, resumed: bool) -> None:
-    """Raises InputError where no file can be written below the URI `root`, or a new search finds checkpoints there."""
-    from pyarrow.fs import FileSelector
-
+def check_remote(root: str) -> None:
+    """Raises InputError where no file can be written beside the URI `root`."""
     try:
         storage = Storage(root)
         parent = storage.path.rpartition("/")[0]
@@ -75,10 +71,5 @@ def check_remote(root: str, resumed: bool) -> None:
         with storage.filesystem.open_output_stream(trial) as file:
             file.write(b"x")
         storage.filesystem.delete_file(trial)
-        taken = not resumed and storage.filesystem.get_file_info(FileSelector(storage.path, allow_not_found=True))
     except (OSError, ValueError) as error:
         raise InputError(f"--storage_path {root} can't be written: {one_line(error)[:300]}") from None
-    if taken:
-        raise InputError(
-            f"{root} holds another search's checkpoints; choose another --name, or delete them if none is left"
-        )

@@ -28,8 +28,8 @@ from tune.analysis.results import write_best, write_results
 from tune.config.resolve import CODE, PACKAGES, Resources
 from tune.config.spec import SearchSpec
 from tune.core.trials import CONTINUE
-from tune.monitor.loggers import loggers
 from tune.monitor.progress import Progress
+from tune.monitor.trackers import start_trackers
 from tune.ray_backend.session import Segment, Session
 from tune.ray_backend.signals import Interrupts
 from tune.ray_backend.start import Engine, import_ahead
@@ -106,8 +106,8 @@ def run_search(run_dir: Path, search: SearchSpec, resources: Resources, engine: 
     session = Session(run_dir, search, resources.workers)
     with session.disk_errors():
         search.write(run_dir)
-    followers = loggers(run_dir, search.options, session.trials, session.number)
-    session.listeners += followers
+    trackers = start_trackers(run_dir, search, session.trials)
+    session.listeners += trackers
     again = command("tune/search.py", "--resume", run_dir)
     with contextlib.closing(session.journal), Interrupts(again) as interrupts:
         try:
@@ -141,8 +141,8 @@ def run_search(run_dir: Path, search: SearchSpec, resources: Resources, engine: 
             if session.started:
                 with contextlib.suppress(OSError):  # a full disk: the last event before it counts
                     session.coordinator.record("session_end", session=session.number)
-            for follower in followers:
-                follower.close()
+            for tracker in trackers:
+                tracker.close()
         with session.disk_errors():
             session.tidy()
             write_results(run_dir, session.trials, search)
