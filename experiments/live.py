@@ -12,7 +12,7 @@ from myllm.system.errors import Parser, run_command
 from tune.config.spec import SearchSpec
 from tune.core.clock import search_seconds
 from tune.core.trials import Trials
-from tune.estimate.forecast import measured_pace, simulate_rest
+from tune.estimate.forecast import measured_throughput, simulate_rest
 from tune.monitor.screen import View, render
 from tune.store.journal import read_journal
 
@@ -27,15 +27,15 @@ def main() -> None:
     search, events = SearchSpec.read(Path(args.run)), read_journal(Path(args.run))
     events = events[: int(len(events) * args.share)]
     trials = Trials(search.budget_tokens, search.options.trials, search.options.rung_metric, events)
-    seconds, pace = search_seconds(events), measured_pace(events, per_segment=0.5)
+    seconds, throughput = search_seconds(events), measured_throughput(events, per_segment=0.5)
     trained = sum(trial.train_seconds for trial in trials.by_id.values())
     view = View(
         name=search.options.name,
         trials=trials,
         rung_tokens=search.scheduler().rung_tokens,
-        slots=[*trials.running.values(), *[None] * trials.workers][: trials.workers],
+        workers=[*trials.running.values(), *[None] * trials.workers][: trials.workers],
         seconds=seconds,
-        outlook=simulate_rest(search, events, pace, trials.workers, seconds),
+        forecast=simulate_rest(search, events, throughput, trials.workers, seconds),
         training_share=min(1.0, trained / (trials.workers * seconds)),
     )
     console = Console(record=True, width=WIDTH, file=io.StringIO(), force_terminal=True)

@@ -95,6 +95,8 @@ def test_interrupted_and_resumed_equals_never_stopped(small, run_name):
         assert f"report: {(broken / 'report.html').as_uri()}" in done.stdout and "nothing was left" not in done.stdout
         again = run_command_line("tune/search.py", "--resume", broken)
         assert "note: nothing was left to do; a larger --num_samples goes on" in again.stdout, again.stdout
+        dry = run_command_line("tune/search.py", "--resume", broken, "--dry_run")
+        assert dry.returncode == 0 and "  nothing is left to do; a larger --num_samples goes on" in dry.stdout, dry.stdout
 
         report = run_command_line("tune/report.py", broken)
         assert "2 of 2" in report.stdout and report.returncode == 0

@@ -1,4 +1,4 @@
-"""--cpus_per_trial auto and --gpus_per_trial auto: what is probed, what is picked, and that it is kept."""
+"""--cpus_per_trial auto and --gpus_per_trial auto: the divisions that are timed, the choice, and that it is kept."""
 
 import dataclasses
 
@@ -9,24 +9,24 @@ from helpers import search_of
 from myllm.system.errors import InputError
 from tune.config.resolve import Resources
 from tune.config.spec import SearchSpec
-from tune.estimate.auto_resources import Probe, candidates, pick, probe, resolve_auto
+from tune.estimate.auto_resources import ConcurrencyTrial, candidates, choose, resolve_auto, time_concurrency
 
 
 def rated(*rates, fits=True):
-    """Probes of 1, 2, 4, ... at once that train so much together."""
-    return [Probe(Resources(1, 0, 2**place), rate, fits) for place, rate in enumerate(rates)]
+    """Trials of 1, 2, 4, ... at once that train so much together."""
+    return [ConcurrencyTrial(Resources(1, 0, 2**place), rate, fits) for place, rate in enumerate(rates)]
 
 
 def test_more_at_once_must_be_worth_it():
-    assert pick(rated(100, 150, 190))[0].workers == 4
-    assert pick(rated(100, 105))[0].workers == 1  # fewer at once know more when they begin
-    assert pick(rated(100, 90, 500))[0].workers == 1  # none is looked at after one that trains less
-    hungry = [*rated(100), Probe(Resources(1, 0, 2), 190, False)]
-    resources, why = pick(hungry)
+    assert choose(rated(100, 150, 190))[0].workers == 4
+    assert choose(rated(100, 105))[0].workers == 1  # fewer at once know more when they begin
+    assert choose(rated(100, 90, 500))[0].workers == 1  # none is looked at after one that trains less
+    hungry = [*rated(100), ConcurrencyTrial(Resources(1, 0, 2), 190, False)]
+    resources, why = choose(hungry)
     assert resources.workers == 1 and "2 at once with 1 core each: too little memory" in why
 
 
-def test_what_is_probed():
+def test_the_divisions_that_are_timed():
     assert [(r.cpus_per_trial, r.workers) for r in candidates(2, 0, None)] == [(2, 1), (1, 2)]
     assert [(r.cpus_per_trial, r.workers) for r in candidates(6, 0, None)] == [(6, 1), (3, 2), (1, 4), (1, 6)]
     assert [(r.cpus_per_trial, r.workers) for r in candidates(8, 0, 2)] == [(8, 1), (4, 2)]
@@ -43,7 +43,7 @@ def asking(**options):
 
 def doubling(search, resources):
     """A machine on which trials do not get into one another's way."""
-    return Probe(resources, 100.0 * resources.workers, True)
+    return ConcurrencyTrial(resources, 100.0 * resources.workers, True)
 
 
 def test_numbers_take_the_place_of_auto_and_the_reason_is_kept(tmp_path):
@@ -62,7 +62,7 @@ def test_numbers_take_the_place_of_auto_and_the_reason_is_kept(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_dry_run_probes_and_says_what_it_picked(byte_files):
+def test_a_dry_run_times_divisions_and_says_its_choice(byte_files):
     train, val = byte_files
     flags = ["--train_file", train, "--val_file", val, "--budget_tokens", "262144", "--num_samples", "2"]
     done = run_command_line("tune/search.py", *flags, "--dry_run", "--cpus_per_trial", "auto", "--max_concurrent", "1")
@@ -73,5 +73,5 @@ def test_a_dry_run_probes_and_says_what_it_picked(byte_files):
 
 @pytest.mark.gpu
 def test_steps_on_a_gpu_are_timed_too():
-    found = probe(asking(), Resources(1, 0.5, 2))
+    found = time_concurrency(asking(), Resources(1, 0.5, 2))
     assert found.rate > 0 and found.fits

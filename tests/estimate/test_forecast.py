@@ -8,7 +8,7 @@ from helpers import search_of
 
 from myllm.system.errors import InputError
 from tune.core.trials import CONTINUE, STOP
-from tune.estimate.forecast import MOST_TRIALS, Throughput, fit_pace, measured_pace, outlooks, simulate_rest
+from tune.estimate.forecast import MOST_TRIALS, Throughput, fit_throughput, is_finished, measured_throughput, simulate_rest
 from tune.text.durations import duration, parse_duration
 
 
@@ -33,25 +33,25 @@ def test_times_are_written_in_two_units():
 def test_the_pace_is_found_in_measurements():
     pace = Throughput(2e-5, 3e-3)
     rows = [(tokens, tokens / step, pace.seconds(tokens, step)) for tokens, step in ((1e4, 512), (2e4, 1024), (5e3, 8192))]
-    found = fit_pace(rows)
+    found = fit_throughput(rows)
     assert (found.per_token, found.per_step) == pytest.approx((2e-5, 3e-3))
-    alike = fit_pace([(1000, 10, 2.0), (2000, 20, 4.0)])
+    alike = fit_throughput([(1000, 10, 2.0), (2000, 20, 4.0)])
     assert alike.seconds(1000, 100) == pytest.approx(2.0)
     events = [
         {"event": "report", "trial_id": "a", "tokens_seen": t, "step": t / 512, "train_seconds": pace.seconds(t, 512)}
         for t in (1000, 3000)
     ]
-    assert measured_pace(events).seconds(1000, 512) == pytest.approx(pace.seconds(1000, 512))
-    assert measured_pace(events[:1]) is None
+    assert measured_throughput(events).seconds(1000, 512) == pytest.approx(pace.seconds(1000, 512))
+    assert measured_throughput(events[:1]) is None
 
 
 def test_a_search_without_rungs_takes_what_its_trials_take():
     search, pace = search_of(scheduler="fifo", num_samples=5, replicate_best=0), Throughput(1e-5, 0.0, per_segment=2.0)
     one = search.budget_tokens * 1e-5 + 2.0
-    outlook = simulate_rest(search, [], pace, workers=1)
-    assert outlook.seconds == pytest.approx(5 * one) and outlook.tokens == 5 * search.budget_tokens
+    forecast = simulate_rest(search, [], pace, workers=1)
+    assert forecast.seconds == pytest.approx(5 * one) and forecast.tokens == 5 * search.budget_tokens
     assert simulate_rest(search, [], pace, workers=5, used=7.0).seconds == pytest.approx(one + 7)
-    assert outlook.came == {search.budget_tokens: 5} and outlook.trials == 5 and outlook.replicates == 0
+    assert forecast.came == {search.budget_tokens: 5} and forecast.trials == 5 and forecast.replicates == 0
 
 
 def test_rungs_fill_as_the_rule_lets_them():
@@ -70,12 +70,14 @@ def test_a_search_is_played_on_from_where_it_stands():
     events = [event | {"time": 0.0} for event in events]
     later = simulate_rest(search, events, pace, workers=1, used=100.0)  # half of one, and two more
     assert later.trials == 5 and later.seconds == pytest.approx(100 + 2.5 * budget * 1e-5)
+    assert not is_finished(search, []) and not is_finished(search, events)
+    two = dataclasses.replace(search, options=dataclasses.replace(search.options, num_samples=2))
+    assert is_finished(two, events[:4]) and not is_finished(two, events[:3])
 
 
 def test_a_search_of_an_hour_takes_an_hour_and_a_long_one_is_played_as_a_short_one():
     pace = Throughput(1e-5, 1e-3, 0.1)
-    hour = outlooks(search_of(time_budget=3600.0), [], pace, workers=2, used=10.0)
-    assert all(0.9 * 3600 < outlook.seconds <= 3600 for outlook in hour)
+    assert 0.9 * 3600 < simulate_rest(search_of(time_budget=3600.0), [], pace, workers=2, used=10.0).seconds <= 3600
     search = search_of(scheduler="fifo", num_samples=20 * MOST_TRIALS, replicate_best=0)
     long = simulate_rest(search, [], pace, workers=4)
     assert long.trials == 20 * MOST_TRIALS and long.tokens == long.trials * search.budget_tokens

@@ -89,24 +89,24 @@ def test_the_screen_in_terminals_of_three_widths(byte_files, tmp_path):
         first = Terminal(80, ["tune/search.py", *flags], offline)
         first.read_until(lambda text: "val_loss" in text and "00000" in text)
         seen = "\n".join(first.screen.display)
-        for word in ("search", "trials", "best", "rungs", "slots", "0 diverged, 0 failed"):
+        for word in ("search", "trials", "best", "rungs", "workers", "0 diverged, 0 failed"):
             assert word in seen, seen
         first.process.send_signal(signal.SIGINT)
         first.read_until(lambda text: False)
         assert first.process.returncode == 130, first.text
         second = Terminal(40, ["tune/search.py", "--resume", run], offline)
-        second.read_until(lambda text: "val_loss" in text and "slots    0000" in text)
+        second.read_until(lambda text: "val_loss" in text and "workers  0000" in text)
         narrow = "\n".join(second.screen.display)
         second.process.send_signal(signal.SIGINT)
         second.read_until(lambda text: False)
         third = Terminal(120, ["tune/search.py", "--resume", run], offline)
         third.read_until(lambda text: False)
         assert third.process.returncode == 0, third.text
-        assert "slots    0000" in narrow and "0 diverged" in narrow, narrow
+        assert "workers  0000" in narrow and "0 diverged" in narrow, narrow
         for terminal in (first, second, third):
             assert HIDE_CURSOR not in terminal.raw and OTHER_SCREEN not in terminal.raw
             # The screen is gone, what was said before and after is whole.
-            assert "slots" not in terminal.text, terminal.text
+            assert "workers  " not in terminal.text, terminal.text
             assert "best        trial" in terminal.text and "go on  " in terminal.text, terminal.text
             assert "Failed to fetch" not in terminal.text and "Token auth" not in terminal.text
         assert "stopping; once more leaves at once" in first.text and "interrupted; go on with" in first.text

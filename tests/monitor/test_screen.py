@@ -38,9 +38,9 @@ def view(**changes):
         name="recorded",
         trials=trials,
         rung_tokens=(100, 400, 800),
-        slots=[trials.by_id["00004"], None],
+        workers=[trials.by_id["00004"], None],
         seconds=60.0,
-        outlook=Forecast(180.0, 10**6, 16, 3, {100: 16, 400: 8, 800: 4, BUDGET: 6}, 4),
+        forecast=Forecast(180.0, 10**6, 16, 3, {100: 16, 400: 8, 800: 4, BUDGET: 6}, 4),
         training_share=0.87,
     )
     return View(**values | changes)
@@ -59,16 +59,16 @@ def test_everything_is_there_at_every_width(width):
     words = " ".join(text.split())
     for expected in (
         *("recorded", "1 min", "about 2 min left", "33%", "6 of 16", "2 completed", "1 diverged", "1 failed"),
-        *("87% of slot time training", "val_loss 2.1000 +- 0.1000, 2 seeds", "val_loss 2.5000 +- 0.1414, 1 seed"),
+        *("87% of worker time training", "val_loss 2.1000 +- 0.1000, 2 seeds", "val_loss 2.5000 +- 0.1414, 1 seed"),
         *("learning_rate 0.002", "learning_rate 0.001", "4 of ~16, 3 on", "3 of ~6", "00004", "4.2000", "free"),
     ):
         assert expected in words, f"{expected!r} is not in\n{text}"
 
 
 @pytest.mark.parametrize(("width", "more"), [(80, "+5"), (40, "+15")])
-def test_a_terminal_of_few_lines_is_filled_with_slots_and_the_rest_is_counted(width, more):
+def test_a_terminal_of_few_lines_is_filled_with_workers_and_the_rest_is_counted(width, more):
     trials = Trials(BUDGET, num_samples=16, events=EVENTS)
-    text = shown(width, 24, slots=[trials.by_id["00004"]] * 16)
+    text = shown(width, 24, workers=[trials.by_id["00004"]] * 16)
     assert len(text.splitlines()) == 24 and text.split()[-1] == more and "about 2 min" in text
 
 
@@ -86,7 +86,7 @@ def test_the_terminal_has_the_size_that_it_has_now(monkeypatch):
 
 def test_nothing_known_yet_is_said():
     text = shown(
-        80, trials=Trials(BUDGET, num_samples=16), slots=[None], outlook=None, training_share=None, note="starting"
+        80, trials=Trials(BUDGET, num_samples=16), workers=[None], forecast=None, training_share=None, note="starting"
     )
     assert "starting" in text and "no trial has reported yet" in text and "0 diverged, 0 failed" in text
 

@@ -3,9 +3,11 @@
 python -m tune.estimate.benchmark FOLDER_WITH_SEARCH_JSON BATCH_SIZE,BATCH_SIZE DEVICE THREADS SECONDS
 """
 
+import functools
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -13,6 +15,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -20,46 +23,48 @@ from myllm.system.errors import RunError
 from myllm.system.machine import gpu_names, peak_memory
 from tune.config.resolve import Resources
 from tune.config.spec import RUNS_DIR, SearchSpec
-from tune.core.clock import search_seconds
+from tune.core.clock import ENDING_SECONDS, search_seconds
 from tune.core.trials import Event
-from tune.estimate.forecast import Throughput, fit_pace, outlooks
+from tune.estimate.forecast import Throughput, fit_throughput, is_finished, simulate_rest
+from tune.store.checkpoints import STATE_FILE
 from tune.text.durations import duration
 from tune.text.format import amount, share_text
 
-SECONDS = 1.0  # that each batch size is timed for
-WARM_STEPS = {"cpu": 1, "cuda": 3}  # that are not: memory is taken, code compiled, on a GPU the steps are recorded
-RAY_SECONDS, END_SECONDS = 1.0, 1.0  # beside a training process' own start, and from the last report to the summary
-REPORT_SECONDS = 4.0  # until every file is written, which nobody waits for on a terminal
-MOST_IMPORT_SECONDS = 20.0  # a process that is older does not only start
-DRIVER_BYTES = 1.2e9  # of the command and Ray's own processes
-PATIENCE = 600.0  # seconds after which a rehearsal is given up
+TIMED_SECONDS = 1.0  # for each batch size
+WARM_STEPS = {"cpu": 1, "cuda": 3}  # untimed: memory is allocated, code compiled, CUDA graphs captured
+RAY_SECONDS = 1.0  # of a search's start, beside the start of a process that trains
+REPORT_SECONDS = 3.0  # from the summary until all files are written; on a terminal the command does not wait for them
+MOST_IMPORT_SECONDS = 20.0  # a command that is older has done more than start
+DRIVER_BYTES = 1.2e9  # memory of the command and of Ray's own processes
+GIVE_UP_SECONDS = 600.0  # for all timings together
+BEGAN = "MYLLM_BENCHMARK_BEGAN"  # environment variable: when a process was started, in seconds since 1970
 
 
 @dataclass(frozen=True)
 class StepTimings:
-    """What the processes measured; the mean over them."""
+    """The measurements of all processes: their mean."""
 
-    pace: Throughput
+    throughput: Throughput
     steps: dict[int, float]
     """batch size -> seconds of an optimizer step"""
     evaluation: float
     """seconds"""
     memory: int
-    """bytes of one process at its most"""
+    """peak bytes of one process"""
     device_memory: int
-    """bytes of its GPU at its most; 0 without one"""
+    """peak bytes on its GPU; 0 without one"""
     device_total: int
-    """bytes that its GPU has"""
+    """bytes of its whole GPU"""
     checkpoint: int
     """bytes"""
     ready: float
-    """seconds from its start until a process could train"""
+    """seconds from the start of a process until it could train"""
 
 
-def time_steps(search: SearchSpec, resources: Resources, seconds: float = SECONDS) -> StepTimings:
-    """Trains the smallest and the largest batch for a moment, on every slot at once: they share the machine's memory bus.
+def time_steps(search: SearchSpec, resources: Resources, seconds: float = TIMED_SECONDS) -> StepTimings:
+    """Times the smallest and the largest batch, with all workers at once because they share the memory bus.
 
-    Raises RunError where a training fails, with its reason.
+    Raises RunError with the reason where a training fails.
     """
     batches = search.batch_sizes
     chosen = ",".join(str(batch) for batch in sorted({min(batches), max(batches)}))
@@ -70,17 +75,17 @@ def time_steps(search: SearchSpec, resources: Resources, seconds: float = SECOND
         command += [str(resources.cpus_per_trial), str(seconds)]
         processes = []
         for worker in range(resources.workers):
-            environment = os.environ | {"REHEARSAL_BEGAN": str(time.time())}
+            environment = os.environ | {BEGAN: str(time.time())}
             if resources.gpus_per_trial:
                 environment["CUDA_VISIBLE_DEVICES"] = _gpus(worker, resources.gpus_per_trial)
             processes.append(
                 subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
             )
         try:
-            answers = [process.communicate(timeout=PATIENCE) for process in processes]
+            answers = [process.communicate(timeout=GIVE_UP_SECONDS) for process in processes]
         except subprocess.TimeoutExpired:
             raise RunError(
-                f"not one step of batch {max(batches)} in {PATIENCE:g} s: the model is too large for {device}"
+                f"not one step of batch {max(batches)} in {GIVE_UP_SECONDS:g} s: the model is too large for {device}"
             ) from None
         finally:
             for process in processes:
@@ -91,16 +96,16 @@ def time_steps(search: SearchSpec, resources: Resources, seconds: float = SECOND
     found = [json.loads(output) for output, _ in answers]
 
     def mean(name: str) -> float:
-        return sum(one[name] for one in found) / len(found)
+        return statistics.fmean(one[name] for one in found)
 
-    steps = {int(batch): sum(one["steps"][batch] for one in found) / len(found) for batch in found[0]["steps"]}
+    steps = {int(batch): statistics.fmean(one["steps"][batch] for one in found) for batch in found[0]["steps"]}
     each = search.report_tokens
     rows = []
     for batch, step in steps.items():
         count = each / (batch * search.training.max_len)
         rows.append((each, count, count * step + mean("evaluation")))
     return StepTimings(
-        pace=fit_pace(rows, per_segment=mean("segment")),
+        throughput=fit_throughput(rows, per_segment=mean("segment")),
         steps=steps,
         evaluation=mean("evaluation"),
         memory=int(mean("memory")),
@@ -112,38 +117,42 @@ def time_steps(search: SearchSpec, resources: Resources, seconds: float = SECOND
 
 
 def forecast(search: SearchSpec, resources: Resources, events: Iterable[Event] = ()) -> str:
-    """What the search, or the rest of it after `events`, will take: timed here, then played on."""
+    """Tells in a few lines how the search, or its rest after `events`, will end. Times steps here, then simulates."""
     before, events = time.time() - psutil.Process().create_time(), list(events)
-    found = time_steps(search, resources)
-    start = min(before, MOST_IMPORT_SECONDS) + RAY_SECONDS + found.ready
+    if is_finished(search, events):
+        return (
+            f"  nothing is left to do; a larger --{'time_budget' if search.options.time_budget else 'num_samples'} goes on"
+        )
+    timings = time_steps(search, resources)
+    start = min(before, MOST_IMPORT_SECONDS) + RAY_SECONDS + timings.ready
     used = start + search_seconds(events)
-    worlds = outlooks(search, events, found.pace, resources.workers, used, start)
-    middle = worlds[len(worlds) // 2]
-    around = start + END_SECONDS + (0.0 if sys.stdout.isatty() else REPORT_SECONDS)
-    times = [duration(world.seconds - used + around) for world in (middle, worlds[0], worlds[-1])]
-    budget, tokens = search.budget_tokens, middle.tokens
-    disk, memory = middle.checkpoints * found.checkpoint + 2e6, found.memory * resources.workers + DRIVER_BYTES
-    steps = ", ".join(f"{1000 * step:,.3g} ms with a batch of {batch}" for batch, step in found.steps.items())
-    rungs = ", ".join(f"{share_text(mark, budget)}: {count}" for mark, count in middle.came.items())
-    after = f"{middle.audits} of those left behind go on to the end after that, in about {duration(middle.audit_seconds)}"
-    gpu = f"; {found.device_memory / 1e9:,.1f} GB of a GPU for each" if found.device_memory else ""
-    return "\n".join(
-        [
-            f"  step      {steps}; {1000 * found.evaluation:,.3g} ms an evaluation (here, {resources.workers} at once)",
-            f"  trials    {middle.trials}, and {middle.replicates} replicates on other seeds",
-            f"  rungs     trials that come to {rungs}",
-            *[f"  audit     {after}"] * bool(middle.audits),
-            f"  tokens    {amount(tokens)}, {tokens / budget:,.1f} full trainings",
-            f"  time      about {times[0]}" + (f" ({times[1]} to {times[2]})" if times[1] != times[2] else ""),
-            f"  disk      about {disk / 1e6:,.0f} MB; {free_bytes(search) / 1e9:,.1f} GB are free",
-            f"  memory    about {memory / 1e9:,.1f} GB, {found.memory / 1e9:,.2f} for each at once{gpu}; "
-            f"{psutil.virtual_memory().available / 1e9:,.1f} GB are free",
-        ]
-    )
+    rest = simulate_rest(search, events, timings.throughput, resources.workers, used, start)
+    seconds = rest.seconds - used + start + ENDING_SECONDS + (0.0 if sys.stdout.isatty() else REPORT_SECONDS)
+    budget = search.budget_tokens
+    disk, memory = rest.checkpoints * timings.checkpoint + 2e6, timings.memory * resources.workers + DRIVER_BYTES
+    steps = ", ".join(f"{1000 * step:,.3g} ms with a batch of {batch}" for batch, step in timings.steps.items())
+    rungs = ", ".join(f"{share_text(tokens, budget)}: {count}" for tokens, count in rest.came.items())
+    gpu = f"; {timings.device_memory / 1e9:,.1f} GB of a GPU for each" if timings.device_memory else ""
+    lines = [
+        f"  step      {steps}; {1000 * timings.evaluation:,.3g} ms an evaluation (here, {resources.workers} at once)",
+        f"  trials    {rest.trials}, and {rest.replicates} replicates on other seeds",
+        f"  rungs     trials that come to {rungs}",
+    ]
+    if rest.audits:
+        after = f"go on to the end after that, in about {duration(rest.audit_seconds)}"
+        lines.append(f"  audit     {rest.audits} of those left behind {after}")
+    lines += [
+        f"  tokens    {amount(rest.tokens)}, {rest.tokens / budget:,.1f} full trainings",
+        f"  time      about {duration(seconds)}",
+        f"  disk      about {disk / 1e6:,.0f} MB; {free_bytes(search) / 1e9:,.1f} GB are free",
+        f"  memory    about {memory / 1e9:,.1f} GB, {timings.memory / 1e9:,.2f} for each at once{gpu}; "
+        f"{psutil.virtual_memory().available / 1e9:,.1f} GB are free",
+    ]
+    return "\n".join(lines)
 
 
 def free_bytes(search: SearchSpec) -> int:
-    """Free on the disk that the runs lie on, as far as it is there."""
+    """Free bytes on the disk of the runs' folder, or of its nearest parent that exists."""
     path = Path(search.options.storage_path or RUNS_DIR)
     while not path.exists():
         path = path.parent
@@ -151,70 +160,81 @@ def free_bytes(search: SearchSpec) -> int:
 
 
 def _gpus(worker: int, each: float) -> str:
-    """The GPUs of one slot, as CUDA_VISIBLE_DEVICES names them, among those that the command itself may use."""
+    """CUDA_VISIBLE_DEVICES of one worker: its share of the GPUs that the command itself may use."""
     shown = os.environ.get("CUDA_VISIBLE_DEVICES")
     every = shown.split(",") if shown else [str(index) for index in range(len(gpu_names()))]
     first = int(worker * each + 1e-9)
     return ",".join(every[first : first + max(1, int(each))])
 
 
-def measure(search: SearchSpec, batches: list[int], device: str, threads: int, seconds: float) -> dict:
-    """What one slot measures, as JSON holds it."""
-    import torch  # in the processes that train alone
+def measure(search: SearchSpec, batches: list[int], device: str, threads: int, seconds: float) -> dict[str, Any]:
+    """The measurements of one worker, as JSON holds them."""
+    import torch  # here: only processes that train need it
 
+    torch.set_num_threads(threads)
+    steps, evaluations = {}, []
+    for batch in batches:
+        measured = measure_batch(search, batch, device, seconds)
+        steps[batch] = measured["step"]
+        evaluations.append(measured["evaluation"])
+        if batch == batches[0]:
+            ready = measured["ready"]
+    return {
+        "ready": ready - float(os.environ[BEGAN]),
+        "steps": steps,
+        "evaluation": sum(evaluations) / len(evaluations),
+        "segment": measured["segment"],
+        "checkpoint": int(measured["checkpoint"]),
+        "memory": peak_memory(),
+        "device_memory": torch.cuda.max_memory_reserved() if device == "cuda" else 0,
+        "device_total": torch.cuda.get_device_properties(0).total_memory if device == "cuda" else 0,
+    }
+
+
+def measure_batch(search: SearchSpec, batch: int, device: str, seconds: float) -> dict[str, float]:
+    """Times a baseline training with batches of `batch` windows for about `seconds`.
+
+    Returns seconds (`step`, `evaluation`, `segment`), bytes (`checkpoint`), and when it was `ready`, in seconds since 1970.
+    """
     from myllm.training.train import train
     from myllm.training.train_utils import load_state, save_state
     from tune.config.open_run import open_run
 
-    torch.set_num_threads(threads)
-    reference = search.sample(0)
-    steps, evaluations, found = {}, [], {}
-    for batch in batches:
-        config = search.train_config(reference | {"batch_size": batch})
-        micro = config.micro_batch_size or batch
-        timed = min(batch, 2 * micro)  # of many micro-batches two tell how long the others take
-        opened = search, reference | {"batch_size": batch}, device
-        changes = {"batch_size": timed, "eval_freq": 10**9}
-        run = open_run(*opened, **changes)
-        next(train(run, WARM_STEPS[device]))
-        found.setdefault("ready", time.time() - float(os.environ["REHEARSAL_BEGAN"]))
-        count, took = 1, 0.0
-        while took < seconds:
-            before = run.train_seconds
-            report = next(train(run, run.step + count))
-            took = run.train_seconds - before
-            step = run.config.tokens_per_step / report.tok_per_sec
-            count *= 2
-        evaluation = max(0.0, took - count // 2 * step)
-        evaluations.append(evaluation)
-        steps[batch] = step * batch / timed
-        with tempfile.TemporaryDirectory() as folder:
-            begin, path = time.monotonic(), Path(folder) / "state.pt"
-            save_state(run.state_dict(), path)
-            del run
-            run = open_run(*opened, **changes)  # and once more, as whoever takes up a trial does
-            run.load_state_dict(load_state(path))
-            next(train(run, run.step + 1))
-            took = time.monotonic() - begin - step - evaluation
-            found |= {"segment": max(0.0, took), "checkpoint": path.stat().st_size}
+    hyper_parameters = search.sample(0) | {"batch_size": batch}
+    timed = min(batch, 2 * (search.train_config(hyper_parameters).micro_batch_size or batch))  # two micro-batches tell all
+
+    opened = functools.partial(open_run, search, hyper_parameters, device, batch_size=timed, eval_freq=10**9)
+    run = opened()
+    next(train(run, WARM_STEPS[device]))
+    ready, count, took = time.time(), 1, 0.0
+    while took < seconds:
+        before = run.train_seconds
+        report = next(train(run, run.step + count))
+        took = run.train_seconds - before
+        step = run.config.tokens_per_step / report.tok_per_sec
+        count *= 2
+    evaluation = max(0.0, took - count // 2 * step)
+    with tempfile.TemporaryDirectory() as folder:
+        begin, path = time.monotonic(), Path(folder) / STATE_FILE
+        save_state(run.state_dict(), path)
         del run
-    device_memory = torch.cuda.max_memory_reserved() if device == "cuda" else 0
-    device_total = torch.cuda.get_device_properties(0).total_memory if device == "cuda" else 0
-    return found | {
-        "steps": steps,
-        "evaluation": sum(evaluations) / len(evaluations),
-        "memory": peak_memory(),
-        "device_memory": device_memory,
-        "device_total": device_total,
+        run = opened()  # again, as a worker does that takes up a trial
+        run.load_state_dict(load_state(path))
+        next(train(run, run.step + 1))
+        segment, checkpoint = max(0.0, time.monotonic() - begin - step - evaluation), path.stat().st_size
+    return {
+        "step": step * batch / timed,
+        "evaluation": evaluation,
+        "segment": segment,
+        "checkpoint": checkpoint,
+        "ready": ready,
     }
 
 
 def main() -> None:
     folder, batches, device, threads, seconds = sys.argv[1:]
-    found = measure(
-        SearchSpec.read(Path(folder)), [int(b) for b in batches.split(",")], device, int(threads), float(seconds)
-    )
-    print(json.dumps(found))
+    sizes = [int(batch) for batch in batches.split(",")]
+    print(json.dumps(measure(SearchSpec.read(Path(folder)), sizes, device, int(threads), float(seconds))))
 
 
 if __name__ == "__main__":

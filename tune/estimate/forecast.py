@@ -1,103 +1,128 @@
-"""What a search will take, before it starts and while it runs: its own rule, played on from where it stands."""
+"""Forecasts how a search ends, before it starts and while it runs: its own rule is simulated on from where it stands."""
 
 import math
 import statistics
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from tune.config.spec import SearchSpec
-from tune.core.clock import SearchClock
+from tune.core.clock import ENDING_SECONDS, SearchClock
 from tune.core.coordinator import Coordinator
-from tune.core.simulator import Loss, play
+from tune.core.schedulers.base import Clock, Scheduler
+from tune.core.simulator import Cost, Loss, play
 from tune.core.trials import AUDIT, REPLICATE, Event, Trial, Trials
 from tune.store.checkpoints import worth_keeping
 
-WORLDS = 5  # that a forecast plays; the middle one is told
-MOST_TRIALS = 300
-"""that are played: a longer search is played as a shorter one and multiplied, as a rule's work grows faster"""
-RECENT_REPORTS = 256  # by which a running search's speed is judged
-EXPECTED = 0.2, 0.06, 0.045, 0.01, 0.05
-"""what shapes the log of a loss in a played world: a decade of the learning rate from the reference, squared; a doubling of
-the batch; the rest of a configuration; a seed; how far the first marks mislead. Round numbers between those of the recorded
-tables under experiments/data, which agree. Only ranks matter here, and of them little: a rule lets so many go on."""
+MOST_TRIALS = 300  # trials simulated: a longer search is simulated as a shorter one and multiplied, to save time
+RECENT_REPORTS = 256  # last reports of a running search that its throughput is fitted to
+
+
+@dataclass(frozen=True)
+class ExpectedLosses:
+    """The assumed losses of a search that has not run: each number is a change of the log of the loss.
+
+    They are round numbers between the values of the recorded tables in experiments/data, which agree. A forecast uses
+    the ranks alone, and a rule lets a fixed share go on, so the numbers matter little.
+    """
+
+    learning_rate: float = 0.2
+    """for one decade of distance from the baseline's learning rate; grows with the square of the distance"""
+    batch_size: float = 0.06
+    """for each doubling of the baseline's batch size"""
+    configuration: float = 0.045
+    """standard deviation between configurations, for all other hyper-parameters together"""
+    seed: float = 0.01
+    """standard deviation between seeds of one configuration"""
+    early: float = 0.05
+    """standard deviation of the error of an early loss, at the start; falls linearly to 0 at the end"""
+    progress: float = 0.14
+    """for each factor of e that the tokens seen are below the budget"""
+
+
+EXPECTED = ExpectedLosses()
 
 
 @dataclass(frozen=True)
 class Throughput:
-    """How long a worker needs: seconds, evaluations included."""
+    """The time that a worker needs, in seconds, evaluations included.
+
+    A TimeBudget knows a worker's pace as one cautious number of tokens a second, because a rule plans in tokens. A
+    forecast adds up seconds, which depend on the batch size as well.
+    """
 
     per_token: float
     per_step: float
     """of an optimizer step, whatever its batch"""
     per_segment: float = 0.0
-    """to take up a trial, and to put it down"""
+    """to load a trial, and to store it"""
 
     def seconds(self, tokens: float, step_tokens: int) -> float:
-        """Of training on `tokens` in steps of `step_tokens`."""
+        """Seconds to train on `tokens` in steps of `step_tokens`."""
         return tokens * (self.per_token + self.per_step / step_tokens)
 
 
-def fit_pace(rows: Iterable[tuple[float, float, float]], per_segment: float = 0.0) -> Throughput:
-    """The Pace that explains (tokens, optimizer steps, seconds) best, by relative error."""
+def fit_throughput(rows: Iterable[tuple[float, float, float]], per_segment: float = 0.0) -> Throughput:
+    """The Throughput that fits rows of (tokens, optimizer steps, seconds) with the least squared relative error."""
     tokens, steps, seconds = np.array(list(rows), float).T
     (per_token, per_step), *_ = np.linalg.lstsq(np.stack([tokens, steps], 1) / seconds[:, None], np.ones(len(seconds)))
-    if per_token < 0 or per_step < 0 or np.ptp(tokens / steps) == 0:  # too alike to tell the two apart
+    if per_token < 0 or per_step < 0 or np.ptp(tokens / steps) == 0:  # batch sizes too alike to tell the two apart
         per_token, per_step = float(np.median(seconds / tokens)), 0.0
     return Throughput(float(per_token), float(per_step), per_segment)
 
 
-def measured_pace(events: Iterable[Event], per_segment: float = 0.0) -> Throughput | None:
-    """The Pace of a search's recent reports; None before the second."""
-    rows, before = [], {}
+def measured_throughput(events: Iterable[Event], per_segment: float = 0.0) -> Throughput | None:
+    """The Throughput of the last RECENT_REPORTS reports; None before the second report."""
+    names = ("tokens_seen", "step", "train_seconds")
+    rows: list[tuple[float, float, float]] = []
+    before: dict[str, tuple[float, ...]] = {}
     for event in events:
         if event["event"] == "report":
-            last = before.get(event["trial_id"], dict.fromkeys(("tokens_seen", "step", "train_seconds"), 0.0))
-            row = tuple(event[name] - last[name] for name in ("tokens_seen", "step", "train_seconds"))
-            if min(row) > 0:
-                rows.append(row)
-            before[event["trial_id"]] = event
-    return fit_pace(rows[-RECENT_REPORTS:], per_segment) if len(rows) > 1 else None
+            now = tuple(event[name] for name in names)
+            tokens, steps, seconds = np.subtract(now, before.get(event["trial_id"], (0.0, 0.0, 0.0))).tolist()
+            if min(tokens, steps, seconds) > 0:
+                rows.append((tokens, steps, seconds))
+            before[event["trial_id"]] = now
+    return fit_throughput(rows[-RECENT_REPORTS:], per_segment) if len(rows) > 1 else None
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """How a search ends, in one played world."""
+    """The end of a search as it was simulated."""
 
     seconds: float
-    """when the last report comes, on the clock of all sessions"""
+    """time of the last report, on the clock of all sessions"""
     tokens: int
-    """trained on by then"""
+    """tokens trained on by then"""
     trials: int
     replicates: int
     came: dict[int, int]
-    """tokens_seen of each rung and of the full budget -> trials that came there; repeats at the end only"""
+    """tokens_seen of each rung and of the full budget -> trials that came there; replicates count at the end only"""
     checkpoints: int
-    """that are kept at once"""
+    """checkpoints on the disk at once"""
     audits: int = 0
-    """trials left behind that go on to the end"""
+    """stopped trials that train to the end for the audit"""
     audit_seconds: float = 0.0
-    """of `seconds`, after all else"""
+    """seconds of the audit, after everything else; a part of `seconds`"""
 
 
-def plausible_losses(search: SearchSpec, seed: int) -> Loss:
-    """A world's losses: what EXPECTED says, with draws of its own for `seed`."""
-    reference = search.sample(0)
-    decade, doubling, rest, noise, misled = EXPECTED
+def plausible_losses(search: SearchSpec) -> Loss:
+    """Losses as EXPECTED describes them; the same in every call."""
+    baseline = search.sample(0)
+
+    def normal(key: str) -> float:
+        return float(np.random.default_rng([0, *key.encode()]).standard_normal())
 
     def loss(trial: Trial, tokens: int) -> float:
         share = tokens / search.budget_tokens
-        own, of_seed, early = (
-            np.random.default_rng([seed, *key.encode()]).standard_normal()
-            for key in (trial.parent_id, trial.trial_id, f"~{trial.parent_id}")
-        )
-        value = rest * own + noise * of_seed + misled * (1 - share) * early - 0.14 * math.log(share)
+        value = EXPECTED.configuration * normal(trial.parent_id) + EXPECTED.seed * normal(trial.trial_id)
+        value += EXPECTED.early * (1 - share) * normal(f"~{trial.parent_id}") - EXPECTED.progress * math.log(share)
         if "learning_rate" in trial.config:
-            value += decade * math.log10(trial.config["learning_rate"] / reference["learning_rate"]) ** 2
+            value += EXPECTED.learning_rate * math.log10(trial.config["learning_rate"] / baseline["learning_rate"]) ** 2
         if "batch_size" in trial.config:
-            value += doubling * math.log2(trial.config["batch_size"] / reference["batch_size"])
+            value += EXPECTED.batch_size * math.log2(trial.config["batch_size"] / baseline["batch_size"])
         return math.exp(1 + value)
 
     return loss
@@ -106,72 +131,102 @@ def plausible_losses(search: SearchSpec, seed: int) -> Loss:
 def simulate_rest(
     search: SearchSpec,
     events: Iterable[Event],
-    pace: Throughput,
+    throughput: Throughput,
     workers: int,
     used: float = 0.0,
-    seed: int = 0,
     starting: float = 0.0,
 ) -> Forecast:
-    """The rest of a search that stands where `events` say after `used` seconds; of a new one there are none. The last
-    `starting` of these seconds go by before a new session trains.
+    """Simulates the rest of a search that stands where `events` say after `used` seconds. A new search has no events.
+
+    `starting` is the part of `used` that a new session takes before it trains.
     """
-    config, scheduler = search.options, search.scheduler()
-    speeds = [1 / pace.seconds(1, batch * search.training.max_len) for batch in search.batch_sizes]
-    slower = statistics.quantiles(speeds, n=4)[0] if len(speeds) > 1 else speeds[0]  # as the live clock counts
+    config, scheduler, events = search.options, search.scheduler(), list(events)
     end = config.time_budget if config.time_budget is not None else math.inf
-    times = max(1.0, min(config.trials, 2 * workers * end * slower / search.budget_tokens) / MOST_TRIALS)
-    if times > 1:
+    speed = _slow_worker(search, throughput)
+    most = min(config.trials, 2 * workers * end * speed / search.budget_tokens)  # trials that may come to be
+    scale = max(1.0, most / MOST_TRIALS)
+    if scale > 1:
         events, used, starting = [], 0.0, 0.0
-    trials = Trials(search.budget_tokens, math.ceil(config.trials / times), config.rung_metric, events)
+    trials = Trials(search.budget_tokens, math.ceil(config.trials / scale), config.rung_metric, events)
     trials.workers = workers
-
-    def configure(index: int, trials: Trials, proposed: bool) -> dict[str, Any]:
-        # a searcher would take most of the time of a forecast; what it proposes is like the best so far
-        if proposed:
-            return dict(trials.ranked_at(scheduler.rung_tokens[-1])[0].config)
-        return search.sample(index)
-
-    def cost(trial: Trial, tokens: int, begins: bool) -> float:
-        step_tokens = trial.config.get("batch_size", search.training.batch_size) * search.training.max_len
-        return pace.seconds(tokens - trial.tokens, step_tokens) + pace.per_segment * begins
-
-    def append(event: str, **values: Any) -> Event:
-        return {"event": event} | values
-
-    coordinator = Coordinator(trials, scheduler, configure, append, config.seed)
-    known_end, loss = config.time_budget is not None, plausible_losses(search, seed)
-    spent = SearchClock(events)
-    before = spent.audit  # seconds that do not count on the rule's clock
-    begins: list[float] = []
+    clock = SearchClock(events)
+    audit_starts: list[float] = []
 
     def watch(worker: int, begin: float, end: float, trial: Trial) -> None:
         if trial.source == AUDIT:
-            begins.append(begin)
+            audit_starts.append(begin)
 
-    idle = starting + spent.starting
-    seconds = play(coordinator, loss, end / times, known_end, watch, used - before, cost, slower, idle) + before
+    last = play(
+        Coordinator(trials, scheduler, _configure(search, scheduler), _event, config.seed),
+        plausible_losses(search),
+        end=end / scale,
+        known_end=config.time_budget is not None,
+        watch=watch,
+        begin=used - clock.audit,  # an audit's seconds do not count on the rule's clock
+        cost=_cost(search, throughput),
+        pace=speed,
+        idle=starting + clock.starting,
+    )
+    audit_seconds = last - min(audit_starts) if audit_starts else 0.0
+    return _forecast(trials, scheduler, scale, last + clock.audit, audit_seconds)
+
+
+def is_finished(search: SearchSpec, events: Iterable[Event]) -> bool:
+    """True if the search of these events has nothing left to do."""
+    events, config, scheduler = list(events), search.options, search.scheduler()
+    trials = Trials(search.budget_tokens, config.trials, config.rung_metric, events)
+    passed, throughput = SearchClock(events).search + ENDING_SECONDS, measured_throughput(events)
+    clock = Clock(0.0)
+    if config.time_budget is not None and throughput:
+        speed = _slow_worker(search, throughput)
+        clock = Clock(passed * speed, max(0.0, config.time_budget - passed) * speed)
+    return Coordinator(trials, scheduler, _configure(search, scheduler), _event, config.seed).is_over(clock)
+
+
+def _slow_worker(search: SearchSpec, throughput: Throughput) -> float:
+    """Tokens a second at the lower quartile of the batch sizes, as a TimeBudget counts."""
+    speeds = [1 / throughput.seconds(1, batch * search.training.max_len) for batch in search.batch_sizes]
+    return statistics.quantiles(speeds, n=4)[0] if len(speeds) > 1 else speeds[0]
+
+
+def _configure(search: SearchSpec, scheduler: Scheduler) -> Callable[[int, Trials, bool], dict[str, Any]]:
+    """Stands in for the searcher, which would take most of a forecast's time: it suggests the best configuration again."""
+
+    def configure(index: int, trials: Trials, suggested: bool) -> dict[str, Any]:
+        return dict(trials.ranked_at(scheduler.rung_tokens[-1])[0].config) if suggested else search.sample(index)
+
+    return configure
+
+
+def _cost(search: SearchSpec, throughput: Throughput) -> Cost:
+    """Seconds of each stretch between two reports."""
+
+    def cost(trial: Trial, tokens: int, begins: bool) -> float:
+        step_tokens = trial.config.get("batch_size", search.training.batch_size) * search.training.max_len
+        return throughput.seconds(tokens - trial.tokens, step_tokens) + throughput.per_segment * begins
+
+    return cost
+
+
+def _event(event: str, **values: Any) -> Event:
+    return {"event": event} | values
+
+
+def _forecast(trials: Trials, scheduler: Scheduler, scale: float, seconds: float, audit_seconds: float) -> Forecast:
+    """Counts what the simulated trials came to, for a search that is `scale` times as long."""
     stops = scheduler.stops
     for trial in trials.by_id.values():
         trial.checkpoints = {tokens: "" for tokens in stops if tokens in trial.losses and tokens > trial.begun_at}
     came = {tokens: trials.count_at(tokens) for tokens in stops}
-    came[search.budget_tokens] += trials.count_by_rung[search.budget_tokens, REPLICATE]
+    came[trials.budget_tokens] += trials.count_by_rung[trials.budget_tokens, REPLICATE]
     kept = (worth_keeping(trials, trial, scheduler.may_audit(trials, trial)) for trial in trials.by_id.values())
     return Forecast(
-        seconds=seconds * times,
-        tokens=round(times * trials.tokens),
-        trials=round(times * len(trials.drawn)),
-        replicates=round(times * trials.replicates),
-        came={tokens: round(times * count) for tokens, count in came.items()},
-        checkpoints=round(times * sum(map(len, kept))) + 2 * workers,
-        audits=round(times * len(trials.audits)),
-        audit_seconds=times * (seconds - before - min(begins)) if begins else 0.0,
+        seconds=seconds * scale,
+        tokens=round(scale * trials.tokens),
+        trials=round(scale * len(trials.drawn)),
+        replicates=round(scale * trials.replicates),
+        came={tokens: round(scale * count) for tokens, count in came.items()},
+        checkpoints=round(scale * sum(map(len, kept))) + 2 * trials.workers,
+        audits=round(scale * len(trials.audits)),
+        audit_seconds=scale * audit_seconds,
     )
-
-
-def outlooks(
-    search: SearchSpec, events: Iterable[Event], pace: Throughput, workers: int, used: float = 0.0, starting: float = 0.0
-) -> list[Forecast]:
-    """`WORLDS` of them, the shortest first."""
-    events = list(events)
-    found = [simulate_rest(search, events, pace, workers, used, seed, starting) for seed in range(WORLDS)]
-    return sorted(found, key=lambda outlook: outlook.seconds)

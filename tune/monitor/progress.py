@@ -8,27 +8,42 @@ import os
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any, Protocol
 
 from rich.console import Console, ConsoleDimensions, RenderableType
 from rich.live import Live
 
-from tune.core.trials import Trial
-from tune.estimate.forecast import Forecast, measured_pace, simulate_rest
+from tune.config.spec import SearchSpec
+from tune.core.clock import ENDING_SECONDS
+from tune.core.trials import Trial, Trials
+from tune.estimate.forecast import Forecast, measured_throughput, simulate_rest
 from tune.monitor.screen import View, line, render
 from tune.store.journal import read_journal
 
-if TYPE_CHECKING:
-    from tune.ray_backend.session import Session
+SCREEN_SECONDS, LOG_SECONDS = 0.5, 60.0  # between two refreshes, on a terminal and in a log
+FORECAST_SECONDS = 5.0  # between two forecasts, at least
+FORECAST_SHARE = 0.03  # largest share of the time that forecasts take
 
-SCREEN_SECONDS, LOG_SECONDS = 0.5, 60.0  # between two looks, on a terminal and in a log
-FORECAST_SECONDS, FORECAST_SHARE = 5.0, 0.03  # between two forecasts at least, and of the time that they may take
-ENDING_SECONDS = 4.0  # from the last report to the summary
+
+class RunningSearch(Protocol):
+    """The part of a session that Progress shows."""
+
+    run_dir: Path
+    search: SearchSpec
+    trials: Trials
+    workers: int
+    seconds_before: float
+    """wall-clock seconds of earlier sessions"""
+
+    def active(self) -> list[Trial]:
+        """The trials that a worker trains now."""
 
 
 class Terminal(Console):
-    """A terminal whose cursor stays: a process that is killed could not bring it back. Its size is the one that it has
-    now, whatever COLUMNS says.
+    """A terminal with its present size, whatever COLUMNS says.
+
+    The cursor stays visible: a process that is killed could not bring it back.
     """
 
     @property
@@ -39,23 +54,27 @@ class Terminal(Console):
                 return ConsoleDimensions(columns, lines)
         return super().size
 
+    @size.setter
+    def size(self, new_size: tuple[int, int]) -> None:
+        self._width, self._height = new_size
+
     def show_cursor(self, show: bool = True) -> bool:
         return False
 
 
 class Progress:
-    """Within it, `show()` shows how the trials of a session stand, where that is due."""
+    """Shows the state of a search whenever `show()` is called and a refresh is due. A context manager."""
 
-    def __init__(self, session: "Session"):
+    def __init__(self, session: RunningSearch):
         self.session, self.search, self.trials = session, session.search, session.trials
-        self.slots: list[Trial | None] = [None] * session.workers
+        self.workers: list[Trial | None] = [None] * session.workers
         self.rung_tokens = session.search.scheduler().rung_tokens
         self.began = time.monotonic()
         self.trained_before, self.segments = self._trained(), 0
         self.first_segment: float | None = None
         self.first_report: tuple[float, float, int] | None = None
-        """when it came, seconds trained by then, segments begun by then"""
-        self.outlook: Forecast | None = None
+        """when the first report came, the seconds trained by then, the segments begun by then"""
+        self.forecast: Forecast | None = None
         self.note = "starting"
         self.last = -math.inf
         self.console = Terminal(stderr=True)
@@ -67,7 +86,7 @@ class Progress:
             self.live = Live(
                 console=self.console,
                 get_renderable=self._screen,
-                auto_refresh=False,  # by the thread that changes the trials, not beside it
+                auto_refresh=False,  # refreshed by the thread that changes the trials
                 transient=True,
                 redirect_stdout=sys.stdout.isatty(),
                 vertical_overflow="crop",
@@ -83,9 +102,9 @@ class Progress:
             live.stop()
 
     def show(self) -> None:
-        """Shows how things stand, where the last look is long enough ago."""
+        """Shows the state of the search where the last refresh is long enough ago."""
         now = time.monotonic()
-        self._assign_slots(now)
+        self._assign_workers(now)
         if now - self.last < (SCREEN_SECONDS if self.live else LOG_SECONDS):
             return
         self.last = now
@@ -95,37 +114,37 @@ class Progress:
             print(line(self.view()), file=sys.stderr, flush=True)
 
     def view(self) -> View:
-        """What there is to see now."""
+        """The state of the search now."""
         now, share = time.monotonic(), None
         if self.first_segment is not None and now - self.first_segment > 1:
-            share = min(1.0, (self._trained() - self.trained_before) / (len(self.slots) * (now - self.first_segment)))
+            share = min(1.0, (self._trained() - self.trained_before) / (len(self.workers) * (now - self.first_segment)))
         return View(
             name=self.search.options.name or "",
             trials=self.trials,
             rung_tokens=self.rung_tokens,
-            slots=self.slots,
+            workers=self.workers,
             seconds=self.seconds,
-            outlook=self.outlook,
+            forecast=self.forecast,
             training_share=share or None,
             note=self.note,
         )
 
     @property
     def seconds(self) -> float:
-        """Of the search so far, all sessions together."""
+        """Wall-clock seconds of the search so far, all sessions together."""
         return self.session.seconds_before + time.monotonic() - self.began
 
     def _screen(self) -> RenderableType:
         return render(self.view(), *self.console.size) if self.live else ""  # nothing is left behind
 
-    def _assign_slots(self, now: float) -> None:
-        """Each trial keeps the slot that it took; a new one takes the first that is free."""
+    def _assign_workers(self, now: float) -> None:
+        """Each trial keeps its worker's line; a new trial takes the first free line."""
         active = {id(trial): trial for trial in self.session.active()}
-        self.slots = [trial if id(trial) in active else None for trial in self.slots]
-        held = {id(trial) for trial in self.slots if trial}
+        self.workers = [trial if id(trial) in active else None for trial in self.workers]
+        held = {id(trial) for trial in self.workers if trial}
         for key, trial in active.items():
-            if key not in held and None in self.slots:
-                self.slots[self.slots.index(None)] = trial
+            if key not in held and None in self.workers:
+                self.workers[self.workers.index(None)] = trial
                 self.segments += 1
         if active and self.first_segment is None:
             self.first_segment, self.note = now, ""
@@ -133,27 +152,27 @@ class Progress:
             self.first_report = now, trained, self.segments
 
     def _trained(self) -> float:
-        """Seconds of training and evaluating, over all trials, that have been reported."""
+        """Seconds of training and evaluating that all trials have reported."""
         return sum(trial.train_seconds for trial in self.trials.by_id.values())
 
     def _keep_forecasting(self) -> None:
-        """Plays the search on from its journal, again and again: beside the trials, whose thread must not wait for it."""
+        """Forecasts the end from the journal, again and again, in a thread of its own: the trials must not wait."""
         pause = FORECAST_SECONDS
         while not self._over.wait(pause):
             began = time.monotonic()
             try:
                 self._forecast()
-            except Exception:  # a search does not end because nobody knows when it will
+            except Exception:  # a search goes on without a forecast
                 logging.getLogger("tune").exception("no forecast")
             pause = max(FORECAST_SECONDS, (time.monotonic() - began) / FORECAST_SHARE)
 
     def _forecast(self) -> None:
         if self.first_report is None:
             return
-        began, trained, segments = self.first_report  # what came before was slowed down by Ray's start
-        idle = len(self.slots) * (time.monotonic() - began) - (self._trained() - trained)
+        began, trained, segments = self.first_report  # Ray's start slowed down whatever came before
+        idle = len(self.workers) * (time.monotonic() - began) - (self._trained() - trained)
         events = read_journal(self.session.run_dir)
-        pace = measured_pace(events, per_segment=max(0.0, idle) / max(1, self.segments - segments))
-        if pace:
-            outlook = simulate_rest(self.search, events, pace, len(self.slots), self.seconds)
-            self.outlook = dataclasses.replace(outlook, seconds=outlook.seconds + ENDING_SECONDS)
+        throughput = measured_throughput(events, per_segment=max(0.0, idle) / max(1, self.segments - segments))
+        if throughput:
+            found = simulate_rest(self.search, events, throughput, len(self.workers), self.seconds)
+            self.forecast = dataclasses.replace(found, seconds=found.seconds + ENDING_SECONDS)

@@ -1,4 +1,4 @@
-"""What a search looks like while it runs, at any width: from trials to something that rich prints. No Ray, no clock."""
+"""Draws a running search for a terminal of any width. Needs neither Ray nor a clock."""
 
 import math
 from collections import Counter
@@ -30,69 +30,71 @@ from tune.text.durations import duration
 from tune.text.format import amount, format_settings, share_text
 
 LABEL = 9  # columns
-# Colours of the terminal's own palette that can be read on black and on white; all else is its default.
-GOOD, BAD, WEAK = "green", "red", "dim"
+GOOD, BAD, WEAK = "green", "red", "dim"  # colours of the terminal's palette that can be read on black and on white
 
 
 @dataclass(frozen=True)
 class View:
-    """What there is to see."""
+    """The state of a search, as the screen shows it."""
 
     name: str
     trials: Trials
     rung_tokens: tuple[int, ...]
-    slots: Sequence[Trial | None]
-    """what each worker trains"""
+    workers: Sequence[Trial | None]
+    """the trial that each worker trains; None for a free worker"""
     seconds: float
-    """so far, all sessions together"""
-    outlook: Forecast | None = None
-    """how it will end, once that is known"""
+    """wall-clock seconds so far, all sessions together"""
+    forecast: Forecast | None = None
+    """the end of the search, once it is known"""
     training_share: float | None = None
-    """of the slots' time that went into training and evaluating"""
+    """share of the workers' time that went into training and evaluating"""
     note: str = ""
-    """what is going on, where nothing trains yet or any more"""
+    """the present activity where no trial trains"""
 
 
 def loss_text(trials: Trials, trial: Trial, tokens: int) -> str:
-    """The mean loss at `tokens` with its standard error, and how many seeds that is from."""
+    """The mean loss at `tokens` with its standard error, and the number of its seeds."""
     losses, noise = trial.seeds_at(tokens), seed_noise(one.seeds_at(tokens) for one in trials.ranked_at(tokens))
     error = f" +- {noise / math.sqrt(len(losses)):.4f}" if noise is not None else ""
-    return f"{sum(losses) / len(losses):.4f}{error}, {len(losses)} seed{'s' * (len(losses) > 1)}"
+    return f"{sum(losses) / len(losses):.4f}{error}, {len(losses)} seed{'s' if len(losses) > 1 else ''}"
 
 
 def left(view: View) -> float | None:
-    """Seconds until the search ends; None where nobody knows."""
-    return None if view.outlook is None else max(0.0, view.outlook.seconds - view.seconds)
+    """Seconds until the search ends; None before the first forecast."""
+    return None if view.forecast is None else max(0.0, view.forecast.seconds - view.seconds)
 
 
 def counts(trials: Trials) -> str:
-    """The trials by status; diverged and failed ones also where there are none."""
+    """The number of trials, and of each status. Diverged and failed trials are counted even where there are none."""
     statuses = Counter(trial.status for trial in trials.drawn)
     total = f" of {trials.num_samples}" if trials.num_samples < UNLIMITED_TRIALS else ""
     shown = [f"{len(trials.drawn)}{total}"]
     shown += [f"{statuses[s]} {s}" for s in (COMPLETED, PAUSED, STOPPED) if statuses[s]]
     shown += [f"{statuses[s]} {s}" for s in (DIVERGED, FAILED)]
-    shown += [f"{trials.replicates} on other seeds"] * bool(trials.replicates)
-    return ", ".join(shown + [f"{len(trials.audits)} audited"] * bool(trials.audits))
+    shown += [f"{trials.replicates} on other seeds"] if trials.replicates else []
+    shown += [f"{len(trials.audits)} audited"] if trials.audits else []
+    return ", ".join(shown)
 
 
 def line(view: View) -> str:
-    """All of it in one line, for a log."""
+    """The state of a search in one line, for a log."""
     trials, reached, best = view.trials, *ranking(view.trials)
     parts = [duration(view.seconds), f"trials {counts(trials)}", f"{amount(trials.tokens)} tokens"]
     rest = left(view)
     if rest is not None:
         parts.insert(1, f"{duration(rest)} left")
     if view.training_share is not None:
-        parts.append(f"{view.training_share:.0%} of slot time training")
+        parts.append(f"{view.training_share:.0%} of worker time training")
     if best:
         at = "" if reached == trials.budget_tokens else f" at {share_text(reached, trials.budget_tokens)}"
         parts.append(f"best val_loss {loss_text(trials, best[0], reached)}{at} (trial {best[0].trial_id})")
-    return "; ".join(parts + [view.note] * bool(view.note))
+    if view.note:
+        parts.append(view.note)
+    return "; ".join(parts)
 
 
 def render(view: View, width: int, height: int = 50) -> RenderableType:
-    """The screen, `width` columns and `height` lines at most where it can be told in so many."""
+    """The screen, `width` columns wide. It has at most `height` lines unless the parts above the workers need more."""
     trials, rest = view.trials, left(view)
     table = Table.grid(padding=(0, 1, 0, 0), expand=True)
     table.add_column(width=LABEL - 1, no_wrap=True, style="bold")
@@ -103,19 +105,19 @@ def render(view: View, width: int, height: int = 50) -> RenderableType:
     if view.note:
         times.append(f", {view.note}")
     table.add_row("search", Text.assemble((view.name, "bold"), "  ", times))
-    done = view.seconds / view.outlook.seconds if view.outlook and view.outlook.seconds else 0.0
-    table.add_row("", _bar(min(done, 1.0), f"{min(done, 1.0):.0%}" if view.outlook else "", None))
+    done = view.seconds / view.forecast.seconds if view.forecast and view.forecast.seconds else 0.0
+    table.add_row("", _bar(min(done, 1.0), f"{min(done, 1.0):.0%}" if view.forecast else "", None))
     table.add_row("trials", _colour_counts(counts(trials)))
     used = Text(f"{amount(trials.tokens)} tokens")
     if view.training_share is not None:
-        used.append(f", {view.training_share:.0%} of slot time training")
+        used.append(f", {view.training_share:.0%} of worker time training")
     table.add_row("", used)
-    for label, trial in _standings(trials):
+    for label, trial in _best_rows(trials):
         table.add_row(label, trial)
     table.add_row("rungs", _rungs(view, width))
     measure = Console(width=width)
     besides = len(measure.render_lines(table, measure.options))
-    table.add_row("slots", _slots(view, max(1, height - besides), width))
+    table.add_row("workers", _workers(view, max(1, height - besides), width))
     return table
 
 
@@ -134,27 +136,27 @@ def _bar(share: float, text: str, width: int | None) -> RenderableType:
     return grid
 
 
-def _standings(trials: Trials) -> list[tuple[str, Text]]:
-    """The best so far, and the default configuration beside it, each compared where `ranking` does."""
+def _best_rows(trials: Trials) -> list[tuple[str, Text]]:
+    """The best trial and the baseline, each with its loss at the tokens where `ranking` compares."""
     reached, ordered = ranking(trials)
     if not ordered:
         return [("best", Text("no trial has reported yet", WEAK))]
-    best, default = ordered[0], trials.by_id.get(BASELINE_TRIAL)
+    best, baseline = ordered[0], trials.by_id.get(BASELINE_TRIAL)
     where = share_text(reached, trials.budget_tokens)
     at, where = (f" at {where}", where) if reached < trials.budget_tokens else ("", "the end")
     rows = []
-    for label, trial in (("best", best), ("default", default)):
-        if trial is None or (label == "default" and reached not in trial.losses):
+    for label, trial in (("best", best), ("baseline", baseline)):
+        if trial is None or (label == "baseline" and reached not in trial.losses):
             rows.append((label, Text(f"has not come to {where} yet", WEAK)))
             continue
         text = Text(f"{trial.trial_id}  val_loss {loss_text(trials, trial, reached)}{at}", GOOD if label == "best" else "")
-        text.append(f"\n{format_settings(trial.config)}", WEAK if label == "default" else "default")
+        text.append(f"\n{format_settings(trial.config)}", WEAK if label == "baseline" else "default")
         rows.append((label, text))
     return rows
 
 
 def _rungs(view: View, width: int) -> RenderableType:
-    """How many came to each rung, of those that will; and how many of them went on."""
+    """For each rung: the trials that came there, those that are expected to, and those that went on."""
     trials = view.trials
     grid = Table.grid(padding=(0, 1, 0, 0))
     for tokens in (*view.rung_tokens, trials.budget_tokens):
@@ -162,7 +164,7 @@ def _rungs(view: View, width: int) -> RenderableType:
         on = sum(
             t.tokens > tokens or (t.status == RUNNING and t.segment_end_tokens > tokens) for t in trials.ranked_at(tokens)
         )
-        expected = max(came, view.outlook.came.get(tokens, 0) if view.outlook else 0)
+        expected = max(came, view.forecast.came.get(tokens, 0) if view.forecast else 0)
         at_end = tokens == trials.budget_tokens
         came += trials.count_by_rung[tokens, REPLICATE] if at_end else 0
         text = f"{came} of ~{expected}" if expected > came else f"{came}"
@@ -174,8 +176,8 @@ def _rungs(view: View, width: int) -> RenderableType:
     return grid
 
 
-def _slots(view: View, most: int, width: int) -> RenderableType:
-    """What each worker trains, and how far it is; `most` lines."""
+def _workers(view: View, most: int, width: int) -> RenderableType:
+    """The trial of each worker and its progress, in `most` lines."""
     wide = width >= 70
     grid = Table.grid(padding=(0, 1, 0, 0), expand=wide)
     grid.add_column(no_wrap=True, min_width=5)
@@ -184,7 +186,7 @@ def _slots(view: View, most: int, width: int) -> RenderableType:
     grid.add_column(no_wrap=True, min_width=14)
     if wide:
         grid.add_column(no_wrap=True, overflow="ellipsis", style=WEAK, ratio=1)
-    shown = list(view.slots)
+    shown = list(view.workers)
     if len(shown) > most:
         shown = shown[: max(1, most - 1)]
     for trial in shown:
@@ -195,11 +197,19 @@ def _slots(view: View, most: int, width: int) -> RenderableType:
         bar = ProgressBar(budget, trial.tokens, width=bar_width, style=WEAK, complete_style=GOOD, finished_style=GOOD)
         loss = trial.reports[trial.tokens].val_loss if trial.reports else math.nan
         text = f"to {share_text(trial.segment_end_tokens, budget)}" + (f", {loss:.4f}" if math.isfinite(loss) else "")
-        name = (
-            f"{trial.parent_id}+{trial.trial_id.split('-seed')[-1] or 1}" if trial.source == REPLICATE else trial.trial_id
-        )
-        name = f"{trial.parent_id}*" if trial.source == AUDIT else name
-        grid.add_row(*[name, bar, text, format_settings(trial.config)][: 4 if wide else 3])
-    if len(shown) < len(view.slots):
-        grid.add_row(Text(f"+{len(view.slots) - len(shown)}", WEAK))
+        cells: list[RenderableType] = [_short_name(trial), bar, text]
+        if wide:
+            cells.append(format_settings(trial.config))
+        grid.add_row(*cells)
+    if len(shown) < len(view.workers):
+        grid.add_row(Text(f"+{len(view.workers) - len(shown)}", WEAK))
     return grid
+
+
+def _short_name(trial: Trial) -> str:
+    """The trial's id: `ID+2` for the second replicate of ID, `ID*` for its audit."""
+    if trial.source == AUDIT:
+        return f"{trial.parent_id}*"
+    if trial.source == REPLICATE:
+        return f"{trial.parent_id}+{trial.trial_id.split('-seed')[-1] or 1}"
+    return trial.trial_id
