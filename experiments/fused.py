@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from myllm.config import GPTConfig
 from myllm.datasets.windows import Windows
 from myllm.system.errors import InputError
-from myllm.training.gpu import CUDAGraphRunner, send
+from myllm.training.gpu import CUDAGraphRunner, autocast, to_device
 from myllm.training.run import Run
 from myllm.training.train import Report, learning_rate_at
 
@@ -109,7 +109,7 @@ class FusedRuns:
 
     def _columns(self, settings: list[tuple[float, ...]]) -> tuple[torch.Tensor, ...]:
         """Of several values a run, each as a column (K, 1), in one transfer."""
-        return send(torch.tensor(settings, dtype=torch.float32), self.device).split(1, dim=1)
+        return to_device(torch.tensor(settings, dtype=torch.float32), self.device).split(1, dim=1)
 
     def _split(self, rows: torch.Tensor) -> list[torch.Tensor]:
         """The parameters in `rows` (K, P): views (K, *shape)."""
@@ -140,7 +140,7 @@ class FusedRuns:
 
     def _pass(self, inputs: torch.Tensor, targets: torch.Tensor, share: float | torch.Tensor) -> torch.Tensor:
         """Forward and backward; `share` of the losses (K,) of K micro-batches (K, b, T)."""
-        with self.runs[0].autocast():
+        with autocast(self.runs[0].dtype, self.device):
             losses = fused_losses(self.views, self.runs[0].model.config, inputs, targets) * share
         losses.sum().backward()
         return losses.detach()
@@ -187,8 +187,8 @@ class FusedRuns:
         size = min(run.eval_batch_size for run in self.runs)
         for start in range(0, len(indices), size):
             piece = indices[start : start + size]
-            ids, targets = (send(t, self.device).expand(K, -1, -1) for t in windows.batch(piece))
-            with self.runs[0].autocast():
+            ids, targets = (to_device(t, self.device).expand(K, -1, -1) for t in windows.batch(piece))
+            with autocast(self.runs[0].dtype, self.device):
                 total += fused_losses(views, self.runs[0].model.config, ids, targets).double() * len(piece)
         return (total / len(indices)).tolist()
 

@@ -71,7 +71,9 @@ def mfu(run: Run, tokens_per_second: float) -> str:
         return "-"
     peak = next((peak for name, peak in PEAK.items() if name in torch.cuda.get_device_name()), None)
     shape = run.model.config
-    operations = 6 * run.model.num_parameters() + 12 * shape.n_layer * shape.n_embd * shape.block_size
+    operations = (
+        6 * sum(parameter.numel() for parameter in run.parameters) + 12 * shape.n_layer * shape.n_embd * shape.block_size
+    )
     return f"{tokens_per_second * operations / peak:.1%}" if peak else "-"
 
 

@@ -10,7 +10,7 @@ import torch
 from myllm.config import GPTConfig, TrainConfig
 from myllm.datasets.token_file import TokenFile
 from myllm.datasets.windows import Windows
-from myllm.training.gpu import arithmetic
+from myllm.training.gpu import resolve_dtype
 from myllm.training.run import Run
 from myllm.training.train import train
 
@@ -42,7 +42,7 @@ def curve(windows, device="cuda", **changes):
 
 
 def test_auto_is_float32_on_a_cpu():
-    assert arithmetic("auto", torch.device("cpu")) is torch.float32
+    assert resolve_dtype("auto", torch.device("cpu")) is torch.float32
 
 
 @pytest.mark.gpu

@@ -256,7 +256,7 @@ def _load(source: str, sha256: str, code: str) -> type:
     try:
         files.execute(module, main)
     except (Exception, SystemExit) as error:
-        raise InputError(f"--model {source}: importing it raises {told(error)}") from None
+        raise InputError(f"--model {source}: importing it raises {error_text(error)}") from None
     found = getattr(module, name, None)
     if not inspect.isclass(found):
         classes = [n for n, value in vars(module).items() if inspect.isclass(value)]
@@ -270,7 +270,7 @@ def load_class(model: CustomModelConfig) -> type:
     return _load(model.source, model.sha256, json.dumps(model.files))
 
 
-def told(error: BaseException) -> str:
+def error_text(error: BaseException) -> str:
     """An error of the user's code, in one line, with the line that raised it."""
     *_, last = traceback.extract_tb(error.__traceback__)
     where = f" ({os.path.basename(last.filename)}:{last.lineno}: {last.line})" if last.line else ""

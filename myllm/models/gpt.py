@@ -13,7 +13,7 @@ LOSS_CHUNK_LOGITS = 2**23  # logits that the loss holds at once on a CPU: 32 MiB
 VOCAB_MULTIPLE = 128  # a GPU multiplies matrices of such a width fastest
 
 
-def head_loss(x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def linear_cross_entropy(x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Mean cross-entropy in nats, a scalar in float32, of the logits x @ weight.T: x (N, C), weight (V, C), targets (N).
 
     On a CPU in pieces, so that the logits never exist as a whole. On a GPU as a whole, of a vocabulary padded inside:
@@ -119,11 +119,7 @@ class GPT(nn.Module):
         x = self.norm(x)
         if targets is None:
             return F.linear(x, self.token_embedding.weight)  # (B, T, V)
-        return head_loss(x.flatten(0, 1), self.token_embedding.weight, targets.flatten())
-
-    def num_parameters(self) -> int:
-        """Trainable parameters, the tied head counted once."""
-        return sum(parameter.numel() for parameter in self.parameters())
+        return linear_cross_entropy(x.flatten(0, 1), self.token_embedding.weight, targets.flatten())
 
     @classmethod
     def from_gpt2_state_dict(cls, state_dict: dict[str, torch.Tensor], n_head: int) -> "GPT":

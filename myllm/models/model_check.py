@@ -16,11 +16,11 @@ from myllm.models.custom_model import (
     ModelConfig,
     builder,
     custom_model,
+    error_text,
     fix_settings,
     is_changed,
     load_class,
     read_model,
-    told,
     with_settings,
 )
 from myllm.system.errors import InputError, warn
@@ -88,9 +88,8 @@ def check_builds(model: CustomModelConfig) -> None:
             with quiet():
                 build()
         except (Exception, SystemExit) as error:
-            raise InputError(
-                f"--model {model.source}: {model.class_name}({model.settings}, {model.vocab_size}) raises {told(error)}"
-            ) from None
+            call = f"{model.class_name}({model.settings}, {model.vocab_size})"
+            raise InputError(f"--model {model.source}: {call} raises {error_text(error)}") from None
 
 
 def check_trains(model: CustomModelConfig) -> None:
@@ -109,7 +108,7 @@ def check_trains(model: CustomModelConfig) -> None:
         try:
             module = builder(model)()
         except (Exception, SystemExit) as error:
-            raise wrong(f"{name}({model.settings}, {model.vocab_size}) raises {told(error)}") from None
+            raise wrong(f"{name}({model.settings}, {model.vocab_size}) raises {error_text(error)}") from None
         if any(isinstance(p, torch.nn.parameter.UninitializedParameter) for p in module.parameters()):
             raise wrong("it has lazy modules, whose parameters have no shape before they are used: give them their sizes")
         ids = torch.randint(model.vocab_size, (2, model.block_size + 1))
@@ -120,7 +119,7 @@ def check_trains(model: CustomModelConfig) -> None:
             try:
                 return module(ids, targets)
             except (Exception, SystemExit) as error:
-                raise wrong(f"forward(ids, targets) of {tuple(ids.shape)} ids raises {told(error)}") from None
+                raise wrong(f"forward(ids, targets) of {tuple(ids.shape)} ids raises {error_text(error)}") from None
 
         loss = loss_of(ids, targets)
         if not isinstance(loss, torch.Tensor):
@@ -139,7 +138,7 @@ def check_trains(model: CustomModelConfig) -> None:
         try:
             loss.backward()
         except (Exception, SystemExit) as error:
-            raise wrong(f"backward() of its loss raises {told(error)}") from None
+            raise wrong(f"backward() of its loss raises {error_text(error)}") from None
         module.eval()
         if hasattr(module, "logits"):
             _check_logits(module, model, ids, targets, wrong)
@@ -182,7 +181,7 @@ def _check_logits(
     except InputError:
         raise
     except Exception as error:
-        raise wrong(f"logits(ids) of {(1, len(losses) + 1)} ids raises {told(error)}") from None
+        raise wrong(f"logits(ids) of {(1, len(losses) + 1)} ids raises {error_text(error)}") from None
     mean = sum(losses) / length
     if abs(loss - mean) > 0.01 * mean:
         warn(

@@ -113,7 +113,7 @@ def disk_use(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
-def own_folder(variable: str, usual: str) -> Path:
+def user_folder(variable: str, usual: str) -> Path:
     """This project's part of the user's folder that an environment `variable` names, or else of the `usual` one.
 
     Raises InputError where the user has no home.
@@ -133,7 +133,7 @@ def cache_dir() -> Path:
     if (ROOT / "pyproject.toml").is_file() and obstacle(checkout / "a") is None:
         return checkout
     usual = "~/Library/Caches" if sys.platform == "darwin" else os.environ.get("LOCALAPPDATA", "~/.cache")
-    folder = own_folder("XDG_CACHE_HOME", usual)
+    folder = user_folder("XDG_CACHE_HOME", usual)
     reason = obstacle(folder / "a")
     if reason:
         raise InputError(f"the cache can't be written, neither {checkout} nor {folder}: {reason}; set XDG_CACHE_HOME")

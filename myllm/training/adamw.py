@@ -1,4 +1,4 @@
-"""AdamW without a second of imports."""
+"""The optimizer: AdamW without the second that importing torch._dynamo takes."""
 
 import inspect
 from collections.abc import Callable
@@ -6,12 +6,14 @@ from typing import Any
 
 import torch
 
+from myllm.config import TrainConfig
+
 
 class AdamW(torch.optim.AdamW):
-    """torch.optim.AdamW (Loshchilov and Hutter 2019), to be used outside of what is compiled.
+    """torch.optim.AdamW (Loshchilov and Hutter 2019) for use outside of compiled code.
 
-    PyTorch's keeps itself out of compiled code, for which its first call imports torch._dynamo, a second of a core, whether
-    anything is compiled or not. The same functions are called here without that; gradients are not wanted within `step`.
+    PyTorch decorates the optimizer's methods so that torch.compile leaves them alone. The decorators import torch._dynamo
+    at their first call, which takes a second of a core. This class calls the undecorated methods.
     """
 
     add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
@@ -21,5 +23,18 @@ class AdamW(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step down the gradients; what `closure` returns, where there is one."""
+        """Moves the parameters by one step; returns the result of `closure`, or None."""
         return inspect.unwrap(torch.optim.AdamW.step)(self, closure)
+
+
+def build_optimizer(model: torch.nn.Module, config: TrainConfig, device: torch.device) -> AdamW:
+    """Returns the AdamW of `config`, which decays matrices and embeddings but neither biases nor norms."""
+    matrices = [p for p in model.parameters() if p.dim() >= 2]
+    others = [p for p in model.parameters() if p.dim() < 2]
+    return AdamW(
+        [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}],
+        lr=config.learning_rate,
+        betas=(config.beta1, config.step_beta2),
+        fused=True,
+        capturable=device.type == "cuda",
+    )

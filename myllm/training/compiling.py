@@ -46,11 +46,13 @@ class Compilation:
     known: dict[Hashable, bool] = {}  # noqa: RUF012 (the process's own)
     """shapes that this process has tried to compile -> whether they can be"""
 
-    def __init__(self, mode: str, shape: Hashable, n_layer: int, switch: Callable[[bool], None], device: torch.device):
-        self.mode, self.shape, self.n_layer, self.switch, self.device = mode, shape, n_layer, switch, device
+    def __init__(
+        self, mode: str, shape: Hashable, n_layer: int, set_compiled: Callable[[bool], None], device: torch.device
+    ):
+        self.mode, self.shape, self.n_layer, self.set_compiled, self.device = mode, shape, n_layer, set_compiled, device
         self._found: Compiled | None = None
 
-    def settle(self, one_pass: Callable[[], None], tokens: int, passes: int) -> None:
+    def decide(self, one_pass: Callable[[], None], tokens: int, passes: int) -> None:
         """Before the first step: decides, compiles, and measures. `one_pass` is one of `tokens`, a training has `passes`.
 
         Raises RunError where it is `on` and can't be done, for want of a C++ compiler say.
@@ -58,12 +60,12 @@ class Compilation:
         if self.mode == "off":
             return
         if self.shape in self.known:
-            return self.switch(self.known[self.shape])
+            return self.set_compiled(self.known[self.shape])
         plain, _ = self._time(one_pass)
         saved = passes * plain * (1 - 1 / COMPILED_SPEED)
         if self.mode == "auto" and saved <= SECONDS_PER_LAYER * self.n_layer:
             return
-        self.switch(True)
+        self.set_compiled(True)
         try:
             compiled, seconds = self._time(one_pass)
         except torch._dynamo.exc.TorchDynamoException as error:
@@ -72,11 +74,11 @@ class Compilation:
                 raise RunError(f"compile is on, but this model can't be compiled here: {reason}") from None
             warn(f"training goes on without compiling, which failed: {reason}")
             self.known[self.shape] = False
-            return self.switch(False)
+            return self.set_compiled(False)
         self.known[self.shape] = True
         self._found = Compiled(seconds, tokens / plain, tokens / compiled)
 
-    def news(self) -> Compiled | None:
+    def pop_measurement(self) -> Compiled | None:
         """What was measured where this run was the first of its shape in this process; told once."""
         found, self._found = self._found, None
         return found

@@ -1,6 +1,5 @@
-"""Text from a trained model: trainer.py --generate, and the sample after each epoch."""
+"""Writes text with a trained model: for trainer.py --generate, and for the sample after each epoch."""
 
-import argparse
 import contextlib
 import os
 import sys
@@ -10,7 +9,7 @@ import torch
 
 from myllm.config import get_preset
 from myllm.datasets.tokenizer import Tokenizer, byte_tokenizer, end_of_text, get_tokenizer, identity, resolve
-from myllm.models.custom_model import CustomModelConfig, builder, told
+from myllm.models.custom_model import CustomModelConfig, builder, error_text
 from myllm.models.model_check import choose_model
 from myllm.system.errors import InputError
 from myllm.training.gpu import pick_device
@@ -18,14 +17,15 @@ from myllm.training.run_artifacts import read_config
 from myllm.training.train_utils import generate, load_state, load_trial, text_to_token_ids, token_ids_to_text
 
 LENGTH, SAMPLE_LENGTH, TEMPERATURE, TOP_K = 200, 50, 0.8, 40
-FLAGS = {"length", "temperature", "top_k"}
-"""how text is drawn"""
-ALLOWED = FLAGS | {"generate", "load_model", "from_trial", "config", "model", "set", "tokenizer", "device", "seed"}
-"""flags that go with --generate; `start_context` always has a value"""
+ALLOWED = {
+    *("length", "temperature", "top_k", "seed", "device"),
+    *("generate", "load_model", "from_trial", "config", "model", "set", "tokenizer"),
+}
+"""flags that go with --generate"""
 
 
 def check_flags(given: dict[str, Any]) -> None:
-    """Raises InputError for what text can't be drawn with."""
+    """Raises InputError for flags that no text can be drawn with, and for those that --generate has no use for."""
     for name, least in (("length", 1), ("top_k", 1), ("temperature", 0)):
         if not given.get(name, least) >= least:
             raise InputError(f"--{name} is {given[name]}; it must be {least} or more")
@@ -33,56 +33,57 @@ def check_flags(given: dict[str, Any]) -> None:
         return
     if ("load_model" in given) + ("from_trial" in given) != 1:
         raise InputError("--generate needs a trained model: --load_model FILE, or --from_trial RUN/TRIAL")
-    others = given.keys() - ALLOWED - {"start_context"}
+    others = given.keys() - ALLOWED
     if others:
         raise InputError(f"--generate trains nothing: --{sorted(others)[0]} does not go with it")
 
 
 def can_write(model: torch.nn.Module, config: Any) -> bool:
-    """Whether logits can be had: of the user's own model its class says how."""
+    """Returns True if the model can write text. A custom model needs a method `logits`."""
     return not isinstance(config, CustomModelConfig) or hasattr(model, "logits")
 
 
 def draw(model: torch.nn.Module, config: Any, start: str, tokenizer: Tokenizer, given: dict[str, Any], seed: int) -> str:
-    """`start` and what the model makes of it, as the flags in `given` say, drawn without touching other random generators.
+    """Returns `start` with the model's continuation.
 
-    Raises InputError where an own model's logits are none.
+    The flags length, temperature and top_k in `given` say how tokens are drawn. The random generators of training are left
+    alone. Raises InputError where the method `logits` of a custom model fails.
     """
     device = next(model.parameters()).device
     ids = text_to_token_ids(start, tokenizer).to(device)
     generator = torch.Generator(device).manual_seed(seed)
-    how = [given.get("length", LENGTH), given.get("temperature", TEMPERATURE), given.get("top_k", TOP_K)]
+    length, temperature = given.get("length", LENGTH), given.get("temperature", TEMPERATURE)
+    top_k, end = given.get("top_k", TOP_K), end_of_text(tokenizer)
     try:
-        drawn = generate(model, ids, *how, end_of_text(tokenizer), generator, config.block_size)
+        drawn = generate(model, ids, length, temperature, top_k, end, generator, config.block_size)
     except Exception as error:
         if not isinstance(config, CustomModelConfig):
             raise
-        raise InputError(f"--model {config.source}: logits(ids) raises {told(error)}") from None
+        raise InputError(f"--model {config.source}: logits(ids) raises {error_text(error)}") from None
     return token_ids_to_text(drawn[0], tokenizer)
 
 
-def write(args: argparse.Namespace) -> str:
-    """The text of --generate. Needs no training data. Raises InputError."""
-    given = vars(args)
-    config = read_config(args.config) if "config" in given else {}
+def write(given: dict[str, Any]) -> str:
+    """Returns the text that --generate asks for. Needs no training data. Raises InputError."""
+    config = read_config(given["config"]) if "config" in given else {}
     data, preset = config.get("data", {}), get_preset("nano")
     if "from_trial" in given:
-        trial, state, where = load_trial(args.from_trial)
+        trial, state, where = load_trial(given["from_trial"])
         data = trial.data
         where = where if "://" not in where else str(trial.run_dir / "search.json")
     else:
-        state, where = load_state(args.load_model), args.load_model
+        state, where = load_state(given["load_model"]), given["load_model"]
     tokenizer = _tokenizer(given, data, state, where)
-    with contextlib.redirect_stdout(sys.stderr):  # notes, which are no part of the text
+    with contextlib.redirect_stdout(sys.stderr):  # notes are no part of the text
         model_config = choose_model(given, {"model": state["model_config"]}, where, preset, tokenizer.n_vocab)
         if model_config.vocab_size != tokenizer.n_vocab:
             raise InputError(
                 f"{where}: the model has vocab_size {model_config.vocab_size}, {tokenizer.name} {tokenizer.n_vocab}; "
                 "name its own --tokenizer"
             )
-        device = pick_device(args.device)
+        device = pick_device(given.get("device", "auto"))
         model = builder(model_config)().to(device)
-    if not can_write(model, model_config):
+    if isinstance(model_config, CustomModelConfig) and not can_write(model, model_config):
         raise InputError(
             f"{where}: its model, {model_config.source}, has no logits(self, ids), so it can't write; add that method, "
             "returning (B, T, vocab_size), and name the file with --model"
@@ -91,13 +92,13 @@ def write(args: argparse.Namespace) -> str:
         model.load_state_dict(state["model"])
     except RuntimeError as error:
         raise InputError(f"{where}: its weights are not this model's: {' '.join(str(error).split())[:300]}") from None
-    if not text_to_token_ids(args.generate, tokenizer).numel():
+    if not text_to_token_ids(given["generate"], tokenizer).numel():
         raise InputError("--generate is empty; give at least one character to begin with")
-    return draw(model, model_config, args.generate, tokenizer, given, given.get("seed", 0))
+    return draw(model, model_config, given["generate"], tokenizer, given, given.get("seed", 0))
 
 
 def _tokenizer(given: dict[str, Any], data: dict[str, Any], state: dict[str, Any], where: str) -> Tokenizer:
-    """The tokenizer of a checkpoint: that of a flag, of its search, of its own note, or the byte tokenizer."""
+    """Returns the tokenizer of a checkpoint: that of the flag, of its search, of its own record, or the byte tokenizer."""
     theirs = state.get("data", {}).get("tokenizer_sha256")
     name = given.get("tokenizer", data.get("tokenizer") or state.get("tokenizer"))
     if name is None:  # written by a search, or before checkpoints had a name

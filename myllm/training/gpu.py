@@ -1,9 +1,10 @@
-"""What a GPU wants of a training step: its arithmetic, transfers that nobody waits for, and few launches."""
+"""What a GPU needs of a training step: its number format, asynchronous transfers, and few kernel launches."""
 
-import contextlib
 import gc
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -11,7 +12,7 @@ from myllm.system.errors import InputError, warn
 
 
 def pick_device(name: str) -> torch.device:
-    """The torch device called `name`. Raises InputError where this machine does not have it."""
+    """Returns the torch device called `name`. Raises InputError where this machine does not have it."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -23,37 +24,44 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def arithmetic(dtype: str, device: torch.device) -> torch.dtype:
-    """The type of the forward pass on `device`: for auto bfloat16 where the device multiplies it natively."""
+def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """Returns the number format of the forward pass; auto means bfloat16 where `device` multiplies it natively."""
     if dtype != "auto":
-        return getattr(torch, dtype)
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
     native = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
     return torch.bfloat16 if native else torch.float32
 
 
-def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """`tensor` on `device`; to a GPU from pinned memory, so that neither side waits."""
+def autocast(dtype: torch.dtype, device: torch.device) -> AbstractContextManager[Any]:
+    """Returns a context in which forward passes on `device` compute in `dtype`."""
+    if dtype == torch.float32:
+        return nullcontext()
+    return torch.autocast(device.type, dtype=dtype)
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Returns `tensor` on `device`. A GPU gets it from pinned memory, so that the transfer is asynchronous."""
     if device.type != "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def random_state(device: torch.device) -> dict[str, torch.Tensor]:
-    """The random generators that a run on `device` draws from."""
+    """Returns the states of the random generators that a run on `device` draws from."""
     cuda = {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {}
     return {"cpu": torch.get_rng_state()} | cuda
 
 
 def set_random_state(state: dict[str, torch.Tensor], device: torch.device) -> None:
-    """Puts `random_state` back, that of another device as far as it goes."""
+    """Restores a result of `random_state`. A state of CUDA is left out on another kind of device."""
     torch.set_rng_state(state["cpu"].cpu())
     if "cuda" in state and device.type == "cuda":
         torch.cuda.set_rng_state(state["cuda"].cpu(), device)
 
 
-@contextlib.contextmanager
+@contextmanager
 def without_garbage_collection() -> Iterator[None]:
-    """Within it Python does not look for garbage; what is counted out is freed all the same."""
+    """Pauses Python's cyclic garbage collector. Reference counting still frees objects."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -65,7 +73,7 @@ def without_garbage_collection() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class CapturedGraph:
-    """A call, and the tensors that it reads and writes."""
+    """A recorded call, and the tensors that it reads and writes."""
 
     graph: torch.cuda.CUDAGraph
     inputs: list[torch.Tensor]
@@ -73,30 +81,30 @@ class CapturedGraph:
 
 
 class CUDAGraphRunner:
-    """Replays calls of `step` on a GPU as CUDA graphs, one for each set of shapes it is called with.
+    """Replays calls of `step` on a GPU as CUDA graphs, one graph for each set of input shapes.
 
-    A small model's step is some hundred kernels of a few microseconds; launched one by one they keep a GPU waiting
-    (pytorch.org/docs/stable/notes/cuda.html#cuda-graphs). `step` takes tensors on the GPU and returns one; what else it
-    reads and writes, parameters and their .grad say, must stay where it is.
+    The step of a small model is some hundred kernels of a few microseconds each. A GPU waits for the CPU where they are
+    launched one by one (pytorch.org/docs/stable/notes/cuda.html#cuda-graphs). `step` takes tensors on the GPU and returns
+    one. All other memory that it uses, such as parameters and their .grad, must keep its address.
     """
 
     def __init__(self, step: Callable[..., torch.Tensor], device: torch.device):
         self.step, self.device = step, device
         self.records = True
-        """False: every call is launched kernel by kernel"""
+        """False: each call launches its kernels one by one"""
         self.forget()
 
     def forget(self) -> None:
-        """Frees the recordings' memory; what follows is recorded anew."""
+        """Frees the memory of all recordings; later calls record anew."""
         self.recordings: dict[tuple[torch.Size, ...], CapturedGraph] = {}
         self.warm: set[tuple[torch.Size, ...]] = set()
 
     def __call__(self, *values: torch.Tensor | float) -> torch.Tensor:
-        """One call with CPU tensors and numbers; the result holds until the next."""
+        """Calls `step` with CPU tensors and numbers. The result is valid until the next call."""
         shapes = tuple(value.shape if isinstance(value, torch.Tensor) else torch.Size() for value in values)
         if self.records and shapes in self.warm and shapes not in self.recordings:
             self._record(shapes, self._sent(values))
-        if shapes not in self.recordings:  # first in plain: this compiles, allocates gradients, or runs out of memory
+        if shapes not in self.recordings:  # the first call compiles and allocates gradients; it may run out of memory
             self.warm.add(shapes)
             return self._aside(lambda: self.step(*self._sent(values)))
         recording = self.recordings[shapes]
@@ -109,15 +117,15 @@ class CUDAGraphRunner:
         return recording.result
 
     def _sent(self, values: tuple[torch.Tensor | float, ...]) -> list[torch.Tensor]:
-        """The values as tensors on the GPU."""
+        """Returns the values as tensors on the GPU."""
         return [
-            send(value, self.device) if isinstance(value, torch.Tensor) else torch.tensor(value, device=self.device)
+            to_device(value, self.device) if isinstance(value, torch.Tensor) else torch.tensor(value, device=self.device)
             for value in values
         ]
 
     def _aside(self, call: Callable[[], torch.Tensor]) -> torch.Tensor:
-        """call() on a stream of its own, as recording needs it."""
-        stream = torch.cuda.Stream(self.device)
+        """Runs `call` on a stream of its own, as a recording requires."""
+        stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]  # torch annotates it not at all
         stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(stream):
             result = call()
@@ -125,9 +133,9 @@ class CUDAGraphRunner:
         return result
 
     def _record(self, shapes: tuple[torch.Size, ...], inputs: list[torch.Tensor]) -> None:
-        """Records a call with these shapes; of a step that can't be recorded none ever."""
+        """Records a call with these shapes. After a failure no later call is recorded."""
         graph = torch.cuda.CUDAGraph()
-        gc.collect()  # an earlier run's recordings that were collected within would end this one
+        gc.collect()  # freeing an earlier run's recordings while this one records would end it
         try:
             with without_garbage_collection(), torch.cuda.graph(graph):
                 result = self.step(*inputs)

@@ -1,6 +1,5 @@
 """The whole state of one training run, and its way to disk and back."""
 
-import contextlib
 import math
 import os
 from collections.abc import Callable
@@ -10,13 +9,14 @@ import torch
 
 from myllm.config import TrainConfig
 from myllm.datasets.windows import BatchStream, Windows
-from myllm.models.custom_model import ModelConfig, builder, difference
+from myllm.models.custom_model import ModelConfig, builder
 from myllm.system.errors import InputError, RunError
 from myllm.system.files import cache_dir
-from myllm.training.adamw import AdamW
+from myllm.training.adamw import build_optimizer
+from myllm.training.compatibility import check_compatible
 from myllm.training.compiling import Compilation
 from myllm.training.ema import move_average
-from myllm.training.gpu import CUDAGraphRunner, arithmetic, random_state, set_random_state
+from myllm.training.gpu import CUDAGraphRunner, autocast, random_state, resolve_dtype, set_random_state
 
 T = TypeVar("T")
 
@@ -42,7 +42,7 @@ class Run:
         if config.max_len > model_config.block_size:
             raise InputError(f"max_len {config.max_len} exceeds the model's block_size of {model_config.block_size}")
         self.model_config, self.config, self.device = model_config, config, torch.device(device)
-        self.dtype = arithmetic(config.dtype, self.device)
+        self.dtype = resolve_dtype(config.dtype, self.device)
         self.train_windows, self.val_windows = train_windows, val_windows
         self.stream = BatchStream(train_windows, config.batch_size, config.seed)
         tokenizers = {windows.tokens.tokenizer_sha256 for windows in (train_windows, val_windows)} - {None}
@@ -53,15 +53,7 @@ class Run:
         build = builder(model_config)
         torch.manual_seed(config.seed)
         self.model = build().to(self.device)
-        matrices = [p for p in self.model.parameters() if p.dim() >= 2]
-        others = [p for p in self.model.parameters() if p.dim() < 2]
-        self.optimizer = AdamW(
-            [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}],
-            lr=config.learning_rate,
-            betas=(config.beta1, config.step_beta2),
-            fused=True,
-            capturable=self.device.type == "cuda",
-        )
+        self.optimizer = build_optimizer(self.model, config, self.device)
         self.parameters = list(self.model.parameters())
         self.average = [p.detach().clone() for p in self.parameters] if config.ema_ratio else None
         self.micro_batch_size = config.micro_batch_size or config.batch_size  # halved where memory runs out
@@ -77,8 +69,8 @@ class Run:
             )
         mode = config.compile if config.compile != "auto" or self.recorder else "off"
         shape = str(model_config), config.max_len, self.dtype, self.device
-        self.compilation = Compilation(mode, shape, self.n_layer, self._switch, self.device)
-        self.settled = False
+        self.compilation = Compilation(mode, shape, self.n_layer, self._set_compiled, self.device)
+        self.compile_decided = False
         """whether it is decided if passes are compiled"""
 
     @property
@@ -147,21 +139,7 @@ class Run:
 
         Raises InputError for another model shape, another tokenizer, and settings that can't change on the way.
         """
-        theirs = state.get("data", {}).get("tokenizer_sha256")  # none in checkpoints from before it was kept
-        if None not in (theirs, self.tokenizer_sha256) and theirs != self.tokenizer_sha256:
-            raise InputError(
-                f"the checkpoint was trained with a tokenizer of other contents (sha256 {theirs[:8]}, not "
-                f"{self.tokenizer_sha256[:8]}): the same ids mean other text; name its own --tokenizer"
-            )
-        if different := difference(self.model_config, state["model_config"]):
-            raise InputError(different)
-        for field in ("batch_size", "max_len", "stride", "seed", "ema_ratio"):
-            value = state["train_config"].get(field)
-            if value != getattr(self.config, field):
-                raise InputError(
-                    f"the checkpoint was trained with {field} {value}, not {getattr(self.config, field)}; "
-                    "it can't go on from there"
-                )
+        check_compatible(state, self.config, self.model_config, self.tokenizer_sha256)
         self._find_place(state, other_data)
         try:
             self.model.load_state_dict(state["model"])
@@ -199,13 +177,7 @@ class Run:
         self.earlier_epochs, self.earlier_steps = state["epoch"] + finished, state["step"]
         self.stream.epoch, self.stream.batch = self.earlier_epochs, 0
 
-    def autocast(self) -> contextlib.AbstractContextManager:
-        """The arithmetic of the forward pass."""
-        if self.dtype == torch.float32:
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, dtype=self.dtype)
-
-    def _switch(self, compiled: bool) -> None:
+    def _set_compiled(self, compiled: bool) -> None:
         """From now on the forward pass is compiled, once for all batch sizes, or it is not."""
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir() / "compiled"))
         self.compute = torch.compile(self.model) if compiled else self.model
@@ -218,15 +190,15 @@ class Run:
         if self.compute is not self.model and sizes_differ and len(inputs) > 1:
             for tensor in (inputs, targets):
                 torch._dynamo.mark_dynamic(tensor, 0)
-        with self.autocast():
+        with autocast(self.dtype, self.device):
             loss = self.compute(inputs, targets)
         loss = loss * share
         loss.backward()
         return loss.detach()
 
-    def _settle(self, inputs: torch.Tensor, targets: torch.Tensor) -> None:
+    def _decide_compilation(self, inputs: torch.Tensor, targets: torch.Tensor) -> None:
         """Decides by passes of one micro-batch whether they are compiled, and leaves the run's state as it was."""
-        self.settled, before = True, []
+        self.compile_decided, before = True, []
 
         def one_pass() -> None:
             if not before:  # most runs try none
@@ -234,7 +206,7 @@ class Run:
             self.backward(inputs, targets)
 
         passes = self.total_steps * math.ceil(self.config.batch_size / len(inputs))
-        self.compilation.settle(one_pass, inputs.numel(), passes)
+        self.compilation.decide(one_pass, inputs.numel(), passes)
         if before:
             set_random_state(before[0], self.device)
             for buffer, value in zip(self.model.buffers(), before[1], strict=True):
@@ -245,8 +217,8 @@ class Run:
 
         `inputs` and `targets` are (batch_size, max_len). Raises RunError where not even one window fits.
         """
-        if not self.settled:
-            self._settle(inputs[: self.micro_batch_size], targets[: self.micro_batch_size])
+        if not self.compile_decided:
+            self._decide_compilation(inputs[: self.micro_batch_size], targets[: self.micro_batch_size])
         draws = getattr(self.model_config, "dropout", True)  # what the user's own model does is not known
         before = random_state(self.device) if draws else None
         one_pass = self.recorder or self._pass

@@ -11,7 +11,7 @@ import torch
 from myllm.config import TrainConfig
 from myllm.datasets.windows import Windows
 from myllm.training.ema import in_place_of
-from myllm.training.gpu import send
+from myllm.training.gpu import autocast, to_device
 from myllm.training.run import Run
 
 __all__ = ["Report", "Run", "learning_rate_at", "mean_loss", "train"]
@@ -76,8 +76,8 @@ def mean_loss(run: Run, windows: Windows, indices: np.ndarray) -> float:
         for start in range(0, len(indices), size):
             piece = indices[start : start + size]
             inputs, targets = windows.batch(piece)
-            with run.autocast():
-                loss = run.model(send(inputs, run.device), send(targets, run.device))
+            with autocast(run.dtype, run.device):
+                loss = run.model(to_device(inputs, run.device), to_device(targets, run.device))
             total += loss.double() * len(piece)
         return total.item() / len(indices)
 

@@ -35,11 +35,11 @@ def test_compiling_must_repay_itself(monkeypatch):
     switched, passes = [], []
     for total in (300, 60_000, 60_000):
         compilation = Compilation("auto", "shape", 2, switched.append, CPU)
-        compilation.settle(lambda: passes.append(1), 100, total)
+        compilation.decide(lambda: passes.append(1), 100, total)
         if total == 60_000 and len(switched) == 1:
-            found = compilation.news()
+            found = compilation.pop_measurement()
             assert found.compiling_seconds == pytest.approx(0) and found.gain == pytest.approx(1.0)
-            assert found.plain_tok_per_sec == pytest.approx(100 / 0.08) and compilation.news() is None
+            assert found.plain_tok_per_sec == pytest.approx(100 / 0.08) and compilation.pop_measurement() is None
     each = compiling.WARM + compiling.TIMED
     assert switched == [True, True] and len(passes) == 3 * each
 
@@ -51,13 +51,13 @@ def test_what_can_t_be_compiled_is_trained_plainly_or_said(capsys):
         if switched == [True]:
             raise torch._dynamo.exc.TorchDynamoException("no\ncompiler")
 
-    Compilation("auto", "shape", 0, switched.append, CPU).settle(one_pass, 1, 10**6)
+    Compilation("auto", "shape", 0, switched.append, CPU).decide(one_pass, 1, 10**6)
     assert switched == [True, False] and "without compiling, which failed: no compiler" in capsys.readouterr().err
-    Compilation("auto", "shape", 0, switched.append, CPU).settle(one_pass, 1, 10**6)
+    Compilation("auto", "shape", 0, switched.append, CPU).decide(one_pass, 1, 10**6)
     assert switched == [True, False, False]  # not tried again
     switched.clear()
     with pytest.raises(RunError, match="no compiler"):
-        Compilation("on", "other", 0, switched.append, CPU).settle(one_pass, 1, 1)
+        Compilation("on", "other", 0, switched.append, CPU).decide(one_pass, 1, 1)
 
 
 def test_measuring_leaves_a_run_as_it_was(make_run):
@@ -67,9 +67,9 @@ def test_measuring_leaves_a_run_as_it_was(make_run):
     for mode in ("off", "auto"):
         run = make_run(shape)
         run.compilation.mode = mode
-        run.compilation.switch = None  # not called: it does not repay
+        run.compilation.set_compiled = None  # not called: it does not repay
         curves.append([seen.val_loss for seen in train(run)])
-        assert run.settled
+        assert run.compile_decided
     assert curves[0] == curves[1]
 
 

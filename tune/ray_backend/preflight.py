@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from myllm.system.errors import InputError, one_line
-from myllm.system.files import obstacle, own_folder
+from myllm.system.files import obstacle, user_folder
 from tune.config.spec import SearchSpec
 from tune.ray_backend.watchdog import ray_folder
 from tune.store.checkpoints import Storage
@@ -22,7 +22,7 @@ def runs_dir(usual: Path) -> Path:
     in_checkout = (usual.parent.parent / "pyproject.toml").is_file()
     if in_checkout and obstacle(usual / "a") is None:
         return usual
-    folder = own_folder("XDG_DATA_HOME", "~/.local/share") / "runs"
+    folder = user_folder("XDG_DATA_HOME", "~/.local/share") / "runs"
     reason = obstacle(folder / "a")
     if reason:
         raise InputError(f"runs can't be written, neither to {usual} nor to {folder}: {reason}; give --storage_path")
