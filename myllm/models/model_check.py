@@ -23,6 +23,7 @@ from myllm.models.custom_model import (
     read_model,
     with_settings,
 )
+from myllm.models.model_contract import Probe, check_contract
 from myllm.system.errors import InputError, warn
 
 CHOSEN = ("dropout", "bias", "activation")  # of a model, beside its size
@@ -72,7 +73,7 @@ def choose_model(given: dict[str, Any], config: dict[str, Any], where: str, pres
     return model
 
 
-def quiet() -> contextlib.AbstractContextManager:
+def quiet() -> contextlib.AbstractContextManager[Any]:
     """Within it nothing is printed: many models tell their size whenever they are built."""
     return contextlib.redirect_stdout(io.StringIO())
 
@@ -93,62 +94,25 @@ def check_builds(model: CustomModelConfig) -> None:
 
 
 def check_trains(model: CustomModelConfig) -> None:
-    """Builds an own model, and takes a loss and its gradient on this CPU. Raises InputError for all that is wrong."""
-    cls, name = load_class(model), model.class_name
+    """Builds a custom model, takes a loss and its gradient on this CPU, and tries the contract.
 
-    def wrong(what: str) -> InputError:
-        return InputError(f"--model {model.source}: {what}")
-
+    Raises InputError for what is wrong; warns where the unit of the loss is doubtful.
+    """
+    cls, probe = load_class(model), Probe(model)
     if not issubclass(cls, torch.nn.Module):
-        raise wrong(f"{name} is no torch.nn.Module")
-    _check_signature(cls, 2, wrong, f"{name}(settings, vocab_size)")
-    _check_signature(cls.forward, 3, wrong, "forward(self, ids, targets)")
+        raise probe.wrong(f"{model.class_name} is no torch.nn.Module")
+    _check_signature(cls, 2, probe, f"{model.class_name}(settings, vocab_size)")
+    _check_signature(cls.forward, 3, probe, "forward(self, ids, targets)")
     with torch.random.fork_rng(devices=[]), quiet():
-        torch.manual_seed(0)
-        try:
-            module = builder(model)()
-        except (Exception, SystemExit) as error:
-            raise wrong(f"{name}({model.settings}, {model.vocab_size}) raises {error_text(error)}") from None
-        if any(isinstance(p, torch.nn.parameter.UninitializedParameter) for p in module.parameters()):
-            raise wrong("it has lazy modules, whose parameters have no shape before they are used: give them their sizes")
-        ids = torch.randint(model.vocab_size, (2, model.block_size + 1))
-        ids[0, 0] = ids[1, -1] = model.vocab_size - 1
-        ids, targets = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
-
-        def loss_of(ids: torch.Tensor, targets: torch.Tensor) -> Any:
-            try:
-                return module(ids, targets)
-            except (Exception, SystemExit) as error:
-                raise wrong(f"forward(ids, targets) of {tuple(ids.shape)} ids raises {error_text(error)}") from None
-
-        loss = loss_of(ids, targets)
-        if not isinstance(loss, torch.Tensor):
-            hint = "; return the loss alone" if isinstance(loss, tuple | list | dict) else ""
-            raise wrong(
-                f"forward(ids, targets) returns a {type(loss).__name__}; it must return the loss, a scalar tensor{hint}"
-            )
-        if loss.dim() or not loss.is_floating_point():
-            raise wrong(
-                f"forward(ids, targets) returns a {loss.dtype} tensor of shape {tuple(loss.shape)}; it must be a scalar"
-            )
-        if not loss.requires_grad:
-            raise wrong("its loss has no gradient: it is detached, or computed without one, or the model has no parameters")
-        if not math.isfinite(loss.item()):
-            raise wrong(f"its loss is {loss.item()} before any training")
-        try:
-            loss.backward()
-        except (Exception, SystemExit) as error:
-            raise wrong(f"backward() of its loss raises {error_text(error)}") from None
+        module = probe.build(0)
+        ids, targets = probe.windows(2, model.block_size)
+        _check_loss(probe, probe.forward(module, ids, targets))
         module.eval()
         if hasattr(module, "logits"):
-            _check_logits(module, model, ids, targets, wrong)
-        with torch.no_grad():
-            once, twice = (loss_of(ids[:1].repeat(n, 1), targets[:1].repeat(n, 1)).item() for n in (1, 2))
-    if abs(twice - once) > 0.01 * abs(once):
-        raise wrong(
-            f"its loss is {once:.4g} on a window and {twice:.4g} on the same one twice; it must be the mean over tokens"
-        )
-    unit = None if hasattr(module, "logits") else unit_of(module, ids, model.vocab_size)
+            _check_logits(module, probe, ids, targets)
+        unit = None if hasattr(module, "logits") else unit_of(module, ids, model.vocab_size)
+        del module
+        check_contract(probe)
     if unit and not 1 / ODD < unit < ODD:
         warn(
             f"--model {model.source}: before training its loss is about {unit:.3g} times one of which probabilities add up "
@@ -157,41 +121,57 @@ def check_trains(model: CustomModelConfig) -> None:
         )
 
 
+def _check_loss(probe: Probe, loss: Any) -> None:
+    """Raises InputError where a loss is no finite scalar with a gradient."""
+    wrong = probe.wrong
+    if not isinstance(loss, torch.Tensor):
+        hint = "; return the loss alone" if isinstance(loss, tuple | list | dict) else ""
+        raise wrong(
+            f"forward(ids, targets) returns a {type(loss).__name__}; it must return the loss, a scalar tensor{hint}"
+        )
+    if loss.dim() or not loss.is_floating_point():
+        raise wrong(
+            f"forward(ids, targets) returns a {loss.dtype} tensor of shape {tuple(loss.shape)}; it must be a scalar"
+        )
+    if not loss.requires_grad:
+        raise wrong("its loss has no gradient: it is detached, or computed without one, or the model has no parameters")
+    if not math.isfinite(loss.item()):
+        raise wrong(f"its loss is {loss.item()} before any training")
+    try:
+        torch.autograd.backward(loss)
+    except (Exception, SystemExit) as error:
+        raise wrong(f"backward() of its loss raises {error_text(error)}") from None
+
+
 @torch.no_grad()
-def _check_logits(
-    module: torch.nn.Module,
-    model: CustomModelConfig,
-    ids: torch.Tensor,
-    targets: torch.Tensor,
-    wrong: Callable[[str], InputError],
-) -> None:
+def _check_logits(module: Any, probe: Probe, ids: torch.Tensor, targets: torch.Tensor) -> None:
     """Raises InputError where logits(ids) are none; warns where the loss is not their cross-entropy, token by token."""
-    length, losses = min(PREFIX, ids.size(1)), []
+    length, losses, vocab_size = min(PREFIX, ids.size(1)), [], probe.config.vocab_size
     try:
         for t in range(length):  # each from what came before it alone: a model that sees its targets shows here
             logits = module.logits(ids[:1, : t + 1])
             last = logits[:, -1].float()
-            if logits.dim() != 3 or last.size(-1) < model.vocab_size:
-                raise wrong(
+            if logits.dim() != 3 or last.size(-1) < vocab_size:
+                raise probe.wrong(
                     f"logits(ids) of {(1, t + 1)} ids has the shape {tuple(logits.shape)}; "
-                    f"it must be (1, {t + 1}, {model.vocab_size}), or (1, 1, {model.vocab_size})"
+                    f"it must be (1, {t + 1}, {vocab_size}), or (1, 1, {vocab_size})"
                 )
             losses.append(torch.nn.functional.cross_entropy(last, targets[:1, t]).item())
         loss = module(ids[:1, :length], targets[:1, :length]).item()
     except InputError:
         raise
     except Exception as error:
-        raise wrong(f"logits(ids) of {(1, len(losses) + 1)} ids raises {error_text(error)}") from None
+        raise probe.wrong(f"logits(ids) of {(1, len(losses) + 1)} ids raises {error_text(error)}") from None
     mean = sum(losses) / length
     if abs(loss - mean) > 0.01 * mean:
         warn(
-            f"--model {model.source}: its loss over {length} tokens is {loss:.4g}, the mean cross-entropy of its logits "
-            f"{mean:.4g} nats: it must be the mean over tokens, in nats, each told from those up to it alone"
+            f"--model {probe.config.source}: its loss over {length} tokens is {loss:.4g}, the mean cross-entropy of its "
+            f"logits {mean:.4g} nats: it must be the mean over tokens, in nats, each told from those up to it alone"
         )
 
 
 @torch.no_grad()
-def unit_of(module: torch.nn.Module, ids: torch.Tensor, vocab_size: int) -> float | None:
+def unit_of(module: Any, ids: torch.Tensor, vocab_size: int) -> float | None:
     """By what a model's loss must be divided to be one in nats per token, as near as DRAWS draws tell; `ids` is (B, T).
 
     exp(-2 loss) is the probability of two targets, and adds up to 1 over all pairs of them: the mean over pairs drawn
@@ -211,11 +191,12 @@ def unit_of(module: torch.nn.Module, ids: torch.Tensor, vocab_size: int) -> floa
     return middle
 
 
-def _check_signature(called: Callable, count: int, wrong: Callable[[str], InputError], how: str) -> None:
+def _check_signature(called: Callable[..., Any], count: int, probe: Probe, how: str) -> None:
+    """Raises InputError where `called` does not take `count` arguments."""
     try:
         inspect.signature(called).bind(*range(count))
     except TypeError:
         given = inspect.signature(called)
-        raise wrong(f"it is called as {how}, and takes {given}") from None
+        raise probe.wrong(f"it is called as {how}, and takes {given}") from None
     except ValueError:
         pass  # no signature to see
