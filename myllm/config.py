@@ -119,10 +119,11 @@ class TrainConfig:
     def __post_init__(self):
         for name in ("batch_size", "max_len", "stride", "eval_freq", "eval_windows"):
             value = getattr(self, name)
-            _require(_is_int(value) and value > 0, name, value, "a positive whole number")
+            _require(_is_int(value) and 0 < value < 2**63, name, value, "a positive whole number below 2^63")
         for name in ("epochs", "budget_tokens", "micro_batch_size", "train_eval_windows"):
             value = getattr(self, name)
-            _require(value is None or (_is_int(value) and value > 0), name, value, "a positive whole number")
+            right = value is None or (_is_int(value) and 0 < value < 2**63)
+            _require(right, name, value, "a positive whole number below 2^63")
         for name in ("learning_rate", "clip_norm", "beta2_half_life"):
             value = getattr(self, name)
             unset = value is None and name == "beta2_half_life"

@@ -1,6 +1,7 @@
 """Writes text with a trained model: for trainer.py --generate, and for the sample after each epoch."""
 
 import contextlib
+import math
 import os
 import sys
 from typing import Any
@@ -27,8 +28,10 @@ ALLOWED = {
 def check_flags(given: dict[str, Any]) -> None:
     """Raises InputError for flags that no text can be drawn with, and for those that --generate has no use for."""
     for name, least in (("length", 1), ("top_k", 1), ("temperature", 0)):
-        if not given.get(name, least) >= least:
-            raise InputError(f"--{name} is {given[name]}; it must be {least} or more")
+        if not least <= given.get(name, least) < math.inf:
+            raise InputError(f"--{name} is {given[name]}; it must be a number, {least} or more")
+    if not 0 <= given.get("seed", 0) < 2**31:
+        raise InputError(f"--seed is {given['seed']}; it must be a whole number from 0 to 2^31 - 1")
     if "generate" not in given:
         return
     if ("load_model" in given) + ("from_trial" in given) != 1:

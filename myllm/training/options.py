@@ -41,7 +41,9 @@ class TrainerOptions:
     start_context: str = "\n"
     """text that the sample after each epoch continues (default: a line break)"""
     save_model: str | None = None
-    """file for the whole training state, written after each epoch"""
+    """file for the whole training state, written after each epoch, every --save_every, and on Ctrl-C or SIGTERM"""
+    save_every: str = "10m"
+    """time between two saves within a pass, such as 30s, 10m or 2h; a number alone counts minutes (default: 10m)"""
     load_model: str | None = None
     """v2: saved state to go on from"""
     generate: str | None = None

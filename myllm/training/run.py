@@ -106,6 +106,10 @@ class Run:
         by_logits = EVAL_LOGITS // (self.config.max_len * self.model_config.vocab_size)
         return min(self.micro_batch_size * self.n_layer, max(self.micro_batch_size, by_logits))
 
+    def is_finite(self) -> bool:
+        """Returns True if all weights are finite numbers. Waits for the device."""
+        return all(bool(parameter.isfinite().all()) for parameter in self.parameters)
+
     def data_identity(self) -> dict[str, Any]:
         """What the run's ids are, by content: the fingerprints of train and val, and the tokenizer's identity or None."""
         return {
@@ -146,14 +150,16 @@ class Run:
         except RuntimeError as error:  # its own model's code is another
             reason = " ".join(str(error).split())[:300]
             raise InputError(f"the checkpoint's weights are not this model's: {reason}") from None
+        settings = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
+        for group, ours in zip(self.optimizer.param_groups, settings, strict=True):
+            group.update(ours)  # the run's own decay and betas, not those that the checkpoint was trained with
         if self.update_recorder:
             self.update_recorder.forget()
-        for group in self.optimizer.param_groups:
-            group["capturable"] = self.device.type == "cuda"  # the state may come from another device
         if self.average is not None:
             torch._foreach_copy_(self.average, state["average"])
-        self.micro_batch_size = state["micro_batch_size"]
+        if self.config.micro_batch_size == state["train_config"].get("micro_batch_size"):
+            self.micro_batch_size = state["micro_batch_size"]  # it may have been halved for want of memory
         self.step, self.train_seconds = state["step"], state["train_seconds"]
         set_random_state(state["random"], self.device)
 

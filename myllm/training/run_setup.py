@@ -9,6 +9,7 @@ from typing import Any
 from myllm.config import Preset, TrainConfig, get_preset
 from myllm.datasets.data_paths import BUILTIN, Source, is_builtin
 from myllm.datasets.load_tokens import default_tokenizer, prepare
+from myllm.datasets.overlap import check_separate
 from myllm.datasets.tokenizer import Tokenizer, get_tokenizer, identity, resolve
 from myllm.datasets.windows import Windows
 from myllm.models.custom_model import ModelConfig
@@ -88,12 +89,24 @@ def choose_training(
         if not {"epochs", "budget_tokens"} & flags.keys() and batch_tokens > 0:
             flags["budget_tokens"] = max(1, preset.budget_tokens // batch_tokens) * batch_tokens
         training = preset.training(eval_windows=4 * max(1, batch_size), **flags)
+    check_used(flags, training)
     if "eval_iter" in given:
         if given["eval_iter"] < 1:
             raise InputError(f"--eval_iter is {given['eval_iter']}; it must be a positive whole number of batches")
         eval_windows = given["eval_iter"] * training.batch_size
         training = dataclasses.replace(training, eval_windows=eval_windows, train_eval_windows=None)
     return training, rescaled
+
+
+def check_used(flags: dict[str, Any], training: TrainConfig) -> None:
+    """Raises InputError for a flag that would change nothing beside the other settings."""
+    if "beta2" in flags and training.beta2_half_life is not None:
+        raise InputError("--beta2 does nothing where beta2_half_life is set, which decides it; give --beta2_half_life")
+    if "cooldown_ratio" in flags and training.schedule != "wsd":
+        raise InputError(f"--cooldown_ratio does nothing with --schedule {training.schedule}; it belongs to wsd")
+    for name in ("warmup_ratio", "min_lr_ratio", "schedule", "cooldown_ratio", "clip_norm"):
+        if name in flags and training.version == "v1":
+            raise InputError(f"--{name} does nothing with --version v1: a constant rate, without clipping; leave it out")
 
 
 def open_windows(
@@ -106,7 +119,7 @@ def open_windows(
 ) -> tuple[Windows, Windows]:
     """Opens the windows of train and val; warns where they are not the data of the start configuration.
 
-    Raises InputError where the files can't be read or are too short.
+    Raises InputError where the files can't be read, are too short, or are the same.
     """
     saved_files = [start.data.get(f"{split}_file") for split in files]
     known = start.data if suffixes(files.values()) == suffixes(saved_files) else {}
@@ -118,6 +131,7 @@ def open_windows(
         saved = (start.data.get("fingerprint") or {}).get(split)
         if saved and f"{split}_file" not in given and saved != tokens.fingerprint():
             warn(f"{tokens.name} is not the data that {start.where} was found on")
+    check_separate(windows[0].tokens, windows[1].tokens)
     return windows[0], windows[1]
 
 

@@ -89,11 +89,16 @@ def mean_loss(run: Run, windows: Windows, indices: np.ndarray) -> float:
 
 
 def train(run: Run, until_step: int | None = None) -> Iterator[Report]:
-    """Trains `run` up to `until_step` optimizer steps (default: all), yielding a Report every eval_freq and at the end.
+    """Trains `run` up to `until_step` optimizer steps (default: all); yields a Report every eval_freq steps and at the end.
 
-    The caller decides what to do with a report, and may save the run or walk away at any yield. A run whose loss or
+    The caller decides what to do with a report, and may save the run or stop iterating at any yield. A run whose loss or
     gradient turns non-finite ends with a report that says `diverged`.
     """
+    return (report for report in train_steps(run, until_step) if report is not None)
+
+
+def train_steps(run: Run, until_step: int | None = None) -> Iterator[Report | None]:
+    """Trains as `train` does, but yields after each optimizer step: its Report, or None where none is due."""
     config = run.config
     until_step = run.total_steps if until_step is None else until_step
     train_indices = run.train_windows.spread(config.train_eval_windows or config.eval_windows)
@@ -113,8 +118,12 @@ def train(run: Run, until_step: int | None = None) -> Iterator[Report]:
         due = run.step % config.eval_freq == 0 or run.step == until_step
         looks = run.device.type != "cuda" and run.step % FINITE_CHECK_STEPS == 0
         finite = math.isfinite(health.item()) if due or looks else True
-        training_seconds += time.perf_counter() - step_start
+        now = time.perf_counter()
+        training_seconds += now - step_start
         if not due and finite:
+            run.train_seconds += now - clock
+            yield None
+            clock = time.perf_counter()
             continue
         train_loss = mean_loss(run, run.train_windows, train_indices) if finite else math.nan
         val_loss = mean_loss(run, run.val_windows, val_indices) if finite else math.nan

@@ -13,6 +13,9 @@ from myllm.system.errors import InputError, warn
 from myllm.system.files import whole_file
 from myllm.training.run_artifacts import TrialCheckpoint, find_trial, local_file
 
+LEAST_TEMPERATURE = 1e-6
+"""below it float32 can't hold logits divided by it, and no token but the likeliest has a chance"""
+
 
 def text_to_token_ids(text: str, tokenizer: Tokenizer) -> torch.Tensor:
     """Ids of `text` as a batch of one, (1, n) int64; the end-of-text token may stand in the text."""
@@ -41,8 +44,9 @@ def generate(
     The model is called with the last `block_size` ids (default: its config's), and returns logits (B, T, V); one of the
     user's own does so in its method `logits`.
 
-    temperature 0 takes the likeliest token; above it, tokens are drawn from softmax(logits / temperature), of the `top_k`
-    likeliest where given. Stops early when every row has produced `eos_id`. Raises ValueError for a negative temperature.
+    A temperature of 0, or below LEAST_TEMPERATURE, takes the likeliest token. Above it tokens are drawn from
+    softmax(logits / temperature), of the `top_k` likeliest where given. Stops early when every row has produced `eos_id`.
+    Raises ValueError for a negative temperature.
     """
     if temperature < 0:
         raise ValueError(f"temperature is {temperature}; it must be 0 or more")
@@ -55,7 +59,7 @@ def generate(
         if top_k is not None:
             kept = logits.topk(min(top_k, logits.size(-1))).values[:, -1:]
             logits = logits.masked_fill(logits < kept, -torch.inf)
-        if temperature == 0:
+        if temperature < LEAST_TEMPERATURE:
             next_ids = logits.argmax(-1, keepdim=True)  # (B, 1)
         else:
             next_ids = torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)

@@ -17,6 +17,7 @@ import myllm.system.imports
 myllm.system.imports.check_imports()
 
 
+import contextlib
 import dataclasses
 import importlib.util
 from dataclasses import dataclass
@@ -29,10 +30,11 @@ from myllm.system.errors import InputError, run_command
 from myllm.system.files import check_writable
 from myllm.system.progress_bar import Bar
 from myllm.training import generate
+from myllm.training.autosave import AutoSave, minutes
 from myllm.training.options import TrainerOptions, parse_args, trainer_options
 from myllm.training.run_artifacts import read_config
 from myllm.training.run_setup import RunSetup, StartConfig, build_run, print_rescaled
-from myllm.training.train import Report, Run, learning_rate_at, train
+from myllm.training.train import Report, Run, learning_rate_at, train_steps
 from myllm.training.train_utils import load_state, load_trial, plot_losses, save_state, text_to_token_ids
 
 
@@ -73,14 +75,14 @@ def main() -> int:
         print(generate.write(given))
         return 0
     job = build(options, given)
-    diverged = train_job(job, given)
-    if options.plot and job.history and not diverged:
+    code = train_job(job, given)
+    if options.plot and job.history and not code:
         epochs, tokens, train_losses, val_losses = (
             [row[name] for row in job.history] for name in ("epoch", "tokens_seen", "train_loss", "val_loss")
         )
         plot_losses(epochs, tokens, train_losses, val_losses, options.plot)
         print(f"wrote {options.plot}")
-    return int(diverged)
+    return code
 
 
 def check(options: TrainerOptions, given: dict[str, Any]) -> None:
@@ -89,6 +91,9 @@ def check(options: TrainerOptions, given: dict[str, Any]) -> None:
     if options.generate is not None:
         return
     save, load = options.save_model, options.load_model
+    minutes(options.save_every)
+    if "save_every" in given and not save:
+        raise InputError("--save_every says how often --save_model is written; give both, or neither")
     if load and given.get("version") == "v1":
         raise InputError("--load_model belongs to v2: V1 starts anew each time")
     goes_on = save and load and os.path.realpath(save) == os.path.realpath(load)
@@ -169,6 +174,7 @@ def restore(run: Run, saved: SavedState) -> None:
         print(
             f"data: {run.val_windows.tokens.name} is not the validation data of {path}: val_loss can't be compared with it"
         )
+    print_changed_settings(before, run.config)
     old_total = state.get("total_steps") or steps_of(before, run)
     if old_total != run.total_steps and run.step < run.total_steps:
         old_rate = learning_rate_at(max(0, run.step - 1), old_total, before)
@@ -182,6 +188,17 @@ def restore(run: Run, saved: SavedState) -> None:
         print(f"model: the code of {model.source} is not what {path} was trained with")
 
 
+def print_changed_settings(before: TrainConfig, now: TrainConfig) -> None:
+    """Prints the settings that a resume changes, old value and new."""
+    changed = [
+        f"{name} {old} -> {vars(now)[name]}"
+        for name, old in vars(before).items()
+        if old != vars(now)[name] and name not in ("epochs", "budget_tokens")
+    ]
+    if changed:
+        print(f"settings: from here on {', '.join(changed)}")
+
+
 def steps_of(before: TrainConfig, run: Run) -> int:
     """Returns the optimizer steps of a saved run, whose data is taken for that of `run`."""
     if before.budget_tokens is not None:
@@ -189,21 +206,43 @@ def steps_of(before: TrainConfig, run: Run) -> int:
     return max(run.step, (before.epochs or 0) * run.stream.steps_per_epoch)
 
 
-def train_job(job: Job, given: dict[str, Any]) -> bool:
-    """Trains to the end, saving after each pass over the data; returns True if the run diverged."""
-    run, options = job.run, job.options
-    with Bar(run.total_steps, "training", "steps", begin=run.step) as bar:
+def train_job(job: Job, given: dict[str, Any]) -> int:
+    """Trains to the end, saving now and then; returns the exit code.
+
+    The code is 1 where the run diverged, and 128 + the signal's number where a signal ended it.
+    """
+    run, path = job.run, job.options.save_model
+    autosave = AutoSave(lambda: save(job), minutes(job.options.save_every))
+    with (
+        autosave.catching_signals() if path else contextlib.nullcontext(),
+        Bar(run.total_steps, "training", "steps", begin=run.step) as bar,
+    ):
         while run.step < run.total_steps:
-            for report in train(run, run.epoch_end):
-                bar.update(report.step - bar.n)
-                print_report(job, report)
-                if report.diverged:
+            end = run.epoch_end
+            for report in train_steps(run, end):
+                if report:
+                    bar.update(report.step - bar.n)
+                    print_report(job, report)
+                if report and report.diverged:
                     print(f"diverged at step {report.step}: the loss is no longer finite; try a lower --learning_rate")
-                    return True
-            if options.save_model:
-                save_state(run.state_dict() | job.extras, options.save_model)
-            print_sample(job, given)
-    return False
+                    return 1
+                if path and run.step < end and autosave.after_step():
+                    break
+            else:
+                if path:
+                    save(job)
+                print_sample(job, given)
+            if autosave.signal is not None and run.step < run.total_steps:
+                how = f"--load_model {path} goes on from there" if run.is_finite() else "not saved: weights are not finite"
+                print(f"interrupted at step {run.step} of {run.total_steps}; {how}")
+                return 128 + autosave.signal
+    return 0
+
+
+def save(job: Job) -> None:
+    """Writes --save_model, if the weights are finite: a run that has diverged does not replace one that trains."""
+    if job.options.save_model and job.run.is_finite():
+        save_state(job.run.state_dict() | job.extras, job.options.save_model)
 
 
 def print_report(job: Job, report: Report) -> None:

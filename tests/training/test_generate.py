@@ -65,7 +65,8 @@ def test_a_tokenizer_of_its_own_is_found_again_or_asked_for(model, command, tmp_
     words = [bytes([i]) for i in range(256)] + [b"ab", b"cd"]
     ranks.write_bytes(b"".join(base64.b64encode(word) + b" %d\n" % rank for rank, word in enumerate(words)))
     text.write_text("abcd " * 900)
-    path = model("--tokenizer", ranks, "--train_file", text, "--val_file", text)
+    (tmp_path / "val.txt").write_text("cdab " * 800)
+    path = model("--tokenizer", ranks, "--train_file", text, "--val_file", tmp_path / "val.txt")
     assert load_state(path)["tokenizer"] == str(ranks)
     capsys.readouterr()
     assert command("--load_model", path, "--generate", "ab") == 0
