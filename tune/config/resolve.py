@@ -12,6 +12,7 @@ from typing import Any
 from myllm.config import Preset, TrainConfig, get_preset
 from myllm.datasets.data_paths import absolute
 from myllm.datasets.load_tokens import default_tokenizer, prepare
+from myllm.datasets.overlap import check_separate
 from myllm.datasets.token_file import TokenFile, are_there
 from myllm.datasets.tokenizer import get_tokenizer, identity, resolve, token_bytes
 from myllm.datasets.windows import Windows
@@ -79,6 +80,7 @@ def resolve_search(config: SearchOptions, cache_dir: Path) -> SearchSpec:
         )
         for split, file in (("train", config.train_file), ("val", config.val_file))
     }
+    check_separate(files["train"], files["val"])
     max_len = model.block_size
     windows = {split: Windows(tokens, max_len, max_len) for split, tokens in files.items()}
     if taken := sorted(searched.ranges.keys() & TAKEN):

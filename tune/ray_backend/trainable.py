@@ -52,7 +52,7 @@ def run_trial(config: dict[str, Any], search: SearchSpec, rung_tokens: tuple[int
         last_saved, cost = time.monotonic(), 0.0
         for report in train(run):
             metrics = asdict(report) | {"val_bpb": report.val_loss / math.log(2) / search.data.bytes_per_token}
-            if compiled := run.compilation.news():
+            if compiled := run.compilation.pop_measurement():
                 metrics |= asdict(compiled)
             since = time.monotonic() - last_saved
             must = report.step == run.total_steps or report.tokens_seen in rung_tokens
