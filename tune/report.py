@@ -80,7 +80,7 @@ def write_report(run_dir: Path, whole: bool = True, still: bool = False) -> str:
 
 def write_report_behind(run_dir: Path) -> None:
     """Has a process of lowest priority write the whole report, which outlives this one; its errors go to report.log."""
-    with open(run_dir / LOG, "w") as log:
+    with open(run_dir / LOG, "w", encoding="utf-8") as log:
         python = sys.orig_argv[0] or sys.executable  # as the user named it: so the commands begin that it writes
         subprocess.Popen(
             [python, __file__, str(run_dir), "--behind"],

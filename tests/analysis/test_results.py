@@ -99,6 +99,18 @@ def test_a_torn_last_line_is_dropped_and_other_damage_is_named(tmp_path):
         read_journal(tmp_path)
 
 
+def test_the_journal_is_json_and_what_is_no_number_comes_back_as_nan(tmp_path):
+    journal = Journal(tmp_path)
+    numbers = {"val_loss": math.inf, "val_loss_ema": math.nan, "train_loss": 2.5}
+    returned = journal.append("report", trial_id="00000", **numbers)
+    (line,) = (tmp_path / FILE_NAME).read_text().splitlines()
+    written = json.loads(line, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
+    assert (written["val_loss"], written["val_loss_ema"], written["train_loss"]) == (None, None, 2.5)
+    (tmp_path / FILE_NAME).write_text(line + "\n" + json.dumps(numbers | {"event": "report", "val_loss": math.nan}) + "\n")
+    for event in (returned, *read_journal(tmp_path)):  # the last line is of an older version
+        assert math.isnan(event["val_loss"]) and math.isnan(event["val_loss_ema"]) and event["train_loss"] == 2.5
+
+
 def trials_of(events, budget_tokens=200):
     return Trials(budget_tokens, num_samples=9, events=events)
 

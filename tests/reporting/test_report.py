@@ -350,6 +350,28 @@ def test_the_example_notebook_runs(tmp_path):
     assert "00001" in shown and "image/png" in shown
 
 
+def test_load_run_is_imported_from_tune_and_nothing_else_is_at_first():
+    code = (
+        "import sys, tune; assert not {'numpy', 'pandas', 'tune.analysis'} & set(sys.modules), 'heavy'; "
+        "from tune import load_run; from tune.analysis import results; assert load_run is results.load_run"
+    )
+    done = run_command_line("-c", code)
+    assert done.returncode == 0, done.stderr
+
+
+def test_text_is_utf_8_whatever_the_locale(tmp_path):
+    run = copied(tmp_path)
+    changed(run, lambda events: [*events, {"event": "failed", "time": 1e9, "trial_id": "00002", "reason": "größe"}])
+    done = run_command_line(
+        "tune/report.py",
+        run,
+        env=os.environ | {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "PYTHONIOENCODING": "utf-8"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "größe" in (run / "summary.txt").read_text(encoding="utf-8")
+    assert "▲" in (run / "report.html").read_text(encoding="utf-8")
+
+
 def test_no_run_is_one_line(tmp_path):
     with pytest.raises(InputError, match="no run folder"):
         load_run(tmp_path)

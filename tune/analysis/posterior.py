@@ -7,6 +7,7 @@ around a common mean (Gelman et al., Bayesian Data Analysis, chapter 5), which p
 as its lead may be luck. How often the intervals hold: experiments/LOG.md, "the loss's interval".
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -41,17 +42,20 @@ def expected_losses(losses: Sequence[Sequence[float]], reference: int | None = N
     if not len(seeds) or seeds.max() < 2:
         return None
     rng = np.random.default_rng(0)
-    means = np.array([np.mean(of_one) for of_one in losses])
-    squares = np.array([np.sum((np.array(of_one) - mean) ** 2) for of_one, mean in zip(losses, means, strict=True)])
+    size = max(abs(loss) for of_one in losses for loss in of_one)
+    unit = 2.0 ** round(math.log2(size)) if size and not 1e-6 < size < 1e6 else 1.0  # squares of 1e300 are infinite
+    scaled = [np.array(of_one) / unit for of_one in losses]
+    means = np.array([np.mean(of_one) for of_one in scaled])
+    squares = np.array([np.sum((of_one - mean) ** 2) for of_one, mean in zip(scaled, means, strict=True)])
     picked = np.array([index != reference for index in range(len(seeds))])
     scales = np.where(picked, np.where(seeds == 1, SEEN_ONCE, 1.0), REFERENCE)
     variances = _variances(squares, seeds - 1, scales, rng) * np.where(seeds == 1, 1.0, HIDDEN) ** 2 / seeds  # of the means
     noise = rng.standard_normal(variances.shape)
     noise *= np.where(picked & (seeds > 1), np.where(noise < 0, *SKEWED), 1.0)
     drawn = means + np.sqrt(variances) * noise
-    if picked.sum() > 2 and np.ptp(means[picked]) > 0:
+    if picked.sum() > 2 and np.ptp(means[picked]) > 1e-100:
         drawn[:, picked] = _pulled(means[picked], variances[:, picked], noise[:, picked], rng)
-    return drawn
+    return drawn * unit
 
 
 def _variances(squares: np.ndarray, free: np.ndarray, scales: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -168,12 +168,13 @@ def write_best(run_dir: Path, trials: Trials, search: SearchSpec) -> None:
     if table.empty:
         return
     best = trials.by_id[table.index[0]]
-    result = table.join(posterior_summary(table)).drop(columns="losses").loc[best.trial_id].dropna()
+    result = table.join(posterior_summary(table)).drop(columns="losses").loc[best.trial_id]
+    known = {name: value for name, value in result.items() if math.isfinite(value)}
     config = {
         "preset": search.options.preset,
         "model": vars(search.model_config(best.config)),
         "train": vars(search.train_config(best.config)),
         "data": {name: getattr(search.data, name) for name in DATA_KEYS},
-        "result": {"trial_id": best.trial_id} | result.to_dict(),
+        "result": {"trial_id": best.trial_id} | known,
     }
     write_text(run_dir / "best_config.json", json.dumps(config, indent=2, default=lambda v: v.item()) + "\n")

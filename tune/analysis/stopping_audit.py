@@ -145,7 +145,7 @@ def draw_lowest_unseen(x: Floats, y: Floats, weights: Floats, at: Floats, rng: n
         order = np.argsort(values)
         mass = np.cumsum(weights[order])
         median = float(values[order[np.searchsorted(mass, mass[-1] / 2)]])
-        return 2 * lowest - max(median, lowest + 1e-4)
+        return 2 * lowest - max(median, lowest + max(1e-4, 1e-9 * abs(lowest)))
 
     start, end = floor(x, min(x.min(), at.min())), floor(y, y.min())
     u, v, w = np.log(x - start), np.log(y - end), weights / weights.mean()

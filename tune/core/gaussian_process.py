@@ -12,6 +12,7 @@ LENGTH_SCALE = 1.0  # of each hyper-parameter's range; this and the next two: LO
 NOISE = 0.02  # variance of one seed's loss, as a share of the variance between configurations
 OPTIMISM = 1.0  # standard deviations below the mean that a candidate is taken for
 MOST_POINTS = 200  # half of them the best, half spread over the rest: a proposal takes milliseconds
+LOSS_LIMITS = (1e-6, 1e6)  # nats per token: smaller and larger losses count alike
 MOST_TOLD = 400  # at one rung: below it all count, so a search of some hundred trials is told of all of them
 
 
@@ -25,15 +26,26 @@ def projected(trials: Trials, rung_tokens: Sequence[int]) -> list[tuple[Trial, f
     change = dict.fromkeys(rung_tokens, 0.0)  # of the log-loss from there to the last milestone
     for here, there in reversed(list(pairwise(rung_tokens))):
         came = thinned(trials.ranked_at(there), 0)
-        went = [math.log(trial.losses[there] / trial.losses[here]) for trial in came if here in trial.losses]
+        both = [
+            (within_limits(trial.losses[there]), within_limits(trial.losses[here]))
+            for trial in came
+            if here in trial.losses
+        ]
+        went = [math.log(later / earlier) for later, earlier in both]
         change[here] = change[there] + (sum(went) / len(went) if went else 0.0)
     found = [(trial, math.inf, 1) for trial in thinned([trial for trial in trials.drawn if trial.status == DIVERGED], 0)]
     for tokens, later in zip(rung_tokens, [*rung_tokens[1:], math.inf], strict=True):
         stay = [trial for trial in trials.ranked_at(tokens) if later not in trial.losses and trial.status != DIVERGED]
         stay.sort(key=lambda trial: (trial.mean_at(tokens), trial.trial_id))
         for trial in thinned(stay, MOST_POINTS // 2):
-            found.append((trial, math.log(trial.mean_at(tokens)) + change[tokens], len(trial.seeds_at(tokens))))
+            loss = math.log(within_limits(trial.mean_at(tokens)))
+            found.append((trial, loss + change[tokens], len(trial.seeds_at(tokens))))
     return sorted(found, key=lambda row: row[0].trial_id)
+
+
+def within_limits(loss: float) -> float:
+    """Returns a finite loss within LOSS_LIMITS, so that it has a logarithm; an infinite loss stays infinite."""
+    return min(max(loss, LOSS_LIMITS[0]), LOSS_LIMITS[1]) if math.isfinite(loss) else loss
 
 
 def unjudged(trials: Trials, rung_tokens: Sequence[int]) -> list[Trial]:

@@ -34,7 +34,7 @@ def document(title: str, body: str, data: str, head: str = "") -> str:
     """The whole file: style, body, data, plotly and the page's own script; `head` is more for its head."""
     from plotly.offline import get_plotlyjs
 
-    css, script = ((ASSETS / f"page.{kind}").read_text() for kind in ("css", "js"))
+    css, script = ((ASSETS / f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escaped(title)}</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">{head}'

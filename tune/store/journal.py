@@ -10,6 +10,7 @@ import errno
 import fcntl
 import itertools
 import json
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -34,11 +35,19 @@ def events_of(run_dir: Path) -> Iterator[dict[str, Any]]:
             if not lines[-1].endswith(b"\n"):
                 lines.pop()
             try:
-                yield from map(upgraded_event, json.loads(b"[" + b",".join(lines) + b"]"))
+                yield from map(_restored, json.loads(b"[" + b",".join(lines) + b"]"))
             except ValueError:
                 number = before + 1 + next(at for at, line in enumerate(lines) if not _is_json(line))
                 raise InputError(f"{path}: line {number} is damaged; restore the file from a backup") from None
             before += len(lines)
+
+
+def _restored(event: dict[str, Any]) -> dict[str, Any]:
+    """Returns an event as it was before it was written, with the keys of today; a null in a report was NaN."""
+    event = upgraded_event(event)
+    if event["event"] == "report":
+        event |= {name: math.nan for name, value in event.items() if value is None}
+    return event
 
 
 def read_journal(run_dir: Path) -> list[dict[str, Any]]:
@@ -92,10 +101,14 @@ class Journal:
     def append(self, event: str, **values: Any) -> dict[str, Any]:
         """Writes one event and returns it, its `time` (seconds, UNIX) added; once this returns it survives a crash.
 
+        An infinite number is recorded as NaN, and NaN is written as null.
+
         Raises OSError where it can't be written, on a full disk for example; the journal is then as it was.
         """
         entry = {"event": event, "time": round(time.time(), 3)} | values
-        line = (json.dumps(entry) + "\n").encode()
+        entry |= {name: math.nan for name, value in entry.items() if isinstance(value, float) and math.isinf(value)}
+        written_as = {name: None if value != value else value for name, value in entry.items()}  # JSON has no NaN
+        line = (json.dumps(written_as) + "\n").encode()
         try:
             written = self._file.write(line)
             if written != len(line):  # a full disk takes a part first

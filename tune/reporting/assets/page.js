@@ -124,7 +124,7 @@ const worded = data.columns.map((_, i) => data.rows.some(row => typeof row[i] ==
 
 function matcher(text) {
   const tests = text.split(/\s+/).filter(Boolean).map(word => {
-    const found = word.match(/^(\w+)(<=|>=|<|>|=)(.+)$/);
+    const found = word.match(/^([^<>=]+)(<=|>=|<|>|=)(.+)$/);
     const column = found && data.columns.indexOf(found[1]);
     if (!found || column < 0) return row => row.some(cell => String(cell ?? "").toLowerCase().includes(word.toLowerCase()));
     const [, , sign, asked] = found, number = Number(asked);

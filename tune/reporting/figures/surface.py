@@ -15,10 +15,10 @@ from tune.reporting.figures.base import COLOURS, MOST_POINTS, NATS, Figure, fate
 
 def known_losses(search: SearchSpec, trials: Trials, best: str) -> pd.DataFrame:
     """A row a configuration: its fate, and its loss at the end in nats per token, `measured` or expected."""
-    rung_tokens = search.scheduler().stops
+    rung_tokens, budget = search.scheduler().stops, trials.budget_tokens
     rows = [
-        {"trial_id": trial.trial_id, "fate": fate(trial, best), "measured": trials.budget_tokens in trial.losses}
-        | {"end_loss": math.exp(loss), "seeds": seeds}
+        {"trial_id": trial.trial_id, "fate": fate(trial, best), "measured": budget in trial.losses}
+        | {"end_loss": trial.mean_at(budget) if budget in trial.losses else math.exp(loss), "seeds": seeds}
         | trial.config
         for trial, loss, seeds in projected(trials, rung_tokens)
         if math.isfinite(loss)
