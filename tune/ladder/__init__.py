@@ -1,0 +1,1 @@
+"""Carries the best learning rate and batch of small trainings to a large training."""

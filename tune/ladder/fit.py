@@ -1,0 +1,202 @@
+"""The loss surfaces of small trainings, fitted together.
+
+With u and v the distances of log rate and log batch from the optimum of a level, t = u - rho v,
+
+    log loss = base(N, D) + a (exp(k t) - 1 - k t) / k^2 + c v^2 / 2.
+
+Near the optimum this is a quadratic with common curvatures. Away from it the loss rises faster at high rates than at
+low ones: k, the skew, was chosen on the 60M and 120M grids of Step Law (arXiv 2503.04715). A quadratic, k = 0, puts the
+rate at .7 to .85 of the optimum there. Base and optimum are linear in log N and log D.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import least_squares
+
+from tune.ladder.laws import Belief, Prior, Size
+
+Array = NDArray[np.float64]
+
+SEED_NOISE = 2.5e-3
+"""Standard deviation between seeds before replicates are seen, in nats."""
+
+SEED_NOISE_WEIGHT = 4
+"""Degrees of freedom that SEED_NOISE counts for beside the replicates."""
+
+RELATIVE_ERROR = 1.0
+"""Error of the form as a share of a run's distance from the lowest loss; the best of .5, 1, 2 on the 60M and 120M grids."""
+
+MISFIT_WEIGHT = 4
+"""Runs that a mean squared residual of 1 counts for beside the runs' own."""
+
+PASSES = 8
+"""Passes of the fit; each takes the runs' weights from the fit before."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One whole training: its size, learning rate, batch (tokens a step) and loss (nats a token)."""
+
+    size: Size
+    learning_rate: float
+    batch_tokens: float
+    loss: float
+
+
+@dataclass(frozen=True)
+class SurfacePrior:
+    """Beliefs about the surfaces before any run. The curvatures' means are those of the 60M and 120M grids."""
+
+    log_rate_curvature: Belief = field(default_factory=lambda: Belief(math.log(0.03), 0.7))
+    log_batch_curvature: Belief = field(default_factory=lambda: Belief(math.log(0.017), 0.7))
+    rho: Belief = field(default_factory=lambda: Belief(0.25, 0.25))  # log rate's optimum by log batch; 0 to .5 published
+    centre_sd: float = math.log(4)  # around the best sixth of the runs
+    loss_params: Belief = field(default_factory=lambda: Belief(-0.06, 0.03))  # Kaplan (arXiv 2001.08361): -.076
+    loss_tokens: Belief = field(default_factory=lambda: Belief(-0.05, 0.03))  # Kaplan: -.095 without a floor
+    level_sd: float = 0.01  # of a level's log loss off its power laws
+
+
+CURVE_A, CURVE_C, RHO, SKEW = range(4)
+RATE = slice(4, 7)
+BATCH = slice(7, 10)
+BASE = slice(10, 13)
+LEVELS = 13
+"""Places in the vector of parameters; each slice holds value at the middle, exponent of N, exponent of D.
+
+From LEVELS on comes the log loss of each level off the power law.
+"""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The posterior of the surfaces' parameters: a normal distribution around the best fit."""
+
+    mean: Array
+    covariance: Array
+    middle: tuple[float, float]  # log N, log D from which sizes are measured
+    seed_noise: float  # nats
+    prior: Prior
+    surface: SurfacePrior
+
+    def place(self, size: Size) -> Array:
+        """Returns 1, log N, log D of `size`, measured from the middle of the runs; shape (3,)."""
+        return np.array([1.0, math.log(size.params) - self.middle[0], math.log(size.tokens) - self.middle[1]])
+
+    def sample(self, count: int, seed: int = 0) -> Array:
+        """Returns `count` draws of all parameters, shape (count, parameters)."""
+        rng = np.random.default_rng(seed)
+        return np.asarray(rng.multivariate_normal(self.mean, self.covariance, count, method="eigh"))
+
+    def optimum(self, size: Size) -> tuple[Array, Array]:
+        """Returns mean and covariance of log rate and log batch of the optimum at `size`; shapes (2,) and (2, 2).
+
+        The covariance holds the error of the form.
+        """
+        rows = np.zeros((2, len(self.mean)))
+        rows[0, RATE] = rows[1, BATCH] = self.place(size)
+        return rows @ self.mean, rows @ self.covariance @ rows.T + self.form_sd(size) ** 2 * np.eye(2)
+
+    def form_sd(self, size: Size) -> float:
+        """Returns the standard deviation of the optimum at `size` off its power laws, in log rate and log batch."""
+        return self.prior.form_sd_at(*map(float, self.place(size)[1:]))
+
+
+def excess(parameters: Array, log_rate: Array, log_batch: Array) -> Array:
+    """Returns the rise of log loss at distances from the optimum.
+
+    `parameters` has the shape (..., parameters), the distances broadcast against its leading axes.
+    """
+    skew = np.maximum(parameters[..., SKEW], 0.1)
+    t = skew * np.clip(log_rate - parameters[..., RHO] * log_batch, -8, 3)
+    along_rate = np.exp(parameters[..., CURVE_A]) * (np.exp(t) - 1 - t) / skew**2
+    return np.asarray(along_rate + np.exp(parameters[..., CURVE_C]) * log_batch**2 / 2)
+
+
+def best_sixth(runs: Sequence[Run]) -> Array:
+    """Returns the mean log rate and log batch of the sixth of `runs` with the lowest losses, one run at least."""
+    best = sorted(runs, key=lambda run: run.loss)[: max(1, round(len(runs) / 6))]
+    return np.asarray(np.log([(run.learning_rate, run.batch_tokens) for run in best]).mean(0))
+
+
+def levels_of(runs: Sequence[Run]) -> dict[Size, list[Run]]:
+    """Returns the runs by size, smallest first."""
+    found: dict[Size, list[Run]] = {}
+    for run in sorted(runs, key=lambda run: (run.size.params, run.size.tokens)):
+        found.setdefault(run.size, []).append(run)
+    return found
+
+
+def seed_noise(runs: Sequence[Run]) -> float:
+    """Returns the standard deviation between replicates in nats, pooled with SEED_NOISE."""
+    groups: dict[tuple[Size, float, float], list[float]] = {}
+    for run in runs:
+        groups.setdefault((run.size, run.learning_rate, run.batch_tokens), []).append(run.loss)
+    squares = sum(float(np.var(losses)) * len(losses) for losses in groups.values())
+    freedom = len(runs) - len(groups)
+    return math.sqrt((SEED_NOISE_WEIGHT * SEED_NOISE**2 + squares) / (SEED_NOISE_WEIGHT + freedom))
+
+
+def fit_runs(runs: Sequence[Run], prior: Prior, surface: SurfacePrior | None = None) -> Fit:
+    """Returns the fit of all `runs`; their losses must be finite and positive.
+
+    A run's standard deviation is the seed noise and RELATIVE_ERROR of its distance from the lowest loss, together.
+    The covariance is Laplace's, from the last pass, with the runs' variances scaled by their mean squared residual.
+    """
+    surface = surface or SurfacePrior()
+    levels = levels_of(runs)
+    runs = [run for level in levels.values() for run in level]
+    level_of = np.repeat(np.arange(len(levels)), [len(level) for level in levels.values()])
+    values = np.log([(run.size.params, run.size.tokens, run.learning_rate, run.batch_tokens, run.loss) for run in runs])
+    middle = values[:, :2].mean(0)
+    places = np.column_stack([np.ones(len(runs)), values[:, :2] - middle])
+    log_rate, log_batch, losses = values[:, 2:].T
+    lowest = np.array([losses[level_of == index].min() for index in range(len(levels))])
+    mean, sd = _prior_of(prior, surface, np.mean([best_sixth(level) for level in levels.values()], axis=0), lowest)
+    noise = seed_noise(runs)
+    relative_noise = noise / math.exp(losses.mean())
+
+    def base(p: Array) -> Array:
+        return np.asarray(places @ p[BASE] + p[LEVELS + level_of])
+
+    def rise(p: Array) -> Array:
+        return excess(p, log_rate - places @ p[RATE], log_batch - places @ p[BATCH])
+
+    best, distance = mean, losses - lowest[level_of]
+    for _ in range(PASSES):
+        weight = 1 / np.hypot(relative_noise, RELATIVE_ERROR * distance)
+
+        def residuals(p: Array, weight: Array = weight) -> Array:
+            return np.concatenate([(losses - base(p) - rise(p)) * weight, (p - mean) / sd])
+
+        found = least_squares(residuals, best, max_nfev=60)
+        best = found.x
+        distance = np.maximum(np.maximum(rise(best), losses - base(best)), 0)
+    misfit = (MISFIT_WEIGHT + float(np.sum(found.fun[: len(runs)] ** 2))) / (MISFIT_WEIGHT + len(runs))
+    from_runs, from_prior = found.jac[: len(runs)], found.jac[len(runs) :]
+    covariance = np.linalg.inv(from_runs.T @ from_runs / misfit + from_prior.T @ from_prior)
+    return Fit(best, covariance, (float(middle[0]), float(middle[1])), noise, prior, surface)
+
+
+def _prior_of(prior: Prior, surface: SurfacePrior, centre: Array, lowest: Array) -> tuple[Array, Array]:
+    """Returns means and standard deviations of all parameters before the runs."""
+    beliefs = [
+        surface.log_rate_curvature,
+        surface.log_batch_curvature,
+        surface.rho,
+        prior.skew,
+        Belief(float(centre[0]), surface.centre_sd),
+        prior.rate_params,
+        prior.rate_tokens,
+        Belief(float(centre[1]), surface.centre_sd),
+        prior.batch_params,
+        prior.batch_tokens,
+        Belief(float(lowest.mean()), 1.0),
+        surface.loss_params,
+        surface.loss_tokens,
+        *[Belief(0.0, surface.level_sd)] * len(lowest),
+    ]
+    return np.array([belief.mean for belief in beliefs]), np.array([belief.sd for belief in beliefs])
