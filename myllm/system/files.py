@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import re
 import sys
 import tempfile
 import time
@@ -11,7 +12,6 @@ from pathlib import Path
 from typing import BinaryIO
 
 from myllm.system.errors import InputError
-from myllm.system.machine import PROCESS, mounts
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 STALE_SECONDS = 3600  # a temporary file not written to for so long was left by a process that was killed
@@ -55,8 +55,13 @@ def obstacle(path: str | Path) -> str | None:
 
 
 def _is_mounted(path: Path) -> bool:
-    """Whether the file `path` is a mount of its own, as containers are given single files; known on Linux alone."""
-    return any(fields[4:5] == [str(path)] for fields, _ in mounts(PROCESS))
+    """Returns True if the file `path` is a mount of its own, as containers are given single files. Known on Linux alone."""
+    try:
+        lines = os.fsdecode(Path("/proc/self/mountinfo").read_bytes()).split("\n")
+    except OSError:
+        return False
+    escaped = re.sub(r"[ \t\n\\]", lambda match: f"\\{ord(match[0]):03o}", str(path))  # as the kernel writes names
+    return any(line.split(" ")[4:5] == [escaped] for line in lines)
 
 
 def check_writable(path: str | Path, flag: str) -> None:

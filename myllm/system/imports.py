@@ -1,71 +1,51 @@
-"""A file of the user's that is called like a module stands in its way: it is named before anything is imported."""
+"""Names a file of the user's that Python would import instead of a module of the same name, before that happens."""
 
 import os
 import sys
+from importlib.machinery import PathFinder
 
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
-OURS = ("myllm", "tune")
+OURS = {"myllm", "tune"}
 PACKAGES = {
-    **{name: name for name in ("matplotlib", "mlflow", "numpy", "optuna", "pandas", "plotly", "psutil", "pyarrow", "ray")},
-    **{name: name for name in ("rich", "scipy", "tensorboardX", "threadpoolctl", "tiktoken")},
-    **{name: name for name in ("tokenizers", "torch", "tqdm", "wandb")},
-    **{"sklearn": "scikit-learn"},
+    *("joblib", "matplotlib", "mlflow", "numpy", "optuna", "pandas", "plotly", "psutil", "pyarrow", "ray", "rich", "scipy"),
+    *("sklearn", "tensorboardX", "threadpoolctl", "tiktoken", "tokenizers", "torch", "tqdm", "wandb"),
 }
-"""what is imported here -> the distribution that has it"""
+"""packages that are imported here"""
+SINGLE_FILES = {"threadpoolctl"}
+"""packages that are themselves one file: a file of that name may be the right one"""
 UNUSED = {"antigravity", "idlelib", "test", "this", "tkinter", "turtle", "turtledemo"}
-"""modules of Python's that nothing imports; some of these names are usual"""
+"""modules of Python's that nothing imports; people give files some of these names"""
+STANDARD = os.path.dirname(os.path.realpath(os.__file__))
+"""folder of Python's own modules"""
 
 
-def standard_shadow(folders: list[str]) -> str | None:
-    """A file in `folders`, which come before Python's own, that is called like one of its modules; None where none is."""
-    import importlib.machinery
-
-    behind = [path for path in sys.path if os.path.realpath(path) not in map(os.path.realpath, folders)]
+def shadow(folders: list[str]) -> str | None:
+    """Returns a .py file in `folders` with the name of a module that is imported here, or None where there is none."""
+    own = [STANDARD, os.path.join(STANDARD, "lib-dynload")]
     for folder in folders:
-        for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
+        if os.path.realpath(folder) in own or not os.path.isdir(folder):
+            continue
+        for name in sorted(os.listdir(folder)):
             stem, ending = os.path.splitext(name)
-            imported = ending == ".py" and stem in sys.stdlib_module_names - UNUSED
-            if imported and importlib.machinery.PathFinder.find_spec(stem, behind):  # some are of other systems
+            standard = stem in sys.stdlib_module_names - UNUSED and PathFinder.find_spec(stem, own)
+            if ending == ".py" and (standard or stem in OURS | PACKAGES - SINGLE_FILES):
                 return os.path.join(folder, name)
     return None
 
 
-def shadow(folders: list[str]) -> str | None:
-    """What Python would import from `folders` instead of this project or a package that it needs; None where nothing."""
-    import importlib.machinery
-    import importlib.metadata
-
-    for name in (*OURS, *PACKAGES):
-        spec = importlib.machinery.PathFinder.find_spec(name, folders)
-        if spec is None or spec.origin is None:  # not there, or a mere folder, which comes last
-            continue
-        found = os.path.realpath(spec.origin)
-        found = os.path.dirname(found) if os.path.basename(found) == "__init__.py" else found
-        try:
-            right = ROOT if name in OURS else str(importlib.metadata.distribution(PACKAGES[name]).locate_file(""))
-        except importlib.metadata.PackageNotFoundError:
-            continue
-        right = os.path.realpath(os.path.join(right, name))
-        if found not in (right, f"{right}.py") and (name in OURS or found.endswith(".py") or os.path.isdir(right)):
-            return found
-    return None
-
-
 def check_imports() -> None:
-    """Ends the process with one line and exit code 2 where a file has the name of something that must be imported, or
-    nothing can be: the working folder is gone.
+    """Ends the process with one line and exit code 2 where imports can't work.
 
-    Such a file would have to be in PYTHONPATH, where Ray's processes look too, or in the working folder of a `python -m`.
+    Reasons are a file that shadows a module, in PYTHONPATH or in the folder of a `python -m`, and a working folder that is
+    gone: torch's libraries can't be loaded there.
     """
     try:
         os.getcwd()
-    except FileNotFoundError:  # torch's own libraries can't be loaded there
+    except FileNotFoundError:
         print("error: the working folder is gone; change into one that is there", file=sys.stderr)
         sys.exit(2)
-    standard = os.path.dirname(os.path.realpath(os.__file__))
     first = [path for path in map(os.path.realpath, sys.path) if not path.endswith(".zip")]
-    first = first[: first.index(standard)] if standard in first else []
-    if culprit := standard_shadow(first) or shadow(first):
+    first = first[: first.index(STANDARD)] if STANDARD in first else []
+    if culprit := shadow(first):
         message = f"error: {culprit} is called like a module that this program imports; rename it, or run elsewhere"
         print(message.encode("ascii", "backslashreplace").decode(), file=sys.stderr)
         sys.exit(2)

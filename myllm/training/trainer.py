@@ -267,5 +267,10 @@ def print_sample(job: Job, given: dict[str, Any]) -> None:
         print("sample: " + repr(text))
 
 
-if __name__ == "__main__":
+def cli() -> None:
+    """Runs the command with its errors in one line; ends the process."""
     run_command(main)
+
+
+if __name__ == "__main__":
+    cli()
