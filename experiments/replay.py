@@ -30,10 +30,10 @@ from curves import Curves, read_curves
 from myllm.system.errors import InputError, Parser, run_command
 from tune.config.options import SearchOptions
 from tune.core.coordinator import Coordinator
-from tune.core.gaussian_process import most_promising, projected, unjudged
 from tune.core.ranking import ranking
 from tune.core.schedulers import SCHEDULERS
 from tune.core.schedulers.baseline import WithBaseline
+from tune.core.searchers.gaussian_process import most_promising, projected, unjudged
 from tune.core.simulator import Watch, play
 from tune.core.trials import COMPLETED, REPLICATE, SUGGESTED, Trial, Trials
 

@@ -43,7 +43,7 @@ from tune.core.coordinator import Coordinator
 from tune.core.schedulers import SCHEDULERS
 from tune.core.schedulers.baseline import WithBaseline
 from tune.core.search_space import get_space, sample
-from tune.core.searchers import Proposals
+from tune.core.searchers.gaussian_process import Proposals
 from tune.core.simulator import play
 from tune.core.trials import CONTINUE, REPORTED, STOP, Trials
 from tune.store.journal import FILE_NAME, events_of

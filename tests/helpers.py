@@ -14,7 +14,6 @@ from tune.config.options import SearchOptions
 from tune.config.overrides import parse_overrides, searched_space
 from tune.config.spec import Data, SearchSpec
 from tune.core.search_space import SPACES
-from tune.core.searchers import searcher
 from tune.core.simulator import play
 from tune.core.trials import STOP
 from tune.reporting.summary_schema import summary_schema
@@ -88,13 +87,13 @@ def searched(search, workers=1, end=math.inf, events=(), record=None, num_sample
     """The search on that surface, with asha."""
     config = search.options
     asked = dict(num_samples=num_samples or config.num_samples, workers=workers, events=events, record=record)
-    coordinator = new_search("asha", config.resolved_rungs, configure=searcher(search), **asked)
+    coordinator = new_search("asha", config.resolved_rungs, configure=search.searcher(), **asked)
     play(coordinator, lambda trial, tokens: loss_of(trial.config, tokens, config.preset), end)
     return coordinator.trials
 
 
 def draws_of(search, trials, indices, proposed=False):
-    return [searcher(search)(index, trials, proposed) for index in indices]
+    return [search.searcher()(index, trials, proposed) for index in indices]
 
 
 def config_at(rate, batch=16):

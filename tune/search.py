@@ -168,7 +168,7 @@ def start(given: dict[str, Any]) -> tuple[Path, SearchSpec]:
         again = command("tune/search.py", "--resume", run_dir)
         raise InputError(f"--name {name}: {run_dir} exists; go on with: {again}; or choose another name")
     from tune.config.resolve import resolve_search
-    from tune.core.searchers import warm_start_trials
+    from tune.config.warm_start import warm_start_trials
 
     search = resolve_search(dataclasses.replace(config, name=name), cache_dir())
     return run_dir, dataclasses.replace(search, warm_start=warm_start_trials(search))

@@ -15,9 +15,9 @@ from tune.config.options import SearchOptions
 from tune.config.overrides import from_table, kinds, merge, parse_overrides
 from tune.config.resolve import check_comparable, resolve_marks, resolve_search
 from tune.config.spec import SearchSpec
-from tune.core.gaussian_process import most_promising
+from tune.config.warm_start import warm_start_trials
 from tune.core.search_space import LINEAR, LOG, LOG_BELOW_ONE, Choice, Range
-from tune.core.searchers import warm_start_trials
+from tune.core.searchers.gaussian_process import most_promising
 from tune.core.trials import Trials
 from tune.search import read_experiment
 from tune.store.journal import FILE_NAME

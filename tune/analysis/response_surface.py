@@ -11,8 +11,8 @@ from scipy.linalg import solve_triangular
 from tune.analysis.posterior import LEVEL, interval
 from tune.config.overrides import SCALES
 from tune.config.spec import SearchSpec
-from tune.core.gaussian_process import projected
 from tune.core.search_space import LINEAR, LOG, LOG_BELOW_ONE, Choice, Range
+from tune.core.searchers.gaussian_process import projected
 from tune.core.trials import Trial, Trials
 
 FEWEST = 8  # trials from which anything can be said

@@ -16,11 +16,13 @@ from myllm.training.run_artifacts import remote_folder, uri_below
 from tune.config.old_names import current_names
 from tune.config.options import SearchOptions
 from tune.config.overrides import FLAGS, parse_overrides, searched_space
+from tune.core.coordinator import Configure
 from tune.core.schedulers import SCHEDULERS
 from tune.core.schedulers.audit import WithAudit
 from tune.core.schedulers.base import Scheduler
 from tune.core.schedulers.baseline import WithBaseline
 from tune.core.search_space import Choice, Ranges, even_draw, range_from_json
+from tune.core.searchers import searcher
 
 RUNS_DIR = ROOT / "experiments" / "runs"
 FILE_NAME = "search.json"
@@ -70,7 +72,7 @@ class SearchSpec:
     clipped_baseline: dict[str, Any] = dataclasses.field(default_factory=dict)
     """the preset's reference values outside of the user's ranges, by name: trial 0 has the nearest value within instead"""
     warm_start: tuple[dict[str, Any], ...] = ()
-    """what earlier runs know (searchers.warm_start_trials)"""
+    """what earlier runs know (config/warm_start.py)"""
     origin: dict[str, Any] = dataclasses.field(default_factory=dict)
     """the search's random `run_id`; when, by which versions and on what hardware it began"""
     auto_resolved: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -123,6 +125,11 @@ class SearchSpec:
         """Names the search among all others, some of which may have its name. Old runs get a hash of their provenance."""
         text = json.dumps(self.origin, sort_keys=True)
         return self.origin.get("run_id") or hashlib.sha256(text.encode()).hexdigest()[:RUN_ID_DIGITS]
+
+    def searcher(self) -> Configure:
+        """The function that chooses the configuration of each trial. Raises InputError where its package is missing."""
+        options = self.options
+        return searcher(options.searcher, self.ranges, self.baseline, options.seed, self.scheduler().stops, self.warm_start)
 
     def storage_root(self, run_dir: Path) -> str:
         """Folder or URI that holds the run's checkpoints and Ray's records."""

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tune.core.schedulers.base import Audit, Clock, Replicate, Resume, Scheduler, Start
+from tune.core.search_space import Config
 from tune.core.trials import (
     AUDIT,
     COMPILING,
@@ -22,7 +23,7 @@ from tune.core.trials import (
 )
 
 SEED_STEP = 1_000_003  # from the search's seed to that of a configuration's next repeat
-Configure = Callable[[int, Trials, bool], dict[str, Any]]
+Configure = Callable[[int, Trials, bool], Config]
 """(index of the trial, the search so far, whether it is to be proposed) -> its hyper-parameters"""
 
 

@@ -112,6 +112,8 @@ class Choice:
 
 
 Ranges = dict[str, Range | Choice]
+Config = dict[str, Any]
+"""the value of each hyper-parameter, by name"""
 
 
 def range_from_json(values: dict[str, Any]) -> Range | Choice:

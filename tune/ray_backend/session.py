@@ -21,7 +21,6 @@ from tune.config.spec import SearchSpec
 from tune.core.clock import ENDING_SECONDS, SearchClock, TimeBudget
 from tune.core.coordinator import Coordinator
 from tune.core.schedulers.base import Clock
-from tune.core.searchers import searcher
 from tune.core.trials import AUDIT, CONTINUE, FAILED, STOP, Trial, Trials
 from tune.store.checkpoints import Storage, worth_keeping
 from tune.store.journal import Journal, events_of
@@ -80,7 +79,7 @@ class Session(SearchAlgorithm):
             self.number += event["event"] == "session"
         self.seconds_before = self.spent.search + self.spent.audit
         self.coordinator = Coordinator(
-            self.trials, search.scheduler(), searcher(search), self._append, config.seed, config.max_failures
+            self.trials, search.scheduler(), search.searcher(), self._append, config.seed, config.max_failures
         )
         self.storage = Storage(search.storage_root(run_dir))
         self.keep_all = config.keep_checkpoints == "all"

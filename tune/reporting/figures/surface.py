@@ -8,7 +8,7 @@ import pandas as pd
 
 from tune.analysis.response_surface import Axis, ResponseSurface
 from tune.config.spec import SearchSpec
-from tune.core.gaussian_process import projected
+from tune.core.searchers.gaussian_process import projected
 from tune.core.trials import BASELINE_TRIAL, Trials
 from tune.reporting.figures.base import COLOURS, MOST_POINTS, NATS, Figure, fate, mark, plotly_axis
 

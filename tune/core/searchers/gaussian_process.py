@@ -1,4 +1,4 @@
-"""Where a good configuration may lie: a Gaussian process over hyper-parameters and what the trials so far have lost."""
+"""Proposals from a Gaussian process over hyper-parameters, fitted to the losses of the trials so far."""
 
 import math
 from collections.abc import Sequence
@@ -6,24 +6,54 @@ from itertools import pairwise
 
 import numpy as np
 
+from tune.core.search_space import Config, Ranges
 from tune.core.trials import DIVERGED, REPLICATE, Trial, Trials
 
-LENGTH_SCALE = 1.0  # of each hyper-parameter's range; this and the next two: LOG.md, "what the constants are worth"
-NOISE = 0.02  # variance of one seed's loss, as a share of the variance between configurations
-OPTIMISM = 1.0  # standard deviations below the mean that a candidate is taken for
-MOST_POINTS = 200  # half of them the best, half spread over the rest: a proposal takes milliseconds
+CANDIDATES = 1000  # random configurations, of which the most promising is proposed
+LENGTH_SCALE = 1.0  # of each hyper-parameter's range; evidence: LOG.md, "what the constants are worth"
+NOISE = 0.02  # variance of one seed's loss, as a share of the variance between configurations; same evidence
+OPTIMISM = 1.0  # standard deviations that the lower confidence bound lies below the mean; same evidence
+MOST_POINTS = 200  # configurations that the process is fitted to: more would take longer than milliseconds
 LOSS_LIMITS = (1e-6, 1e6)  # nats per token: smaller and larger losses count alike
-MOST_TOLD = 400  # at one rung: below it all count, so a search of some hundred trials is told of all of them
+MOST_TOLD = 400  # trials at one rung that are considered: a search of some hundred trials considers all
+
+
+class Proposals:
+    """Proposes the most promising of many random configurations, by the losses expected at the last of `rung_tokens`."""
+
+    def __init__(self, ranges: Ranges, seed: int, rung_tokens: Sequence[int]):
+        self.ranges, self.seed, self.rung_tokens = ranges, seed, rung_tokens
+        self._points: dict[str, list[float]] = {}  # by trial_id: a trial's configuration never changes
+
+    def points(self, trials: Sequence[Trial]) -> np.ndarray:
+        """The configurations of n trials as points (n, d) of the unit cube."""
+        for trial in trials:
+            if trial.trial_id not in self._points:
+                self._points[trial.trial_id] = [
+                    x for name, values in self.ranges.items() for x in values.coordinates(trial.config[name])
+                ]
+        return np.array([self._points[trial.trial_id] for trial in trials])
+
+    def propose(self, index: int, trials: Trials) -> Config:
+        """The configuration of trial `index`."""
+        drawn = np.random.default_rng([self.seed, index]).random((CANDIDATES, len(self.ranges)))
+        known, chosen = projected(trials, self.rung_tokens), 0
+        if known:
+            told, losses, seeds = zip(*known, strict=True)
+            candidates = np.hstack([r.coordinates_at(drawn[:, i]) for i, r in enumerate(self.ranges.values())])
+            pending = self.points(unjudged(trials, self.rung_tokens))
+            chosen = most_promising(self.points(told), np.array(losses), np.array(seeds), pending, candidates)
+        return {name: r.at(float(place)) for (name, r), place in zip(self.ranges.items(), drawn[chosen], strict=True)}
 
 
 def projected(trials: Trials, rung_tokens: Sequence[int]) -> list[tuple[Trial, float, int]]:
-    """(trial, log-loss to be expected at the last of `rung_tokens`, seeds) of all that have reached one, or diverged.
+    """(trial, expected log-loss at the last of `rung_tokens`, seeds) of each trial that reached a rung, or diverged.
 
-    One that waits at an earlier rung would change from there on as those did, on average, that went on from it. Without
-    them only the good would be known, and what was left behind would look like unknown land. Diverged ones are infinite.
-    In the order in which they began; where one milestone has more than MOST_TOLD, so many stand for all of them.
+    A trial at an earlier rung is expected to improve as the trials that went on from that rung did, on average. Without
+    the trials left behind, bad regions would look unexplored. The log-loss of a diverged trial is infinite. Of one rung at
+    most MOST_TOLD trials are returned. The order is the one in which the trials began.
     """
-    change = dict.fromkeys(rung_tokens, 0.0)  # of the log-loss from there to the last milestone
+    change = dict.fromkeys(rung_tokens, 0.0)  # of the log-loss from a rung to the last one
     for here, there in reversed(list(pairwise(rung_tokens))):
         came = thinned(trials.ranked_at(there), 0)
         both = [
@@ -49,13 +79,13 @@ def within_limits(loss: float) -> float:
 
 
 def unjudged(trials: Trials, rung_tokens: Sequence[int]) -> list[Trial]:
-    """Those that run and have come to none of `rung_tokens` yet; without repeats."""
+    """The running trials that have reached none of `rung_tokens` yet, except replicates."""
     running = (trial for trial in trials.running.values() if trial.source != REPLICATE)
     return [trial for trial in running if not any(tokens in trial.losses for tokens in rung_tokens)]
 
 
 def thinned(order: list[Trial], best: int) -> list[Trial]:
-    """All of `order`, or MOST_TOLD of them: so many of the best, the others spread evenly over the rest."""
+    """At most MOST_TOLD trials of `order`: the `best` first ones, the others spread evenly over the rest."""
     if len(order) <= MOST_TOLD:
         return order
     return order[:best] + [order[int(rank)] for rank in np.linspace(best, len(order) - 1, MOST_TOLD - best)]
@@ -71,10 +101,10 @@ def correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def most_promising(
     points: np.ndarray, losses: np.ndarray, seeds: np.ndarray, pending: np.ndarray, candidates: np.ndarray
 ) -> int:
-    """Which candidate (m, d) has the lowest loss that can be hoped for: a lower confidence bound (arXiv 0912.3995).
+    """The index of the candidate (m, d) with the lowest lower confidence bound of the loss (arXiv 0912.3995).
 
-    Learnt from the `losses` (n,), log nats per token, of `points` (n, d) in the unit cube, means over `seeds` (n,) of them.
-    Those that are `pending` (p, d), on their way, count as if they lost what is expected of them: workers spread out.
+    The process is fitted to `losses` (n,), log nats per token, at `points` (n, d) of the unit cube. A loss is the mean over
+    `seeds` (n,). The `pending` points (p, d) count with their expected loss, so that workers spread out.
     """
     order = np.argsort(losses, kind="stable")
     half = MOST_POINTS // 2
@@ -82,7 +112,7 @@ def most_promising(
         order = np.concatenate([order[:half], order[np.linspace(half, len(order) - 1, half).astype(int)]])
     points, values, noise = points[order], losses[order], NOISE / seeds[order]
     finite = values[np.isfinite(values)]
-    values = np.minimum(values, np.median(finite) if len(finite) else 0.0)  # how bad the bad ones are does not matter
+    values = np.minimum(values, np.median(finite) if len(finite) else 0.0)  # only the order of the better half matters
     values = (values - values.mean()) / (values.std() + 1e-9)
     if len(pending):
         covariance = correlation(points, points) + np.diag(noise)
