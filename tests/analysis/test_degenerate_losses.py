@@ -12,7 +12,6 @@ from tune.analysis.results import load_run, write_best
 from tune.core.ranking import ranking
 from tune.core.schedulers import SCHEDULERS
 from tune.core.schedulers.audit import WithAudit
-from tune.core.searchers import searcher
 from tune.core.simulator import play
 from tune.report import write_report
 from tune.reporting.compare import compare
@@ -68,7 +67,7 @@ def test_a_run_of_one_trial_is_reported(tmp_path):
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_search_with_such_losses_comes_to_its_end(name, rule, tmp_path):
     search = search_of()
-    coordinator = new_search(rule, num_samples=40, workers=3, confirm=2, configure=searcher(search))
+    coordinator = new_search(rule, num_samples=40, workers=3, confirm=2, configure=search.searcher())
     coordinator.scheduler = WithAudit(coordinator.scheduler, 0.5, seed=3)
 
     def loss(trial, tokens):
