@@ -199,7 +199,7 @@ class Watch:
 
 def busy(slots: int, seconds: float, wait: float, folder: Path) -> dict[str, float]:
     """What a search of so many seconds with the default rule over pretended trainings does, once all slots have started."""
-    from tune.config.resolve import Resources
+    from tune.config.resources import Resources
     from tune.ray_backend import tuner
 
     tuner.run_trial = pretend

@@ -14,12 +14,14 @@ from conftest import ROOT, run_command_line, summary
 
 from myllm.config import PRESETS
 from myllm.system.errors import InputError
+from tune.config.command_line import read_experiment
 from tune.config.options import SearchOptions
 from tune.config.overrides import list_spaces
-from tune.config.resolve import Resources, resolve_search
+from tune.config.resolve import resolve_search
+from tune.config.resources import Resources
 from tune.core.search_space import SPACES
 from tune.ray_backend.tuner import run_search
-from tune.search import read_experiment, resume
+from tune.search import resume
 
 RUNS = ROOT / "experiments" / "runs"
 TIMES = ["train_seconds", "tok_per_sec", "checkpoint"]

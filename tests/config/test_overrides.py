@@ -11,6 +11,7 @@ from helpers import NANO, RECORDED, asha_search, draws_of, overridden, searched,
 from myllm.config import PRESETS, GPTConfig, TrainConfig
 from myllm.system.errors import InputError
 from tune.analysis.results import write_results
+from tune.config.command_line import read_experiment
 from tune.config.options import SearchOptions
 from tune.config.overrides import from_table, kinds, merge, parse_overrides
 from tune.config.resolve import check_comparable, resolve_marks, resolve_search
@@ -19,7 +20,6 @@ from tune.config.warm_start import warm_start_trials
 from tune.core.search_space import LINEAR, LOG, LOG_BELOW_ONE, Choice, Range
 from tune.core.searchers.gaussian_process import most_promising
 from tune.core.trials import Trials
-from tune.search import read_experiment
 from tune.store.journal import FILE_NAME
 
 EVERYTHING = dict(

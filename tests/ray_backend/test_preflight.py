@@ -17,7 +17,7 @@ from helpers import search_of
 from myllm.system import imports, machine
 from myllm.system.errors import InputError, RunError
 from tune.config.options import SearchOptions
-from tune.config.resolve import resolve_resources
+from tune.config.resources import resolve_resources
 from tune.ray_backend import cluster, preflight, watchdog
 from tune.ray_backend.watchdog import Watchdog, cause
 from tune.text import commands

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import psutil
 
 from tune.config.options import SearchOptions
-from tune.config.resolve import Resources
+from tune.config.resources import Resources
 from tune.ray_backend.start import Engine
 from tune.ray_backend.tuner import JournalledScheduler
 

@@ -1,4 +1,4 @@
-"""What the user may ask of a search: every option, its default, its help, and its checks."""
+"""The options of a search: each with its default, its help, and its check."""
 
 import importlib.util
 import math
@@ -12,7 +12,8 @@ from myllm.config import get_preset
 from myllm.datasets.data_paths import BUILTIN, is_builtin
 from myllm.datasets.token_layout import DTYPES
 from myllm.system.errors import InputError
-from tune.core.schedulers import SCHEDULERS, Rungs, geometric_rungs, parse_rungs
+from tune.core.schedulers import SCHEDULERS, geometric_rungs, parse_rungs
+from tune.core.schedulers.base import Rungs
 from tune.core.search_space import get_space
 from tune.core.trials import UNLIMITED_TRIALS
 from tune.store.checkpoints import Storage
@@ -22,18 +23,67 @@ DEFAULT_TRIALS = 16
 CONFIRMED = 3  # trials by default
 AUTO = "auto"
 PICKED = ("cpus_per_trial", "gpus_per_trial")
-"""options that may be AUTO: then pick.py finds the number"""
+"""options that may be AUTO: estimate/auto_resources.py then finds the number"""
 
 
 def is_mlflow_folder(uri: str) -> bool:
-    """Whether a tracking URI is a folder, which MLflow 3 refuses once the search runs, if it is not told otherwise."""
+    """True if a tracking URI is a folder that MLflow 3 would refuse once the search runs."""
     allowed = os.environ.get("MLFLOW_ALLOW_FILE_STORE", "").lower() in ("true", "1")
     return not allowed and not uri.startswith("databricks") and bool(re.match("file:|[^:]*$", uri))
 
 
+Check = Callable[[str, Any], None]
+"""takes an option's name and value; raises InputError for a value that can't be"""
+
+
+def number(right: str, fits: Callable[[Any], bool]) -> Check:
+    """The check of a finite number that `fits`; `right` says in words which ones do."""
+
+    def check(name: str, value: Any) -> None:
+        if name in PICKED and value == AUTO:
+            return
+        sound = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if not sound or not fits(value):
+            raise InputError(f"--{name} is {value!r}; it must be {right}")
+
+    return check
+
+
+def whole(least: int, most: int = 2**62) -> Check:
+    """The check of a whole number from `least` to `most`."""
+    right = f"{least} or more" if most == 2**62 else f"from {least} to {most}"
+    return number(f"a whole number, {right}", lambda value: isinstance(value, int) and least <= value <= most)
+
+
+def one_of(*values: str) -> Check:
+    """The check of one of `values`."""
+
+    def check(name: str, value: Any) -> None:
+        if value not in values:
+            raise InputError(f"--{name} {value!r} is unknown; known are {', '.join(values)}")
+
+    return check
+
+
+def check_name(name: str, value: str) -> None:
+    """The check of a folder's name."""
+    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}", value):
+        raise InputError(f"--{name} {value!r} is no folder name; use letters, digits, dots, dashes, underscores")
+
+
+def check_tracker(name: str, value: str) -> None:
+    """The check of an experiment tracker's address: its package is there, and MLflow takes the address."""
+    if value == "":
+        raise InputError(f"--{name} is empty; name where the trials are to be shown")
+    if importlib.util.find_spec(name) is None:
+        raise InputError(f"--{name} needs the package {name}: pip install -e '.[{name}]'")
+    if name == "mlflow" and is_mlflow_folder(value):
+        raise InputError(f"--mlflow {value!r} is a folder: MLflow takes sqlite:///FILE or a server's http://...")
+
+
 @dataclass(frozen=True)
 class SearchOptions:
-    """What the user asked for."""
+    """The options of a search, as the user gave them. Raises InputError for the first value that can't be."""
 
     space: str = "v2"
     """search space: v1 (learning rate, batch size), v2 (and warm-up, clip norm), v3 (and decay, beta2, schedule, floor), or
@@ -116,60 +166,18 @@ class SearchOptions:
     dashboard: bool = False
     """show Ray's dashboard on this machine's port 8265; needs the package ray[default]"""
 
-    def __post_init__(self):
-        def number(field: str, right: str, fits: Callable[[Any], bool]) -> None:
-            value = getattr(self, field)
-            if (value is None and getattr(SearchOptions, field) is None) or (value == AUTO and field in PICKED):
-                return
-            sound = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-            if not sound or not fits(value):
-                raise InputError(f"--{field} is {value!r}; it must be {right}")
-
-        def whole(field: str, least: int, most: int = 2**62) -> None:
-            right = f"{least} or more" if most == 2**62 else f"from {least} to {most}"
-            number(field, f"a whole number, {right}", lambda value: isinstance(value, int) and least <= value <= most)
-
-        def one_of(field: str, *values: str) -> None:
-            if getattr(self, field) not in values:
-                raise InputError(f"--{field} {getattr(self, field)!r} is unknown; known are {', '.join(values)}")
-
-        whole("seed", 0, 2**31 - 1)
-        whole("num_samples", 1, UNLIMITED_TRIALS - 1)
-        for field in ("budget_tokens", "cpus_per_trial", "max_concurrent"):
-            whole(field, 1)
-        for field in ("max_failures", "replicate_best"):
-            whole(field, 0)
-        whole("reduction_factor", 2)
-        one_of("scheduler", *SCHEDULERS)
-        one_of("rung_metric", "val_loss", "val_loss_ema")
-        one_of("searcher", *SEARCHERS)
-        one_of("keep_checkpoints", "best", "all")
-        number("grace_period", "a share between 0 and 1", lambda share: 0 < share < 1)
-        number("audit_fraction", "a share of the trials left behind, above 0 and at most 1", lambda share: 0 < share <= 1)
-        for field in ("time_budget", "stall_timeout"):
-            number(field, "a positive number of seconds", lambda seconds: seconds > 0)
-        right = "a share below 1 or a whole number of GPUs"
-        number("gpus_per_trial", right, lambda gpus: 0 <= gpus < 1 or gpus == int(gpus) >= 1)
+    def __post_init__(self) -> None:
+        for name, check in CHECKS.items():
+            value = getattr(self, name)
+            if value is not None or getattr(SearchOptions, name) is not None:
+                check(name, value)
         if self.rungs is not None and (self.grace_period, self.reduction_factor) != (None, None):
             raise InputError("--rungs says all; leave out --grace_period and --reduction_factor, the short way to rungs")
         self.resolved_rungs  # noqa: B018 (raises for rungs that are none)
-        if self.token_dtype is not None:
-            one_of("token_dtype", *DTYPES)
-        if is_builtin(self.train_file) != is_builtin(self.val_file):
-            raise InputError("--train_file and --val_file belong together: give both, or neither for the built-in corpus")
-        if self.name is not None and not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}", self.name):
-            raise InputError(f"--name {self.name!r} is no folder name; use letters, digits, dots, dashes, underscores")
-        for field in ("wandb", "mlflow"):
-            if getattr(self, field) == "":
-                raise InputError(f"--{field} is empty; name where the trials are to be shown")
-            if getattr(self, field) and importlib.util.find_spec(field) is None:
-                raise InputError(f"--{field} needs the package {field}: pip install -e '.[{field}]'")
-        if self.mlflow and is_mlflow_folder(self.mlflow):
-            raise InputError(f"--mlflow {self.mlflow!r} is a folder: MLflow takes sqlite:///FILE or a server's http://...")
-        if self.storage_path is not None:
-            check_storage(self.storage_path)
         get_space(self.space)
         get_preset(self.preset)
+        if is_builtin(self.train_file) != is_builtin(self.val_file):
+            raise InputError("--train_file and --val_file belong together: give both, or neither for the built-in corpus")
 
     @property
     def resolved_rungs(self) -> Rungs:
@@ -191,16 +199,42 @@ class SearchOptions:
         return self.replicate_best if self.replicate_best is not None else CONFIRMED if self.trials >= 8 else 0
 
 
-def check_storage(path: str) -> None:
-    """Raises InputError where no filesystem answers at `path`, or it is no name."""
+def check_storage(name: str, path: str) -> None:
+    """The check of a place for checkpoints: a folder, or a URI at which a filesystem answers."""
     if re.match(r"(file|gcs|gs|hdfs|s3):(?!//)", path, re.IGNORECASE) or ("://" in path and "#" in path) or "\0" in path:
-        raise InputError(
-            f"--storage_path {path!r} is neither a folder nor a URI like file:///runs or s3://b/x; # is %23 there"
-        )
+        raise InputError(f"--{name} {path!r} is neither a folder nor a URI like file:///runs or s3://b/x; # is %23 there")
     try:
         if "://" in path:
             Storage(path).filesystem.get_file_info(Storage(path).path)
     except (OSError, ValueError) as error:
-        raise InputError(
-            f"--storage_path {path}: {str(error).splitlines()[0]}; use a folder or a URI like s3://b/x"
-        ) from None
+        raise InputError(f"--{name} {path}: {str(error).splitlines()[0]}; use a folder or a URI like s3://b/x") from None
+
+
+positive_seconds = number("a positive number of seconds", lambda seconds: seconds > 0)
+CHECKS: dict[str, Check] = {
+    "seed": whole(0, 2**31 - 1),
+    "num_samples": whole(1, UNLIMITED_TRIALS - 1),
+    "budget_tokens": whole(1),
+    "cpus_per_trial": whole(1),
+    "max_concurrent": whole(1),
+    "max_failures": whole(0),
+    "replicate_best": whole(0),
+    "reduction_factor": whole(2),
+    "scheduler": one_of(*SCHEDULERS),
+    "rung_metric": one_of("val_loss", "val_loss_ema"),
+    "searcher": one_of(*SEARCHERS),
+    "keep_checkpoints": one_of("best", "all"),
+    "grace_period": number("a share between 0 and 1", lambda share: 0 < share < 1),
+    "audit_fraction": number("a share of the trials left behind, above 0 and at most 1", lambda share: 0 < share <= 1),
+    "time_budget": positive_seconds,
+    "stall_timeout": positive_seconds,
+    "gpus_per_trial": number(
+        "a share below 1 or a whole number of GPUs", lambda gpus: 0 <= gpus < 1 or gpus == int(gpus) >= 1
+    ),
+    "token_dtype": one_of(*DTYPES),
+    "name": check_name,
+    "wandb": check_tracker,
+    "mlflow": check_tracker,
+    "storage_path": check_storage,
+}
+"""the check of each option that not every value fits; an option whose default is None may be unset"""

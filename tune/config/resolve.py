@@ -5,7 +5,6 @@ import itertools
 import math
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,13 @@ from myllm.datasets.data_paths import absolute
 from myllm.datasets.load_tokens import default_tokenizer, prepare
 from myllm.datasets.overlap import check_separate
 from myllm.datasets.token_file import TokenFile, are_there
-from myllm.datasets.tokenizer import get_tokenizer, identity, resolve, token_bytes
+from myllm.datasets.tokenizer import Tokenizer, get_tokenizer, identity, resolve, token_bytes
 from myllm.datasets.windows import Windows
 from myllm.models.custom_model import CustomModelConfig, ModelConfig, custom_model, settings_of, with_settings
 from myllm.system.errors import InputError
 from myllm.system.machine import cpp_compiler, gpu_names, origin
 from tune.config.options import SearchOptions
-from tune.config.overrides import FLAGS, Override, check_space, extremes, parse_overrides, searched_space
+from tune.config.overrides import FLAGS, Override, SearchedSpace, check_space, extremes, parse_overrides, searched_space
 from tune.config.spec import RUN_ID_DIGITS, Data, SearchSpec
 from tune.core.search_space import Choice, get_space
 from tune.store.tables import RESULT_COLUMNS
@@ -34,30 +33,6 @@ NUM_REPORTS = 32  # token marks a full training
 MIN_EVAL_TOKENS, MAX_EVAL_TOKENS, EVAL_SHARE = 4096, 2**20, 1 / 256  # of val, at each mark; the share is of the budget
 MOST_BUILT = 32  # shapes of a user's own model that are tried before the start
 TRAIN_EVAL = 4  # one window of train for so many of val: train_loss is there to be read, nothing is decided by it
-
-
-@dataclass(frozen=True)
-class Resources:
-    """What one trial takes, and how many train at once."""
-
-    cpus_per_trial: int
-    gpus_per_trial: float
-    workers: int
-
-
-def resolve_resources(config: SearchOptions, num_cpus: int, num_gpus: int) -> Resources:
-    """The trials' share of `num_cpus` cores and `num_gpus` GPUs. Raises InputError where not one trial fits."""
-    gpus = config.gpus_per_trial
-    if gpus is None:
-        gpus = 1 if num_gpus else 0
-    if gpus > num_gpus:
-        raise InputError(f"--gpus_per_trial is {gpus:g}, but there are {num_gpus} GPUs")
-    by_gpu = (int(1 / gpus + 1e-9) * num_gpus if gpus < 1 else num_gpus // int(gpus)) if gpus else num_cpus
-    cpus = config.cpus_per_trial or (max(1, num_cpus // by_gpu) if gpus else 1)
-    if cpus > num_cpus:
-        raise InputError(f"--cpus_per_trial is {cpus}, but there are {num_cpus} CPU cores")
-    workers = min(by_gpu, num_cpus // cpus)
-    return Resources(cpus, gpus, min(workers, config.max_concurrent or workers))
 
 
 def resolve_search(config: SearchOptions, cache_dir: Path) -> SearchSpec:
@@ -74,28 +49,15 @@ def resolve_search(config: SearchOptions, cache_dir: Path) -> SearchSpec:
     searched = searched_space(config, model, overrides)
     check_space(config, searched.ranges, overrides)
     changes = {name: value for name, value in searched.fixed.items() if name not in settings_of(model)}
-    files = {
-        split: prepare(
-            file, split, tokenizer_name, encoding, cache_dir, token_dtype=config.token_dtype, text_column=config.text_column
-        )
-        for split, file in (("train", config.train_file), ("val", config.val_file))
-    }
-    check_separate(files["train"], files["val"])
-    max_len = model.block_size
-    windows = {split: Windows(tokens, max_len, max_len) for split, tokens in files.items()}
     if taken := sorted(searched.ranges.keys() & TAKEN):
         raise InputError(
             f"{taken[0]!r} can't be searched: a search's tables have a column of that name; rename the setting, or --set it"
         )
-    drawn = searched.ranges.get("batch_size")
-    batch_sizes = drawn.values if isinstance(drawn, Choice) else (changes.get("batch_size", preset.batch_size),)
-    if min(batch_sizes) < 1:
-        raise InputError(f"{overrides['batch_size'].flag}: batch_size is {min(batch_sizes)}; it must be 1 or more")
-    if len(windows["train"]) < max(batch_sizes):
-        raise InputError(
-            f"{' '.join(config.train_file)}: its {len(windows['train'])} windows of {max_len} tokens are fewer than the"
-            f" largest batch of space {config.space} with preset {config.preset}, {max(batch_sizes)} windows"
-        )
+    files = prepare_files(config, tokenizer_name, encoding, cache_dir)
+    check_separate(files["train"], files["val"])
+    max_len = model.block_size
+    windows = {split: Windows(tokens, max_len, max_len) for split, tokens in files.items()}
+    batch_sizes = check_batch_sizes(config, searched, overrides, windows["train"])
     budget, report_tokens = resolve_marks(config.budget_tokens or preset.budget_tokens, batch_sizes, max_len)
     eval_windows = int(min(MAX_EVAL_TOKENS, max(MIN_EVAL_TOKENS, budget * EVAL_SHARE))) // max_len or 1
     targets = windows["val"].ids(windows["val"].spread(eval_windows))[:, 1:]
@@ -132,9 +94,30 @@ def resolve_search(config: SearchOptions, cache_dir: Path) -> SearchSpec:
         **vars(searched),
     )
     check_trials(search, overrides)
-    if training.compile == "on" and config.address is None and not gpu_names() and cpp_compiler() is None:
-        raise InputError("--set compile=on: there is no C++ compiler here; install g++, or name one in the variable CXX")
     return search
+
+
+def prepare_files(config: SearchOptions, tokenizer_name: str, encoding: Tokenizer, cache_dir: Path) -> dict[str, TokenFile]:
+    """The checked token files of train and val. Raises InputError."""
+    how = {"token_dtype": config.token_dtype, "text_column": config.text_column}
+    named = {"train": config.train_file, "val": config.val_file}
+    return {split: prepare(file, split, tokenizer_name, encoding, cache_dir, **how) for split, file in named.items()}
+
+
+def check_batch_sizes(
+    config: SearchOptions, searched: SearchedSpace, overrides: Mapping[str, Override], train: Windows
+) -> Sequence[int]:
+    """The batch sizes that trials may have, in windows. Raises InputError for one that can't be."""
+    drawn, preset = searched.ranges.get("batch_size"), get_preset(config.preset)
+    sizes = drawn.values if isinstance(drawn, Choice) else (searched.fixed.get("batch_size", preset.batch_size),)
+    if min(sizes) < 1:
+        raise InputError(f"{overrides['batch_size'].flag}: batch_size is {min(sizes)}; it must be 1 or more")
+    if len(train) < max(sizes):
+        raise InputError(
+            f"{' '.join(config.train_file)}: its {len(train)} windows of {train.max_len} tokens are fewer than the"
+            f" largest batch of space {config.space} with preset {config.preset}, {max(sizes)} windows"
+        )
+    return sizes
 
 
 def resolve_model(config: SearchOptions, preset: Preset, vocab_size: int) -> ModelConfig:
@@ -187,11 +170,12 @@ def check_trials(search: SearchSpec, overrides: Mapping[str, Override]) -> None:
             shapes.append(search.model_config(hyper_parameters))
         except InputError as error:
             raise InputError(f"{flags}: {str(error).removeprefix('trial: ')}") from None
-    if isinstance(search.model, CustomModelConfig):
+    baseline = search.model_config(search.sample(0))
+    if isinstance(baseline, CustomModelConfig):
         from myllm.models.model_check import check_builds, check_trains  # here: torch takes long, and only they need it
 
-        check_trains(search.model_config(search.sample(0)))
-        different = {str(shape.settings): shape for shape in shapes}
+        check_trains(baseline)
+        different = {str(shape.settings): shape for shape in shapes if isinstance(shape, CustomModelConfig)}
         for shape in itertools.islice(different.values(), MOST_BUILT):
             check_builds(shape)
     if config.resolved_rungs and not search.scheduler().rung_tokens:
@@ -200,6 +184,8 @@ def check_trials(search: SearchSpec, overrides: Mapping[str, Override]) -> None:
             f"{search.budget_tokens // search.report_tokens} reports before the end; choose an earlier one, or a larger "
             "--budget_tokens"
         )
+    if search.training.compile == "on" and config.address is None and not gpu_names() and cpp_compiler() is None:
+        raise InputError("--set compile=on: there is no C++ compiler here; install g++, or name one in the variable CXX")
 
 
 def changed_code(search: SearchSpec) -> str:

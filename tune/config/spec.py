@@ -81,6 +81,7 @@ class SearchSpec:
     @property
     def budget_tokens(self) -> int:
         """Tokens of one full training."""
+        assert self.training.budget_tokens is not None, "a search has a budget in tokens, not in epochs"
         return self.training.budget_tokens
 
     @property

@@ -9,7 +9,7 @@ import psutil
 
 from myllm.system.errors import InputError
 from tune.config.options import AUTO
-from tune.config.resolve import Resources
+from tune.config.resources import Resources
 from tune.config.spec import SearchSpec
 from tune.estimate.benchmark import DRIVER_BYTES, time_steps
 

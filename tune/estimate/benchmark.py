@@ -21,7 +21,7 @@ import psutil
 
 from myllm.system.errors import RunError
 from myllm.system.machine import gpu_names, peak_memory
-from tune.config.resolve import Resources
+from tune.config.resources import Resources
 from tune.config.spec import RUNS_DIR, SearchSpec
 from tune.core.clock import ENDING_SECONDS, search_seconds
 from tune.core.trials import Event

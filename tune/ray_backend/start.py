@@ -23,7 +23,7 @@ from tune.ray_backend.watchdog import ray_folder, why_not_started
 
 if TYPE_CHECKING:  # a search's first act is to make an Engine
     from tune.config.options import SearchOptions
-    from tune.config.resolve import Resources
+    from tune.config.resources import Resources
 
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing leaves the machine unless the user sets Ray's own switch

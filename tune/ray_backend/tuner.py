@@ -25,7 +25,8 @@ from myllm.system.errors import RunError
 from myllm.system.files import is_disk_full
 from myllm.system.machine import origin
 from tune.analysis.results import write_best, write_results
-from tune.config.resolve import CODE, PACKAGES, Resources
+from tune.config.resolve import CODE, PACKAGES
+from tune.config.resources import Resources
 from tune.config.spec import SearchSpec
 from tune.core.trials import CONTINUE
 from tune.monitor.progress import Progress

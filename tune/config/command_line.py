@@ -1,0 +1,120 @@
+"""The command line of search.py, and the experiment files that stand for it."""
+
+import argparse
+import dataclasses
+import os
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from myllm.config import field_help, value_type
+from myllm.system.errors import InputError, Parser
+from tune.config import overrides
+from tune.config.old_names import OPTIONS, current_names
+from tune.config.options import AUTO, PICKED, SearchOptions
+from tune.text.durations import parse_duration
+
+RESUME_FLAGS = (
+    *("num_samples", "time_budget", "replicate_best", "audit_fraction", "max_failures", "keep_checkpoints"),
+    *("cpus_per_trial", "gpus_per_trial", "max_concurrent", "address", "dashboard", "stall_timeout", "wandb", "mlflow"),
+)
+"""what may change on --resume: nothing that would make earlier trials and later ones incomparable"""
+DATA_FLAGS = ("train_file", "val_file")
+"""where the data is now, which may be elsewhere on --resume: its content decides"""
+
+
+def seconds(text: str) -> float:
+    """parse_duration, as argparse wants it."""
+    try:
+        return parse_duration(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def or_auto(kind: type) -> Callable[[str], Any]:
+    """A number of that kind or `auto`, as argparse wants it."""
+
+    def read(text: str) -> Any:
+        try:
+            return text if text == AUTO else kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor {AUTO}") from None
+
+    return read
+
+
+def search_parser() -> Parser:
+    """The parser of search.py's command line: a flag for each of the SearchOptions, and those of the command itself."""
+    parser = Parser(
+        prog="search.py", description="Searches hyper-parameters of GPT pre-training.", argument_default=argparse.SUPPRESS
+    )
+    helps = field_help(SearchOptions)
+    for field in dataclasses.fields(SearchOptions):
+        kind = value_type(field)
+        default = "" if field.default in (None, ()) else f" (default: {field.default})"
+        how: dict[str, Any] = {"type": kind}
+        if kind is bool:
+            how = {"action": "store_true"}
+        elif field.name in overrides.FLAGS:
+            how = {"nargs": "+", "action": "extend", "metavar": "NAME=..."}
+        elif kind is tuple:
+            how = {"nargs": "+", "metavar": "PATH"}
+        if field.name in PICKED:
+            how = {"type": or_auto(kind), "metavar": "NUMBER"}
+        if field.name == "time_budget":
+            how = {"type": seconds, "metavar": "TIME"}
+        parser.add_argument(f"--{field.name}", help=(helps[field.name] + default).replace("%", "%%"), **how)
+    parser.add_argument("--experiment", metavar="FILE.toml", help="file with any of these settings; flags beside it win")
+    parser.add_argument("--resume", metavar="DIR", help=f"go on with a run; beside it only {', '.join(RESUME_FLAGS)}")
+    parser.add_argument("--list_spaces", action="store_true", help="show what each space searches for --preset, and end")
+    parser.add_argument(
+        "--dry_run", action="store_true", help="check all, time a few steps, tell what it will take, and end"
+    )
+    parser.add_argument("--allow_other_owner", action="store_true", help="resume a run folder that belongs to another user")
+    for old, name in OPTIONS.items():
+        parser.add_alias(f"--{old}", f"--{name}")
+    return parser
+
+
+def parse_args() -> dict[str, Any]:
+    """The flags that were given, by today's names. Raises InputError."""
+    return current_names(vars(search_parser().parse_args()))
+
+
+def read_experiment(path: str, given: dict[str, Any]) -> dict[str, Any]:
+    """The settings of an experiment file, `$NAME` in its paths replaced from the environment.
+
+    Raises InputError for a missing or malformed file, an unknown key, and a variable that is not set where no flag in
+    `given` stands in for it.
+    """
+    try:
+        values = current_names(tomllib.loads(Path(path).read_text()))
+    except FileNotFoundError:
+        raise InputError(f"--experiment {path}: no such file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        hint = '; beside a table [space] the space is named in it, base = "v2"' if "overwrite" in str(error) else ""
+        raise InputError(f"--experiment {path}: not TOML ({error}){hint}") from None
+    kinds = {field.name: value_type(field) for field in dataclasses.fields(SearchOptions)}
+    if isinstance(values.get("space"), dict):
+        values |= current_names(overrides.from_table(values.pop("space"), f"--experiment {path}"))
+    for key, value in values.items():
+        if key not in kinds:
+            raise InputError(f"--experiment {path}: unknown key {key!r}; known are {', '.join(kinds)}")
+        if kinds[key] is tuple and isinstance(value, str):
+            value = values[key] = [value]
+        if key == "time_budget" and isinstance(value, str):
+            value = values[key] = parse_duration(value)
+        if key in PICKED and value == AUTO:
+            continue
+        expected = {float: (int, float), tuple: list}.get(kinds[key], kinds[key])
+        if not isinstance(value, expected) or (isinstance(value, bool) and kinds[key] is not bool):
+            raise InputError(f"--experiment {path}: {key} is {value!r}; it must be a {kinds[key].__name__}")
+        if isinstance(value, str | list) and key not in given:
+            expanded = [os.path.expandvars(str(text)) for text in ([value] if isinstance(value, str) else value)]
+            values[key] = expanded[0] if isinstance(value, str) else expanded
+            if any("$" in text for text in expanded):
+                raise InputError(
+                    f"--experiment {path}: {key} is {value!r}, and that variable is not set; set it or give --{key}"
+                )
+    return values
