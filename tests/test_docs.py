@@ -16,6 +16,13 @@ def test_the_site_builds_without_a_warning(tmp_path):
     assert (tmp_path / "site" / "glossary" / "index.html").is_file()
 
 
+def test_the_page_of_flags_is_what_its_generator_writes(monkeypatch):
+    monkeypatch.syspath_prepend(DOCS)
+    from write_flags import PAGE, flags_page
+
+    assert flags_page() == PAGE.read_text(), "run: python -m docs.write_flags"
+
+
 def test_every_page_is_in_the_menu():
     named = set(re.findall(r"(\S+\.md)", (ROOT / "mkdocs.yml").read_text()))
     assert named == {page.name for page in DOCS.glob("*.md")}
