@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import os
+import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 from myllm.config import field_help, value_type
 from myllm.system.errors import InputError, Parser
 from tune.config import overrides
-from tune.config.old_names import OPTIONS, current_names
+from tune.config.old_names import OPTIONS, check_one_name, current_names
 from tune.config.options import AUTO, PICKED, SearchOptions
 from tune.text.durations import parse_duration
 
@@ -52,7 +53,8 @@ def search_parser() -> Parser:
     helps = field_help(SearchOptions)
     for field in dataclasses.fields(SearchOptions):
         kind = value_type(field)
-        default = "" if field.default in (None, ()) else f" (default: {field.default})"
+        shown = " ".join(field.default) if isinstance(field.default, tuple) else field.default
+        default = "" if shown in (None, "") or shown is False else f" (default: {shown})"
         how: dict[str, Any] = {"type": kind}
         if kind is bool:
             how = {"action": "store_true"}
@@ -79,6 +81,7 @@ def search_parser() -> Parser:
 
 def parse_args() -> dict[str, Any]:
     """The flags that were given, by today's names. Raises InputError."""
+    check_one_name((word.partition("=")[0] for word in sys.argv[1:]), dashes="--")
     return current_names(vars(search_parser().parse_args()))
 
 
@@ -89,12 +92,14 @@ def read_experiment(path: str, given: dict[str, Any]) -> dict[str, Any]:
     `given` stands in for it.
     """
     try:
-        values = current_names(tomllib.loads(Path(path).read_text()))
+        written = tomllib.loads(Path(path).read_text())
     except FileNotFoundError:
         raise InputError(f"--experiment {path}: no such file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         hint = '; beside a table [space] the space is named in it, base = "v2"' if "overwrite" in str(error) else ""
         raise InputError(f"--experiment {path}: not TOML ({error}){hint}") from None
+    check_one_name(written, f"--experiment {path}: ")
+    values = current_names(written)
     kinds = {field.name: value_type(field) for field in dataclasses.fields(SearchOptions)}
     if isinstance(values.get("space"), dict):
         values |= current_names(overrides.from_table(values.pop("space"), f"--experiment {path}"))
@@ -107,7 +112,8 @@ def read_experiment(path: str, given: dict[str, Any]) -> dict[str, Any]:
             value = values[key] = parse_duration(value)
         if key in PICKED and value == AUTO:
             continue
-        expected = {float: (int, float), tuple: list}.get(kinds[key], kinds[key])
+        types: dict[type, tuple[type, ...]] = {float: (int, float), tuple: (list,)}
+        expected = types.get(kinds[key], (kinds[key],))
         if not isinstance(value, expected) or (isinstance(value, bool) and kinds[key] is not bool):
             raise InputError(f"--experiment {path}: {key} is {value!r}; it must be a {kinds[key].__name__}")
         if isinstance(value, str | list) and key not in given:
