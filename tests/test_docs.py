@@ -33,3 +33,15 @@ def test_the_glossary_has_at_most_25_words_of_at_most_25():
     rows = [(word, meaning) for word, meaning in rows if word != "word"]
     assert 20 <= len(rows) <= 25 and [word for word, _ in rows] == sorted(word for word, _ in rows)
     assert all(len(meaning.split()) <= 25 for _, meaning in rows)
+
+
+def test_the_architecture_names_every_module_once():
+    named, folder = [], None
+    for line in (DOCS / "architecture.md").read_text().splitlines():
+        if heading := re.match(r"##.*", line):
+            found = re.match(r"#+ `([\w/]+)`", heading.group())
+            folder = found.group(1) if found else None
+        elif folder and (row := re.match(r"\| `([\w/]+\.py)` \|", line)):
+            named.append(f"{folder}/{row.group(1)}")
+    modules = [path for package in ("myllm", "tune") for path in (ROOT / package).rglob("*.py")]
+    assert sorted(named) == sorted(path.relative_to(ROOT).as_posix() for path in modules if path.name != "__init__.py")
