@@ -144,17 +144,20 @@ def journal(count: int) -> None:
         print(f"tune/report.py on it: {how}", flush=True)
 
 
-def pretend(config: dict[str, Any], search: SearchSpec, rung_tokens: tuple[int, ...], **task: Any) -> None:
+def pretend(
+    config: dict[str, Any], search: SearchSpec, storage_root: str, rung_tokens: tuple[int, ...], **task: Any
+) -> None:
     """A training that waits: as tuner.run_trial, a trainable of Ray's.
 
     In its reports `step` is its process, `lr` when it began, `grad_norm` when it reported, seconds since 1970.
     """
-    from ray import tune
+    import ray.tune as ray_tune
 
-    began, done, checkpoint = time.time(), 0, tune.get_checkpoint()
-    if checkpoint:
-        with checkpoint.as_directory() as folder:
-            done = int((Path(folder) / "done").read_text())
+    from tune.ray_backend.trainable import CHECKPOINT
+
+    began, done = time.time(), 0
+    if CHECKPOINT in config:
+        done = int((Path(storage_root) / config[CHECKPOINT] / "done").read_text())
     wait = search.training.weight_decay
     for tokens in range(done + search.report_tokens, search.budget_tokens + 1, search.report_tokens):
         time.sleep(wait)
@@ -163,11 +166,11 @@ def pretend(config: dict[str, Any], search: SearchSpec, rung_tokens: tuple[int, 
         metrics |= {"step": os.getpid(), "lr": began, "grad_norm": time.time()}
         metrics["val_loss"] = 2 + math.sin(config["learning_rate"] * 1e6) + 1 / tokens
         if tokens not in (*rung_tokens, search.budget_tokens):
-            tune.report(metrics)
+            ray_tune.report(metrics)
             continue
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / "done").write_text(str(tokens))
-            tune.report(metrics, checkpoint=tune.Checkpoint.from_directory(folder))
+            ray_tune.report(metrics, checkpoint=ray_tune.Checkpoint.from_directory(folder))
 
 
 class Watch:

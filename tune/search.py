@@ -14,9 +14,9 @@ import myllm.system.imports
 
 myllm.system.imports.check_imports()
 
-from tune.ray_backend.start import Engine
+from tune.ray_backend.start import RayRuntime
 
-ENGINE = Engine() if __name__ == "__main__" else None  # before all else: nothing of a search's start takes as long
+RUNTIME = RayRuntime() if __name__ == "__main__" else None  # the search's time begins here
 
 import contextlib
 import dataclasses
@@ -38,7 +38,7 @@ from tune.config.resources import Resources
 from tune.config.spec import RUNS_DIR, SearchSpec
 from tune.core.trials import UNLIMITED_TRIALS
 from tune.ray_backend.cluster import join_cluster
-from tune.ray_backend.preflight import check_places, runs_dir
+from tune.ray_backend.preflight import check_programs, check_writable, runs_dir
 from tune.ray_backend.watchdog import check_address_space
 from tune.text.commands import command, shown_path
 from tune.text.durations import duration
@@ -121,24 +121,22 @@ def nothing_lost(again: str) -> Iterator[None]:
 
 
 def main() -> int:
-    engine = ENGINE or Engine()
+    runtime = RUNTIME or RayRuntime()
     try:
-        return run(parse_args(), engine)
+        return run(parse_args(), runtime)
     finally:
-        engine.stop()
+        runtime.stop()
 
 
-def run(given: dict[str, Any], engine: Engine) -> int:
+def run(given: dict[str, Any], runtime: RayRuntime) -> int:
     """Checks the `given` flags, searches, and reports; returns the exit code."""
     if given.pop("list_spaces", False):
         print(overrides.list_spaces(given.get("preset", SearchOptions.preset)))
         return 0
     resumed, dry_run = "resume" in given, given.pop("dry_run", False)
-    if dry_run:
-        engine.stop()  # it is not needed, and steps are to be timed alone
     run_dir, spec = check(given, resumed)
-    spec, resources = estimate(run_dir, spec, engine, resumed, dry_run)
-    return 0 if dry_run else search(run_dir, spec, resources, engine, resumed)
+    spec, resources = estimate(run_dir, spec, runtime, resumed, dry_run)
+    return 0 if dry_run else search(run_dir, spec, resources, runtime, resumed)
 
 
 def check(given: dict[str, Any], resumed: bool) -> tuple[Path, SearchSpec]:
@@ -151,20 +149,23 @@ def check(given: dict[str, Any], resumed: bool) -> tuple[Path, SearchSpec]:
     return run_dir, spec
 
 
-def estimate(run_dir: Path, spec: SearchSpec, engine: Engine, resumed: bool, dry_run: bool) -> tuple[SearchSpec, Resources]:
+def estimate(
+    run_dir: Path, spec: SearchSpec, runtime: RayRuntime, resumed: bool, dry_run: bool
+) -> tuple[SearchSpec, Resources]:
     """The settings with `auto` resolved, and each trial's resources. Prints the search's plan, and how long it takes."""
     from tune.config.resolve import changed_code
     from tune.config.resources import resolve_resources
 
     if spec.options.address is None:
         check_address_space()
+        check_programs()
         available = available_cpus(), len(gpu_names())
     else:
         available = join_cluster(spec.options.address)
     if any(getattr(spec.options, name) == AUTO for name in PICKED):
         from tune.estimate.auto_resources import resolve_auto
 
-        with engine.before_the_search():
+        with runtime.before_the_search():
             spec, found = resolve_auto(spec, *available)
         print(found, flush=True)
     options, resources = spec.options, resolve_resources(spec.options, *available)
@@ -172,7 +173,7 @@ def estimate(run_dir: Path, spec: SearchSpec, engine: Engine, resumed: bool, dry
         print(f"note: the code has changed since the search began: {changes}")
     if resumed and isinstance(spec.model, CustomModelConfig) and is_changed(spec.model):
         print(f"note: {spec.model.source} has changed since the search began, which goes on with the code of then")
-    check_places(run_dir, spec)
+    check_writable(run_dir, spec)
     data = "the built-in corpus" if is_builtin(options.train_file) else " ".join(options.train_file)
     trials = f"{options.trials} trials"
     if options.time_budget is not None and options.trials >= UNLIMITED_TRIALS:
@@ -186,26 +187,26 @@ def estimate(run_dir: Path, spec: SearchSpec, engine: Engine, resumed: bool, dry
         from tune.estimate.benchmark import forecast
         from tune.store.journal import read_journal
 
-        with engine.before_the_search():
+        with runtime.before_the_search():
             print(forecast(spec, resources, read_journal(run_dir) if resumed else ()), flush=True)
     return spec, resources
 
 
-def search(run_dir: Path, spec: SearchSpec, resources: Resources, engine: Engine, resumed: bool) -> int:
+def search(run_dir: Path, spec: SearchSpec, resources: Resources, runtime: RayRuntime, resumed: bool) -> int:
     """Runs the search and prints its summary; returns the exit code, 130 where the search was interrupted."""
     again = command("tune/search.py", "--resume", run_dir)
     run_dir.mkdir(parents=True, exist_ok=resumed)
     if not resumed:  # one that is may have nothing left to do
-        engine.start(spec.options, resources)
+        runtime.start(spec.options, resources)
     from tune.ray_backend.tuner import run_search
 
     with nothing_lost(again):
-        finished = run_search(run_dir, spec, resources, engine)
+        finished = run_search(run_dir, spec, resources, runtime)
         from tune.report import nothing_reported, write_report
 
         said = write_report(run_dir, whole=False)
     print(said, flush=True)
-    if finished and not engine.was_started:
+    if finished and not runtime.was_started:
         more = "time_budget" if spec.options.time_budget else "num_samples"
         print(f"\nnote: nothing was left to do; a larger --{more} goes on")
     with nothing_lost(again):

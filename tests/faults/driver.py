@@ -14,19 +14,18 @@ from tune.config.resources import Resources
 from tune.config.spec import SearchSpec
 from tune.core.schedulers import SCHEDULERS
 from tune.core.trials import BASELINE_TRIAL
-from tune.ray_backend import tuner
 from tune.ray_backend.cluster import join_cluster
-from tune.ray_backend.trainable import run_trial
 
 
 def out_of_memory(config, **task):
+    import ray.tune as ray_tune
     import torch
-    from ray import tune
 
     from myllm.models.gpt import GPT
+    from tune.ray_backend.trainable import run_trial
 
     forward = GPT.forward
-    windows = 3 if tune.get_context().get_trial_id().startswith(BASELINE_TRIAL) else 0
+    windows = 3 if ray_tune.get_context().get_trial_id().startswith(BASELINE_TRIAL) else 0
 
     def limited(self, ids, targets=None):
         if len(ids) > windows:
@@ -42,8 +41,6 @@ def out_of_memory(config, **task):
 
 def main():
     run_dir, slots, *fault = sys.argv[1:]
-    if fault == ["oom"]:
-        tuner.run_trial = out_of_memory
     if fault == ["own"]:
         from own_rule import OwnRule
 
@@ -51,6 +48,10 @@ def main():
     search = SearchSpec.read(Path(run_dir))
     if search.options.address:
         join_cluster(search.options.address)
+    from tune.ray_backend import tuner  # imports Ray, which then knows whether it joins a cluster
+
+    if fault == ["oom"]:
+        tuner.run_trial = out_of_memory
     finished = tuner.run_search(Path(run_dir), search, Resources(1, 0, int(slots)))
     return 0 if finished else 130
 

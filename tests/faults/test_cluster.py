@@ -14,6 +14,7 @@ from harness import MARKER, SHORT, FaultSearch, assert_same, gone, processes_wit
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
+SEVERAL_MACHINES = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1"}  # tests that start a search here have set 0
 CLUSTER = """
 import sys, time
 from ray.cluster_utils import Cluster
@@ -41,7 +42,7 @@ def test_a_node_dies_and_the_search_ends_complete(byte_files, undisturbed, tmp_p
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
-        env=os.environ | {MARKER: "cluster"},
+        env=os.environ | SEVERAL_MACHINES | {MARKER: "cluster"},
     )
     try:
         address = next(line.strip() for line in cluster.stdout if ":" in line)
@@ -83,7 +84,7 @@ def free_port():
 def start_node(*arguments, **environment):
     """`ray start` with these arguments."""
     ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--num-cpus", "1", "--disable-usage-stats", *arguments]
-    done = subprocess.run(ray, env=os.environ | environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(ray, env=os.environ | SEVERAL_MACHINES | environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

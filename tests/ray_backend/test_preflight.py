@@ -10,6 +10,7 @@ import tempfile
 import textwrap
 from pathlib import Path
 
+import psutil
 import pytest
 from conftest import ROOT, begun, report, run_command_line
 from helpers import search_of
@@ -202,7 +203,7 @@ class Time:
 def wait(dog, clock, seconds):
     for _ in range(int(seconds)):
         clock.now += 1.01
-        dog.look()
+        dog.check()
 
 
 @pytest.fixture
@@ -215,7 +216,7 @@ def clock(monkeypatch):
 def test_who_computes_may_be_silent_and_who_hangs_may_not(clock, monkeypatch, tmp_path):
     busy = [0.0]
     monkeypatch.setattr(watchdog, "working_seconds", lambda: busy[0] * clock.now)
-    dog = Watchdog(10, tmp_path, list, None)
+    dog = Watchdog(10, tmp_path, [], None)
     wait(dog, clock, 9)
     dog.started("a")
     busy[0] = 0.5
@@ -223,16 +224,16 @@ def test_who_computes_may_be_silent_and_who_hangs_may_not(clock, monkeypatch, tm
     busy[0] = 0.0
     with pytest.raises(RunError, match=r"no trial has reported for 1\d s, and none has computed"):
         wait(dog, clock, 30)
-    dog = Watchdog(10, tmp_path, list, None)
+    dog = Watchdog(10, tmp_path, [], None)
     clock.now += 3600  # the machine slept
-    dog.look()
+    dog.check()
     with pytest.raises(RunError, match=r"no trial has started for 1\d s: Ray's logs name no cause"):
         wait(dog, clock, 10)
 
 
 def test_a_full_cluster_is_waited_for_aloud(clock, tmp_path, capsys):
     room = ["0 cores are free"]
-    dog = Watchdog(10, tmp_path, list, lambda: room[0])
+    dog = Watchdog(10, tmp_path, [], lambda: room[0])
     wait(dog, clock, 35)
     assert capsys.readouterr().err.count("no trial has started for 10 s; 0 cores are free; waiting") == 3
     room[0] = ""
@@ -241,11 +242,12 @@ def test_a_full_cluster_is_waited_for_aloud(clock, tmp_path, capsys):
 
 
 def test_a_process_of_rays_that_has_ended_ends_the_search(clock, tmp_path):
-    dead = []
-    dog = Watchdog(10, tmp_path, lambda: dead, None)
+    process = subprocess.Popen(["sleep", "100"])
+    dog = Watchdog(10, tmp_path, [psutil.Process(process.pid)], None)
     wait(dog, clock, 2)
-    dead.append("raylet")
-    with pytest.raises(RunError, match="Ray's raylet has ended"):
+    process.kill()
+    process.wait()
+    with pytest.raises(RunError, match="Ray's sleep has ended"):
         wait(dog, clock, 2)
 
 
@@ -325,7 +327,14 @@ def test_a_server_that_is_no_ray_cluster_is_called_that():
         cluster.join_cluster(f"127.0.0.1:{server.getsockname()[1]}")
 
 
-# Places
+# Places and programs
+
+
+def test_a_machine_without_bash_is_one_line_before_anything_starts(small, tmp_path):
+    flags = [*small, "--storage_path", tmp_path / "runs", "--name", "x"]
+    done = run_command_line(SEARCH, *flags, env=os.environ | {"PATH": str(tmp_path)}, timeout=60)
+    one_error(done, 2, "Ray starts its workers with bash, which is not on PATH")
+    assert not (tmp_path / "runs").exists()
 
 
 def test_every_place_of_a_search_is_tried_before_anything_is_written(byte_files, small, tmp_path):
@@ -378,18 +387,18 @@ def test_what_ray_can_not_write_to_is_known_beforehand(tmp_path, monkeypatch):
     ):
         monkeypatch.setenv("RAY_TMPDIR", str(temporary))
         with pytest.raises(InputError, match=words):
-            preflight.check_places(run_dir, search)
+            preflight.check_writable(run_dir, search)
     monkeypatch.setattr(tempfile, "tempdir", None)
     monkeypatch.setenv("RAY_TMPDIR", "")
     monkeypatch.setenv("TMPDIR", str(tmp_path / "gone"))  # Ray would make it; Python takes another
-    preflight.check_places(tmp_path / "new", search)
+    preflight.check_writable(tmp_path / "new", search)
     assert watchdog.ray_folder().parent in map(Path, ("/tmp", "/var/tmp", "/usr/tmp")) and not list(tmp_path.glob("gone"))
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / "dangling"))
     assert watchdog.ray_folder() == tmp_path / "gone" / "ray"  # what Ray itself could not make
     monkeypatch.setenv("RAY_TMPDIR", "")
     monkeypatch.setattr(tempfile, "gettempdir", lambda: os.stat("/none"))
     with pytest.raises(InputError, match="no folder for temporary files can be written"):
-        preflight.check_places(tmp_path, search)
+        preflight.check_writable(tmp_path, search)
 
 
 @pytest.mark.parametrize("script", ["tune/report.py", "myllm/training/trainer.py"])

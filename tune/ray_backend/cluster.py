@@ -1,4 +1,4 @@
-"""Joins a Ray cluster that others started: what it has, and why it refuses."""
+"""Joins a Ray cluster that others started: finds out its size, and why it refuses."""
 
 import contextlib
 import json
@@ -10,15 +10,16 @@ import sys
 import threading
 
 from myllm.system.errors import InputError, one_line
+from tune.ray_backend import allow_cluster
 
-ANSWER_SECONDS = 60.0  # within which a cluster says what it has
+ANSWER_SECONDS = 60.0  # within which a cluster tells its size
 PROBE = """
 import json, sys
 import ray
 ray.init(address=sys.argv[1], log_to_driver=False, logging_level=50)
 print(json.dumps(ray.cluster_resources()))
 """
-SILENT = (
+NO_ANSWER = (
     "Failed to connect",
     "ConnectionError",
     "Could not find any running Ray instance",
@@ -30,14 +31,14 @@ MODES = ("disabled", "token")
 
 
 class Refused(Exception):
-    """The cluster asks for another token, or for one."""
+    """The cluster asks for a token, or for another one."""
 
 
 def use_own_token() -> None:
-    """Gives Ray on this machine alone a token of its own, unless the user has said what to do.
+    """Gives a Ray of this machine alone a token of its own, unless the user has set RAY_AUTH_MODE.
 
-    Ray would leave one in the user's home: that may be read-only, and the next `ray start --head` would ask every machine
-    for it.
+    Ray would leave a token in the user's home, which may be read-only. The next `ray start --head` would then ask every
+    machine for that token.
     """
     if os.environ.get(AUTH_MODE) is None:
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
@@ -46,9 +47,9 @@ def use_own_token() -> None:
 def join_cluster(address: str) -> tuple[int, int]:
     """(CPU cores, GPUs) of the Ray cluster at `address`. Raises InputError where none answers, or it refuses our token.
 
-    From then on this process sends its user's token where the cluster asks for one, and only there: Ray 2.60 sends one that
-    lies in the user's home to any cluster, as where RAY_AUTH_MODE is token, and then refuses what a cluster without tokens
-    asks of it, so that each trial is cancelled before it runs.
+    From then on this process sends its user's token only where the cluster asks for one. Ray 2.60 sends a token that lies
+    in the user's home to any cluster. It then refuses the requests of a cluster without tokens, which cancels each trial
+    before it runs.
     """
     if address != "auto":
         host, _, port = address.rpartition(":")
@@ -58,6 +59,7 @@ def join_cluster(address: str) -> tuple[int, int]:
             socket.create_connection((host, int(port)), timeout=10).close()  # Ray itself tries for minutes
         except (OSError, OverflowError, UnicodeError):
             raise _nobody(address) from None
+    allow_cluster()
     said = os.environ.get(AUTH_MODE, "token")
     for mode in MODES if said.lower() == "token" else (said,):
         with contextlib.suppress(Refused):
@@ -71,7 +73,7 @@ def join_cluster(address: str) -> tuple[int, int]:
 
 
 def _where_tokens_are_read() -> str:
-    """Where Ray finds the token that it sends: the first of these that is set, whatever the others have."""
+    """Where Ray finds the token that it sends: the first place of its list that is set."""
     mode, path = os.environ.get(AUTH_MODE), os.environ.get("RAY_AUTH_TOKEN_PATH")
     switch = "" if mode is None or mode.lower() == "token" else f", and unset {AUTH_MODE}, which is {mode!r}"
     if os.environ.get("RAY_AUTH_TOKEN", "").strip():
@@ -84,13 +86,14 @@ def _nobody(address: str) -> InputError:
 
 
 def _ask(address: str, mode: str) -> tuple[int, int]:
-    """What the cluster has, asked in that mode of authentication; raises Refused where it is the wrong one.
+    """(CPU cores, GPUs) of the cluster. Raises Refused where it wants another `mode` of authentication.
 
-    A process of its own asks: Ray tries a refused token again and again, says so on stderr, and can't be interrupted.
+    A process of its own asks, because Ray tries a refused token again and again and can't be interrupted.
     """
-    command = [sys.executable, "-P", "-c", PROBE, address]  # -P: not what lies in the working folder
+    command = [sys.executable, "-P", "-c", PROBE, address]  # -P: no imports from the working folder
     environment = os.environ | {AUTH_MODE: mode}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stderr is not None  # pipes
     timer = threading.Timer(ANSWER_SECONDS, process.kill)
     timer.start()
     last = ""
@@ -109,6 +112,6 @@ def _ask(address: str, mode: str) -> tuple[int, int]:
         process.wait()
         process.stdout.close()
         process.stderr.close()
-    if any(word in last for word in SILENT) or not last:
+    if any(word in last for word in NO_ANSWER) or not last:
         raise _nobody(address)
     raise InputError(f"--address {address}: {one_line(last)[:300]}")

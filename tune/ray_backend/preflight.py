@@ -1,6 +1,7 @@
-"""Every place that a search will write, tried before anything heavy."""
+"""Looks for what a search and Ray need of the machine, before anything heavy starts."""
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -12,6 +13,14 @@ from tune.store.checkpoints import Storage
 from tune.store.journal import FILE_NAME
 
 LONGEST_SOCKET = 103 if sys.platform == "darwin" else 107  # bytes
+PROGRAMS = ("bash",)  # Ray has bash start each worker
+
+
+def check_programs() -> None:
+    """Raises InputError where a program that Ray calls is not on PATH: Ray would start workers again and again."""
+    for program in PROGRAMS:
+        if shutil.which(program) is None:
+            raise InputError(f"Ray starts its workers with {program}, which is not on PATH; install it, or mend PATH")
 
 
 def runs_dir(usual: Path) -> Path:
@@ -30,9 +39,12 @@ def runs_dir(usual: Path) -> Path:
     return folder
 
 
-def check_places(run_dir: Path, search: SearchSpec) -> None:
-    """Raises InputError that names the first place which can't be written; leaves nothing behind."""
-    check_name(run_dir)
+def check_writable(run_dir: Path, search: SearchSpec) -> None:
+    """Tries every place that a search writes, and leaves nothing behind.
+
+    Raises InputError that names the first place which can't be written.
+    """
+    check_utf8(run_dir)
     for place in (run_dir / FILE_NAME, run_dir / "ray" / "a"):
         if reason := obstacle(place):
             raise InputError(f"the run's folder {run_dir} can't be written: {reason}")
@@ -41,7 +53,7 @@ def check_places(run_dir: Path, search: SearchSpec) -> None:
         check_remote(root)
     if search.options.address is None:
         folder = ray_folder()
-        check_name(folder)
+        check_utf8(folder)
         if reason := obstacle(folder / "a"):
             raise InputError(
                 f"{folder.parent}, where Ray keeps its logs and sockets, can't be written: {reason}; set RAY_TMPDIR"
@@ -53,8 +65,8 @@ def check_places(run_dir: Path, search: SearchSpec) -> None:
             )
 
 
-def check_name(place: Path) -> None:
-    """Raises InputError where Ray can't say where `place` is."""
+def check_utf8(place: Path) -> None:
+    """Raises InputError where the name of `place` is not UTF-8, which Ray can't write."""
     try:
         str(place).encode()
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""Ctrl-C and its like: the first time in order, the second time at once."""
+"""Ends a search at a signal: Ctrl-C, or the SIGTERM of a batch system."""
 
 import contextlib
 import os
@@ -10,12 +10,12 @@ import psutil
 
 
 class Interrupts:
-    """SIGINT and SIGTERM: the first lets the search end in order, the second leaves at once. Both can be resumed from."""
+    """Handles SIGINT and SIGTERM: the first ends the search in order, the second leaves at once. It then resumes."""
 
     def __init__(self, resume_command: str):
         self.resume_command, self.count = resume_command, 0
         self.ending = False
-        """set when the search ends anyway"""
+        """True once the search ends anyway"""
 
     def __enter__(self) -> "Interrupts":
         self.before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -27,22 +27,23 @@ class Interrupts:
             signal.signal(number, handler)
 
     def install(self) -> None:
-        """Makes both signals ours; called again after Ray has put its own handler there."""
+        """Handles both signals from now on. A second call takes them back from Ray, which has handlers of its own."""
         for number in self.before:
             signal.signal(number, self.handle)
 
     def handle(self, number: int, frame: Any) -> None:
+        """Ends the search: in order at the first signal, at once at the second."""
         self.count += 1
         if self.count > 1:
             print(f"\nleft at once; go on with: {self.resume_command}", file=sys.__stderr__, flush=True)  # below the screen
-            for process in psutil.Process().children(recursive=True):  # Ray's would linger
+            for process in psutil.Process().children(recursive=True):  # Ray's processes would linger
                 with contextlib.suppress(psutil.Error):
                     process.kill()
             os._exit(130)
         print("\nstopping; once more leaves at once", file=sys.stderr, flush=True)
         if self.ending:
             return
-        end_loop = signal.getsignal(signal.SIGUSR1)  # Ray's own way to end its loop, while that runs
+        end_loop = signal.getsignal(signal.SIGUSR1)  # Tune ends its loop at this signal; without a loop there is no handler
         if not callable(end_loop):
             raise KeyboardInterrupt
         end_loop(number, frame)

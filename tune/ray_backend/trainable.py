@@ -1,4 +1,4 @@
-"""The only bridge: Ray's flat config dict -> TrainConfig -> the training loop -> Ray's reports and checkpoints."""
+"""A worker's side: Ray's flat config dict -> TrainConfig -> the training loop -> Ray's reports and checkpoints."""
 
 import functools
 import gc
@@ -9,31 +9,36 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ray import tune
+import ray.tune as ray_tune
 
 from tune.config.spec import SearchSpec
-from tune.store.checkpoints import STATE_FILE
+from tune.store.checkpoints import STATE_FILE, Storage
 
-CHECKPOINT_SHARE = 0.05  # of the time that checkpoints may take, rungs and the last one apart
-CHECKPOINT_MIN_SECONDS = 2.0
+CHECKPOINT = "start_from_checkpoint"
+"""key of a segment's config that holds the checkpoint to go on from, relative to the search's storage"""
+CHECKPOINT_SHARE = 0.05  # of a trial's time, which checkpoints may take; those at rungs and at the end come on top
+CHECKPOINT_MIN_SECONDS = 2.0  # between two checkpoints
 
 
 @functools.cache
 def keep_imports() -> None:
-    """Takes what this process has loaded by now out of the garbage collector's sight, once.
+    """Takes all objects of this process out of the garbage collector's sight, once.
 
-    To look through it after every trial took 0.04 s, a tenth of a short one. The first trial loads more of torch, so this
-    comes after it.
+    A collection after every trial took 0.04 s, a tenth of a short trial. The first trial loads more of torch, so the call
+    comes after the first trial.
     """
     gc.freeze()
 
 
-def run_trial(config: dict[str, Any], search: SearchSpec, rung_tokens: tuple[int, ...], threads: int, gpus: float) -> None:
-    """Ray's function trainable: trains one configuration, from the trial's latest checkpoint where there is one.
+def run_trial(
+    config: dict[str, Any], search: SearchSpec, storage_root: str, rung_tokens: tuple[int, ...], threads: int, gpus: float
+) -> None:
+    """Ray's function trainable: trains one configuration, from the checkpoint that its config names where there is one.
 
-    It stores its state at the `rung_tokens` (tokens_seen), where it may be told to pause, and now and then between them.
+    `storage_root` holds the checkpoints, a folder or URI. The state is stored at the `rung_tokens` (tokens_seen), where the
+    trial may be told to pause, at the end, and now and then between them. `threads` are CPU threads, `gpus` a share of one.
     """
-    import torch  # here: the driver imports this module, too
+    import torch  # here: the driver imports this module, too, and needs no torch
 
     from myllm.training.train import train
     from myllm.training.train_utils import load_state, save_state
@@ -41,13 +46,13 @@ def run_trial(config: dict[str, Any], search: SearchSpec, rung_tokens: tuple[int
 
     torch.set_num_threads(threads)
     device = "cuda" if gpus else "cpu"
-    if 0 < gpus < 1:  # one trial's hunger is not its neighbours'
+    if 0 < gpus < 1:  # no trial takes its neighbours' memory
         torch.cuda.set_per_process_memory_fraction(gpus)
-    run = open_run(search, config, device)
-    checkpoint = tune.get_checkpoint()
-    if checkpoint:
-        with checkpoint.as_directory() as folder:
-            run.load_state_dict(load_state(Path(folder) / STATE_FILE))
+    hyper_parameters = {name: value for name, value in config.items() if name != CHECKPOINT}
+    run = open_run(search, hyper_parameters, device)
+    if CHECKPOINT in config:
+        with Storage(storage_root).state_file(config[CHECKPOINT]) as file:
+            run.load_state_dict(load_state(file))
     try:
         last_saved, cost = time.monotonic(), 0.0
         for report in train(run):
@@ -57,15 +62,15 @@ def run_trial(config: dict[str, Any], search: SearchSpec, rung_tokens: tuple[int
             since = time.monotonic() - last_saved
             must = report.step == run.total_steps or report.tokens_seen in rung_tokens
             if report.diverged or not (must or since > max(CHECKPOINT_MIN_SECONDS, cost / CHECKPOINT_SHARE)):
-                tune.report(metrics)
+                ray_tune.report(metrics)
                 continue
             with tempfile.TemporaryDirectory() as folder:
                 start = time.monotonic()
                 save_state(run.state_dict(), Path(folder) / STATE_FILE)
                 cost = time.monotonic() - start
-                tune.report(metrics, checkpoint=tune.Checkpoint.from_directory(folder))
+                ray_tune.report(metrics, checkpoint=ray_tune.Checkpoint.from_directory(folder))
             last_saved = time.monotonic()
-    finally:  # the process serves the next trial: leave it nothing of this one
+    finally:  # the process serves the next trial, and keeps nothing of this one
         del run
         gc.collect()
         keep_imports()

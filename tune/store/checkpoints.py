@@ -1,8 +1,11 @@
 """Where a search's checkpoints lie: a local or shared folder, or any filesystem that pyarrow reads (s3://bucket/folder)."""
 
+import contextlib
 import math
 import shutil
+import tempfile
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from tune.core.trials import BASELINE_TRIAL, COMPLETED, PAUSED, REPLICATE, RUNNING, STOPPED, Trial, Trials
@@ -26,11 +29,24 @@ class Storage:
     @property
     def is_local(self) -> bool:
         """Whether the operating system itself reaches the files."""
-        return self.filesystem.type_name == "local"
+        return bool(self.filesystem.type_name == "local")
 
     def absolute(self, relative: str) -> str:
         """The checkpoint's path on `filesystem`."""
         return f"{self.path}/{relative}"
+
+    @contextlib.contextmanager
+    def state_file(self, relative: str) -> Iterator[Path]:
+        """Within it, a file of this machine with a checkpoint's training state. Raises OSError where it can't be read."""
+        stored = f"{self.absolute(relative)}/{STATE_FILE}"
+        if self.is_local:
+            yield Path(stored)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            copy = Path(folder) / STATE_FILE
+            with self.filesystem.open_input_stream(stored) as source, open(copy, "wb") as target:
+                shutil.copyfileobj(source, target)
+            yield copy
 
     def damage(self, relative: str) -> str | None:
         """What is wrong with a checkpoint, or None: it is there, whole, and its checksums hold."""

@@ -1,0 +1,76 @@
+"""A segment that ended with an error: whether a trial may try again, and the line that says why."""
+
+import contextlib
+import re
+from typing import Any
+
+import ray.exceptions
+from ray.tune.experiment import Trial as RayTrial
+
+from myllm.system.files import is_disk_full
+from tune.core.trials import FAILED, Trial, Trials
+from tune.ray_backend.ray_compat import ABORTED
+
+RETRYABLE_ERRORS = (
+    ray.exceptions.RayActorError,
+    ray.exceptions.WorkerCrashedError,
+    ray.exceptions.NodeDiedError,
+    ray.exceptions.OutOfMemoryError,
+    ray.exceptions.ObjectLostError,
+    ray.exceptions.RaySystemError,
+    ray.exceptions.RpcError,
+    OSError,
+)
+"""errors of processes, machines and files, which a trial may not have again; all others lie in code or settings"""
+RETRYABLE_NAMES = ("AcceleratorError", ABORTED)
+"""names of retryable errors whose classes need not be importable here; the first is a GPU's"""
+IMPORT_FAILED = "failed to import on the worker"
+"""words of Ray where a worker can't import the trainable, which it reports as a lost process"""
+EXCEPTION_LINE = re.compile(r"(\w+\.)*\w*(Error|Exception|Exit|Interrupt): .*\S")
+"""the line of a traceback that names the exception"""
+MAX_INITIAL_FAILURES = 3  # trials that fail without a report before any other began: the rest would fare alike
+
+
+class RayTrialRun(RayTrial):
+    """A segment of one of our trials, as Ray's trial."""
+
+    trial: Trial
+    retryable = False
+    disk_full = False
+    error = ""
+
+    def handle_error(self, exc: Any = None) -> None:
+        """Remembers the error that ended the segment. Ray calls it."""
+        cause = getattr(exc, "cause", None) or exc
+        self.error = str(exc).strip()
+        self.disk_full = isinstance(cause, Exception) and is_disk_full(cause)
+        self.retryable = isinstance(cause, RETRYABLE_ERRORS) or type(cause).__name__ in RETRYABLE_NAMES
+        self.retryable &= IMPORT_FAILED not in self.error
+        with contextlib.suppress(OSError):  # Ray writes files of its own, which a full disk refuses
+            super().handle_error(exc)
+
+    def should_recover(self) -> bool:
+        """False: a retry is a new segment."""
+        return False
+
+    @property
+    def reason(self) -> str:
+        """The line of the error that names its cause, at most 200 characters."""
+        lines = self.error.splitlines() or ["no reason given"]
+        return next((line for line in reversed(lines) if EXCEPTION_LINE.match(line)), lines[-1])[:200]
+
+
+def trial_of(run: RayTrial) -> Trial:
+    """Our trial of which `run` is a segment."""
+    assert isinstance(run, RayTrialRun)
+    return run.trial
+
+
+def why_hopeless(trials: Trials) -> str | None:
+    """Why further trials would fail as well, or None. True of a search whose first trials all failed without a report."""
+    begun = list(trials.by_id.values())
+    while begun and begun[-1].status != FAILED:
+        begun.pop()
+    if len(begun) < MAX_INITIAL_FAILURES or not all(trial.status == FAILED and not trial.reports for trial in begun):
+        return None
+    return f"each of the first {len(begun)} trials failed, {begun[0].trial_id} with: {begun[0].reason}"

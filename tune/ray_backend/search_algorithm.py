@@ -1,0 +1,76 @@
+"""The search as Ray sees it: a search algorithm that hands out segments of trials."""
+
+from collections.abc import Callable
+from typing import Any
+
+from ray.tune.experiment import Trial as RayTrial
+from ray.tune.search import SearchAlgorithm
+
+from tune.core.trials import Trial
+from tune.ray_backend.failures import RayTrialRun
+from tune.ray_backend.session import SearchSession
+from tune.ray_backend.trainable import CHECKPOINT
+
+
+class RaySearchAlgorithm(SearchAlgorithm):
+    """Gives Ray the segments of a session. `check_alive` raises what ends the search; Ray's every question calls it."""
+
+    def __init__(self, session: SearchSession, check_alive: Callable[[], None]):
+        self.session, self.check_alive = session, check_alive
+        self.runs: dict[str, RayTrialRun] = {}
+        """segments that Ray holds, by Ray's trial id"""
+        self._start_next: RayTrialRun | None = None
+
+    def add_configurations(self, experiments: Any) -> None:
+        """Takes the experiment whose trials this algorithm makes."""
+        self._experiment = experiments[0] if isinstance(experiments, list) else experiments
+
+    @property
+    def total_samples(self) -> int:
+        """Configurations that the search may try."""
+        return self.session.trials.num_samples
+
+    def is_finished(self) -> bool:
+        """True where Ray has ended the search, or nothing is left to do."""
+        return super().is_finished() or self.session.is_over
+
+    def next_trial(self) -> RayTrial | None:
+        """The next segment for a free worker, or None for now."""
+        self.check_alive()
+        self._take_back_lost()
+        if super().is_finished() or self.session.fatal or len(self.runs) >= self.session.workers:
+            return None
+        trial = self.session.next_trial()
+        return self._segment(trial) if trial else None
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """A segment has ended, well or badly."""
+        self.session.on_end(self.runs.pop(trial_id), failed=error)
+
+    def take_start_next(self) -> RayTrialRun | None:
+        """The segment that was handed out last; a second call returns None."""
+        run, self._start_next = self._start_next, None
+        return run
+
+    def _take_back_lost(self) -> None:
+        """Ends the segments that Ray gave up without a word, as it does where a process can't be reused."""
+        for run in list(self.runs.values()):
+            if run.status == RayTrial.ERROR:
+                self.on_trial_complete(run.trial_id, error=True)
+
+    def _segment(self, trial: Trial) -> RayTrialRun:
+        """The trial's next segment, from its newest sound checkpoint."""
+        checkpoint = self.session.checkpoints.newest_sound(trial)
+        spec = self._experiment.spec
+        run = RayTrialRun(
+            self._experiment.run_identifier,
+            config=trial.config | ({CHECKPOINT: checkpoint} if checkpoint else {}),
+            trial_id=f"{trial.trial_id}.{self.session.started}",
+            storage=self._experiment.storage,
+            placement_group_factory=spec.get("resources_per_trial"),
+            checkpoint_config=spec["checkpoint_config"],
+            trial_dirname_creator=lambda run: run.trial_id,
+        )
+        run.trial = trial
+        self.runs[run.trial_id] = self._start_next = run
+        return run
