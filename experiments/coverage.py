@@ -22,8 +22,9 @@ from scipy.optimize import minimize
 from scipy.special import logit
 
 from myllm.system.errors import Parser, run_command
+from tune.analysis.axes import Axis
 from tune.analysis.posterior import expected_losses, interval
-from tune.analysis.response_surface import Axis, ResponseSurface
+from tune.analysis.response_surface import ResponseSurface
 from tune.analysis.results import leaderboard, posterior_summary
 from tune.config.options import SearchOptions
 from tune.core.search_space import LINEAR, Range
@@ -75,7 +76,7 @@ def in_theory(searches: int, rng: np.random.Generator) -> tuple[float, float]:
         truth = rng.normal(0, 0.03, 8)
         losses = [truth[i] + 0.02 * rng.standard_normal(4 if i in (0, 1) else 2 if i < 6 else 1) for i in range(8)]
         best = min(range(1, 6), key=lambda i: losses[i].mean())
-        drawn = expected_losses(losses, reference=7)
+        drawn = expected_losses(losses, baseline=7)
         low, high = interval(drawn[:, best])
         held.append(low <= truth[best] <= high)
         low, high = interval(drawn[:, 7] - drawn[:, best])
@@ -141,7 +142,7 @@ def main() -> None:
             print(f"probability {low:.2f} to {min(high, 1):.2f}: {len(part)} searches, said {said:.2f}, true {true:.2f}")
     for name in dict.fromkeys(row["table"] for row in every):
         added, times = fitted([row for row in every if row["table"] != name])
-        print(f"log-odds fitted without {name}: {added:+.2f}, times {times:.2f} (0 and 1: as belief.py's CHANCE has it)")
+        print(f"log-odds fitted without {name}: {added:+.2f}, times {times:.2f} (0 and 1: as posterior.py has it)")
     for count in (16, 32, 64, 128):
         rng, held, widths = np.random.default_rng(count), [], []
         for _ in range(args.functions):

@@ -48,8 +48,8 @@ def write_report(run_dir: Path, whole: bool = True, still: bool = False) -> str:
     """
     from threadpoolctl import threadpool_limits
 
-    from tune.reporting.figure_files import write_pictures
     from tune.reporting.figures import figures
+    from tune.reporting.figures.base import write_figures
     from tune.reporting.html_report import page
 
     size = (run_dir / JOURNAL).stat().st_size if still else 0
@@ -70,7 +70,7 @@ def write_report(run_dir: Path, whole: bool = True, still: bool = False) -> str:
     if still and (run_dir / JOURNAL).stat().st_size != size:
         return said
     if whole:
-        write_pictures(run_dir / FIGURES, shown)
+        write_figures(run_dir / FIGURES, shown)
     again = None if whole else f"More is being drawn. This page loads itself again; or: {summary.next[-1].command}"
     write_text(run_dir / "report.html", page(search, summary, shown, table.drop(columns="checkpoint"), notes, again))
     write_text(run_dir / "summary.json", json.dumps(summary.to_json(), indent=2) + "\n")

@@ -199,7 +199,7 @@ def test_beliefs_where_the_answer_is_known():
     alike = [(rng.standard_normal(2) / 10).tolist() for _ in range(10)]
     best = int(np.argmin([np.mean(losses) for losses in alike]))
     assert np.mean(alike[best]) < expected_losses(alike)[:, best].mean() - 0.03
-    assert expected_losses(alike, reference=best)[:, best].mean() == pytest.approx(np.mean(alike[best]), abs=0.02)
+    assert expected_losses(alike, baseline=best)[:, best].mean() == pytest.approx(np.mean(alike[best]), abs=0.02)
 
 
 def test_nobody_is_the_best_for_sure():

@@ -18,7 +18,9 @@ from conftest import ROOT, run_command_line
 from helpers import RECORDED, SCHEMA, copied
 
 from myllm.system.errors import InputError
-from tune.analysis.response_surface import Axis, ResponseSurface, edges
+from tune.analysis.axes import Axis
+from tune.analysis.range_edges import edges
+from tune.analysis.response_surface import ResponseSurface
 from tune.analysis.results import UNITS, load, load_run
 from tune.core.clock import search_seconds
 from tune.core.search_space import LINEAR, LOG_BELOW_ONE, Choice, Range
@@ -88,7 +90,7 @@ def test_every_figure_has_a_picture_and_a_table(report):
         f"{n}.{kind}" for n in names for kind in ("csv", "png")
     ]
     curves = pd.read_csv(report / "figures" / "curves.csv", dtype={"trial_id": str})
-    assert len(curves) == len(load_run(report).history) and set(curves["fate"]) >= {"best", "baseline", "paused"}
+    assert len(curves) == len(load_run(report).history) and set(curves["outcome"]) >= {"best", "baseline", "paused"}
     budget = pd.read_csv(report / "figures" / "budget.csv")
     tokens = json.loads((report / "summary.json").read_text())["cost"]["tokens"]
     assert budget[["sampled", "suggested", "replicate"]].to_numpy().sum() == tokens

@@ -1,4 +1,4 @@
-"""The trials -> two tidy tables, who is best, and the best configuration. Imports no ray."""
+"""The results of a run folder as tables, the leaderboard, and the best configuration. Imports no ray."""
 
 import json
 import math
@@ -50,7 +50,7 @@ UNITS = {
     "high": "nats per token, its upper end",
     "probability_best": "of having the lowest expected val_loss of these",
     "regret": "nats per token that choosing it is expected to cost, beside the truly best of these",
-    "gain_low": "nats per token, lower end of the interval of what it is better than the default",
+    "gain_low": "nats per token, lower end of the interval of the gain over the baseline",
     "gain_high": "nats per token, its upper end",
 }
 """what each column of the tables counts; hyper-parameters are as TrainConfig documents them"""
@@ -58,7 +58,7 @@ SOURCES = (SAMPLED, SUGGESTED, REPLICATE, AUDIT)
 
 
 def load(run_dir: Path) -> tuple[SearchSpec, Trials, list[dict[str, Any]]]:
-    """(settings, trials, events) of a run folder. Raises InputError where it is none, or nothing has begun yet."""
+    """Returns (settings, trials, events) of a run folder. Raises InputError for another folder, or without any event."""
     search, events = SearchSpec.read(run_dir), read_journal(run_dir)
     if not events:
         raise InputError(f"{run_dir} has no results yet; go on with: {command('tune/search.py', '--resume', run_dir)}")
@@ -67,20 +67,20 @@ def load(run_dir: Path) -> tuple[SearchSpec, Trials, list[dict[str, Any]]]:
 
 @dataclass(frozen=True)
 class RunTables:
-    """What a search found, for pandas. UNITS says what each column counts; losses are nats per token."""
+    """The tables of a search, for pandas. UNITS describes each column; losses are nats per token."""
 
     search: SearchSpec
-    """its settings"""
+    """the settings of the search"""
     trials: "pd.DataFrame"
-    """a row a trial, indexed by trial_id: hyper-parameters, what it is, where it stands, its last losses"""
+    """a row a trial, indexed by trial_id: hyper-parameters, source, status, last losses"""
     history: "pd.DataFrame"
-    """a row a report: trial_id, tokens_seen and what was measured there"""
+    """a row a report: trial_id, tokens_seen and the measurements"""
     leaderboard: "pd.DataFrame"
-    """the configurations that came as far as the best, best first, indexed by trial_id, with intervals (90%)"""
+    """a row a configuration that came as far as the best, best first, indexed by trial_id, with intervals (90%)"""
 
 
 def load_run(run_dir: str | Path) -> RunTables:
-    """The tables of a run folder, from its journal. Raises InputError where it is none, or nothing has begun yet."""
+    """Returns the tables of a run folder. Raises InputError for another folder, or where no trial has begun."""
     import pandas as pd
 
     search, trials, _ = load(Path(os.path.realpath(run_dir)))
@@ -95,7 +95,7 @@ def load_run(run_dir: str | Path) -> RunTables:
 
 
 def tables(trials: Trials, seed: int = 0) -> tuple["pd.DataFrame", "pd.DataFrame"]:
-    """(trials, history) of a search with that seed: one row a trial; one row a report, each mark once."""
+    """Returns (trials, history) of a search with `seed`: a row a trial, and a row a report, without repeated reports."""
     import pandas as pd
 
     rows = [trial_row(trial, seed) for trial in by_id(trials)]
@@ -105,18 +105,17 @@ def tables(trials: Trials, seed: int = 0) -> tuple["pd.DataFrame", "pd.DataFrame
 
 
 def leaderboard(trials: Trials, most: int | None = None) -> "pd.DataFrame":
-    """The configurations that came as far as two did, best first, all or `most` and the default; indexed by trial_id. The
-    order is that of `ranking`.
+    """Returns the configurations in the order of `ranking`, indexed by trial_id: all, or the `most` best and the baseline.
 
-    Columns: tokens_seen, where they are compared; val_loss and val_bpb there, means over seeds; spread, the largest minus
-    the smallest val_loss; seeds, how many; losses, those val_losses.
+    Columns: tokens_seen, where losses are compared; val_loss and val_bpb there, means over seeds; spread, the largest minus
+    the smallest val_loss; seeds, their number; losses, the val_loss of each seed.
     """
     import pandas as pd
 
     tokens, ordered = ranking(trials)
-    chosen, default = ordered[:most], trials.by_id.get(BASELINE_TRIAL)
-    if default and tokens in default.losses and all(trial is not default for trial in chosen):
-        chosen.append(default)
+    chosen, baseline = ordered[:most], trials.by_id.get(BASELINE_TRIAL)
+    if baseline and tokens in baseline.losses and all(trial is not baseline for trial in chosen):
+        chosen.append(baseline)
     rows = []
     for trial in chosen:
         seeds = [t for t in (trial, *trial.replicates) if tokens in t.losses or t.status == DIVERGED]
@@ -129,19 +128,19 @@ def leaderboard(trials: Trials, most: int | None = None) -> "pd.DataFrame":
 
 
 def posterior_summary(table: "pd.DataFrame") -> "pd.DataFrame":
-    """How far to trust `leaderboard`: the best CONSIDERED of them and the default, in the same order.
+    """Returns the posterior of the CONSIDERED best of `leaderboard` and the baseline, in the same order.
 
     Columns, NaN where no configuration has two seeds: low and high, the interval of the expected val_loss;
-    probability_best, of having the lowest; regret, the expected cost of choosing this one beside the truly best; gain_low
-    and gain_high, the interval of what it is better than the default. All losses in nats per token.
+    probability_best, of having the lowest; regret, the expected difference to the truly best configuration; gain_low and
+    gain_high, the interval of the gain over the baseline. All losses in nats per token.
     """
     import pandas as pd
 
     finite = table[np.isfinite(table["val_loss"].astype(float))]
     shown = finite[(np.arange(len(finite)) < CONSIDERED) | (finite.index == BASELINE_TRIAL)]
     ids = list(shown.index)
-    reference = ids.index(BASELINE_TRIAL) if BASELINE_TRIAL in ids[1:] else None
-    drawn = expected_losses(shown["losses"].tolist(), reference)
+    baseline = ids.index(BASELINE_TRIAL) if BASELINE_TRIAL in ids[1:] else None
+    drawn = expected_losses(shown["losses"].tolist(), baseline)
     names = ["low", "high", "probability_best", "regret", "gain_low", "gain_high"]
     found = pd.DataFrame(math.nan, index=shown.index, columns=names)
     if drawn is None:
@@ -151,8 +150,8 @@ def posterior_summary(table: "pd.DataFrame") -> "pd.DataFrame":
     for at, trial_id in enumerate(ids):
         found.loc[trial_id, ["low", "high"]] = interval(drawn[:, at])
         found.loc[trial_id, "regret"] = (drawn[:, at] - lowest).mean()
-        if reference is not None and at != reference:
-            found.loc[trial_id, ["gain_low", "gain_high"]] = interval(drawn[:, reference] - drawn[:, at])
+        if baseline is not None and at != baseline:
+            found.loc[trial_id, ["gain_low", "gain_high"]] = interval(drawn[:, baseline] - drawn[:, at])
     return found
 
 

@@ -1,8 +1,10 @@
-"""Several searches side by side: one table, one page. Losses of different data or tokenizers never share a column."""
+"""Compares searches in one table and one page; losses of different data or tokenizers never share a column."""
 
+import itertools
 import math
 import os
 import shlex
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,7 @@ from tune.analysis.results import load
 from tune.config.spec import SearchSpec
 from tune.core.clock import search_seconds
 from tune.core.trials import AUDIT, Event, Trials
-from tune.reporting.figure_files import write_pictures
-from tune.reporting.figures.base import Figure
+from tune.reporting.figures.base import Figure, write_figures
 from tune.reporting.html_report import document, escaped, figure_section, payload
 from tune.reporting.summarize import summarize
 
@@ -24,8 +25,10 @@ LINES = ("#2f81f7", "#d9730d", "#2da44e", "#a371b5", "#e5534b", "#8c959f", "#b35
 
 
 def compare(folders: list[Path]) -> tuple[str, Path]:
-    """(the comparison as text, the page): written into the first run's folder as compare.html and compare.csv, with the
-    figure's PNG and CSV in compare/. Raises InputError for no run.
+    """Compares runs; returns (the comparison as text, the path of the page).
+
+    Writes compare.html, compare.csv and compare/ (the figure's PNG and CSV) into the first run's folder. Raises InputError
+    for a folder that is no run.
     """
     runs = {os.path.relpath(folder): load(folder) for folder in folders}
     summaries = {name: summarize(folder, *run) for (name, run), folder in zip(runs.items(), folders, strict=True)}
@@ -51,24 +54,27 @@ def compare(folders: list[Path]) -> tuple[str, Path]:
         else "The runs differ in data or tokenizer: their losses per token say nothing beside each other, so only "
         "bits per byte are shown, and these too are of different texts where the data differs."
     )
-    figure = progress(runs, metric, unit)
+    figure = progress_figure(best_so_far(runs, metric), metric, unit)
     page = folders[0] / "compare.html"
     write_text(page, compared_page(table, note, figure))
     write_text(folders[0] / "compare.csv", table.to_csv(index=False))
-    write_pictures(folders[0] / "compare", [figure])
-    said = table.set_index("run").map(shown).T.to_string()
+    write_figures(folders[0] / "compare", [figure])
+    said = table.set_index("run").map(cell_text).T.to_string()
     return f"\n{said}\n\n{note}\npage: {shlex.quote(os.path.relpath(page))}", page
 
 
-def shown(value: Any) -> str:
-    """A cell: floats with five significant digits, nothing where a run lacks it."""
+def cell_text(value: Any) -> str:
+    """Returns a cell of the table: floats with five significant digits; empty where a run has no value."""
     if value is None or value != value:
         return ""
     return f"{value:.5g}" if isinstance(value, float) else str(value)
 
 
 def comparable(search: SearchSpec) -> str:
-    """What must be the same for losses in nats per token to be compared: the validation data, the tokenizer, the window."""
+    """Returns a key that two searches share if their losses in nats per token can be compared.
+
+    It holds the validation data, the tokenizer and the windows.
+    """
     return repr(
         (
             search.data.fingerprint.get("val"),
@@ -80,7 +86,7 @@ def comparable(search: SearchSpec) -> str:
 
 
 def differing(search: SearchSpec, others: list[SearchSpec]) -> dict[str, Any]:
-    """The settings in which not all searches agree, ranges included, with this one's values."""
+    """Returns the settings of `search`, ranges included, in which not all searches agree."""
 
     def flat(one: SearchSpec) -> dict[str, Any]:
         values = {name: value for name, value in vars(one.options).items() if name not in ("name", "warm_start")}
@@ -93,82 +99,77 @@ def differing(search: SearchSpec, others: list[SearchSpec]) -> dict[str, Any]:
     return {name: mine.get(name) for name in names if len({repr(one.get(name)) for one in every}) > 1}
 
 
-def progress(runs: dict[str, tuple[SearchSpec, Trials, list[Event]]], metric: str, unit: str) -> Figure:
-    """The lowest loss so far, of single reports, against the tokens and the seconds of each search; without audits."""
-    rows = []
+def best_so_far(runs: dict[str, tuple[SearchSpec, Trials, list[Event]]], metric: str) -> pd.DataFrame:
+    """Returns a row whenever a search reports a lower loss, and where it ends: run, tokens and seconds spent, loss.
+
+    Losses are of single reports. Audits do not count.
+    """
+    rows: list[dict[str, Any]] = []
     for name, (_, trials, events) in runs.items():
-        tokens, before, best = 0, dict[str, int](), float("inf")
-        session: list[Event] = []
-        past = 0.0
+        row: dict[str, Any] = {}
+        tokens, seen, best, past, session = 0, Counter[str](), math.inf, 0.0, list[Event]()
         for event in events:
             if event["event"] == "session":
                 past, session = past + search_seconds(session), []
             session.append(event if event["event"] == "session" else {"event": "", "time": event["time"]})
             if event["event"] != "report" or trials.by_id[event["trial_id"]].source == AUDIT:
                 continue
-            tokens += max(0, event["tokens_seen"] - before.get(event["trial_id"], 0))
-            before[event["trial_id"]] = event["tokens_seen"]
-            better, best = event[metric] < best, min(best, event[metric])
-            last = {
-                "run": name,
-                "tokens": tokens,
-                "seconds": round(past + event["time"] - session[0]["time"], 1),
-                metric: best,
-            }
-            if better:
-                rows.append(last)
-        if math.isfinite(best) and last != rows[-1]:
-            rows.append(last)  # a line ends where its search did
-    table = pd.DataFrame(rows, columns=["run", "tokens", "seconds", metric])
-    data = []
-    for number, (name, part) in enumerate(table.groupby("run", sort=False)):
-        for axis, along in (("", "tokens"), ("2", "seconds")):
-            data.append(
-                {
-                    "type": "scatter",
-                    "mode": "lines",
-                    "line": {"shape": "hv", "color": LINES[number % len(LINES)]},
-                    "name": escaped(name),
-                    "legendgroup": escaped(name),
-                    "showlegend": not axis,
-                    "x": part[along].tolist(),
-                    "y": part[metric].round(5).tolist(),
-                    "xaxis": f"x{axis}",
-                    "yaxis": f"y{axis}",
-                }
-            )
-    lowest = table.groupby("run")[metric].min()
-    top = {"range": [float(lowest.min()) * 0.98, float(lowest.max()) * 1.3]} if len(lowest) else {}
-    layout = {
-        "grid": {"rows": 1, "columns": 2, "pattern": "independent"},
-        "xaxis": {"title": {"text": "tokens"}, "rangemode": "tozero"},
-    }
-    layout |= {"xaxis2": {"title": {"text": "seconds"}, "rangemode": "tozero"}, "yaxis2": top}
-    layout["yaxis"] = {"title": {"text": f"{metric}, {unit}"}} | top
-    says = f"The lowest {metric} reported so far, single seeds, against what the search had spent."
+            tokens += max(0, event["tokens_seen"] - seen[event["trial_id"]])
+            seen[event["trial_id"]] = event["tokens_seen"]
+            is_better, best = event[metric] < best, min(best, event[metric])
+            seconds = round(past + event["time"] - session[0]["time"], 1)
+            row = {"run": name, "tokens": tokens, "seconds": seconds, metric: best}
+            rows += [row] if is_better else []
+        if math.isfinite(best) and row != rows[-1]:
+            rows.append(row)
+    return pd.DataFrame(rows, columns=["run", "tokens", "seconds", metric])
+
+
+def progress_figure(table: pd.DataFrame, metric: str, unit: str) -> Figure:
+    """Draws the lowest loss so far, from `best_so_far`, against the tokens and the seconds of each search."""
+    lines = list(zip(itertools.cycle(LINES), table.groupby("run", sort=False), strict=False))
+    panels = (("x", "y", "tokens"), ("x2", "y2", "seconds"))
+    lowest, title = table.groupby("run")[metric].min(), f"{metric}, {unit}"
+    limits = (float(lowest.min()) * 0.98, float(lowest.max()) * 1.3) if len(lowest) else None
+    data: list[dict[str, Any]] = []
+    for colour, (name, part) in lines:
+        names = {"name": escaped(name), "legendgroup": escaped(name)}
+        trace = {"type": "scatter", "mode": "lines", "line": {"shape": "hv", "color": colour}} | names
+        for x, y, column in panels:
+            points = {"x": part[column].tolist(), "y": part[metric].round(5).tolist()}
+            data.append(trace | points | {"xaxis": x, "yaxis": y, "showlegend": x == "x"})
+    loss_axis = {"range": list(limits)} if limits else {}
+    layout: dict[str, Any] = {"grid": {"rows": 1, "columns": 2, "pattern": "independent"}}
+    layout |= {f"xaxis{x[1:]}": {"title": {"text": column}, "rangemode": "tozero"} for x, _, column in panels}
+    layout |= {"yaxis": {"title": {"text": title}} | loss_axis, "yaxis2": loss_axis}
 
     def draw(picture: Any) -> None:
-        panels = picture.subplots(1, 2, sharey=True)
-        for number, (name, part) in enumerate(table.groupby("run", sort=False)):
-            label = name if len(name) <= LONGEST_LABEL else f"...{name[3 - LONGEST_LABEL :]}"
-            label = label.replace("$", r"\$")  # no formula; and what begins with _ would be left out
-            label = f"./{label}" if label.startswith("_") else label
-            for panel, along in zip(panels, ("tokens", "seconds"), strict=True):
-                panel.step(part[along], part[metric], where="post", color=LINES[number % len(LINES)], label=label)
-                panel.set(xlabel=along, xlim=(0, None))
-        panels[0].set_ylabel(f"{metric}, {unit}")
-        if len(lowest):
-            panels[0].set_ylim(*top["range"])
-            panels[0].legend()
+        boxes = picture.subplots(1, 2, sharey=True)
+        for colour, (name, part) in lines:
+            for box, (_, _, column) in zip(boxes, panels, strict=True):
+                box.step(part[column], part[metric], where="post", color=colour, label=_label(name))
+                box.set(xlabel=column, xlim=(0, None))
+        boxes[0].set_ylabel(title)
+        if limits:
+            boxes[0].set_ylim(*limits)
+            boxes[0].legend()
 
+    says = f"The lowest {metric} reported so far, single seeds, against what the search had spent."
     return Figure("progress", "Best so far", says, table, {"data": data, "layout": layout}, draw)
 
 
+def _label(name: str) -> str:
+    """Returns a run's path for matplotlib's legend, which reads $ as a formula and leaves out names that begin with _."""
+    label = name if len(name) <= LONGEST_LABEL else f"...{name[3 - LONGEST_LABEL :]}"
+    label = label.replace("$", r"\$")
+    return f"./{label}" if label.startswith("_") else label
+
+
 def compared_page(table: pd.DataFrame, note: str, figure: Figure) -> str:
-    """One page with a column a run."""
+    """Returns the page: a table with a column a run, and the figure."""
     cells = "".join(
         f"<tr><th scope=row>{escaped(name)}</th>"
-        + "".join(f"<td class=words>{escaped(shown(v))}</td>" for v in table[name])
+        + "".join(f"<td class=words>{escaped(cell_text(v))}</td>" for v in table[name])
         + "</tr>"
         for name in table.columns
     )

@@ -1,4 +1,4 @@
-"""report.html: one file that needs no network, made of the facts and figures of a search. Everything shown is escaped."""
+"""Makes report.html: one file that needs no network, from the summary and the figures. All text in it is escaped."""
 
 import html
 import json
@@ -21,17 +21,17 @@ RELOAD_SECONDS = 5
 
 
 def escaped(value: Any) -> str:
-    """Text for HTML; a number with four significant digits."""
+    """Returns a value as text for HTML; a float has four significant digits."""
     return html.escape(f"{value:.4g}" if isinstance(value, float) else str(value))
 
 
 def inlined(value: Any) -> str:
-    """JSON that may stand inside a script element."""
+    """Returns JSON that may stand inside a script element."""
     return json.dumps(value, separators=(",", ":")).replace("<", "\\u003c")
 
 
 def document(title: str, body: str, data: str, head: str = "") -> str:
-    """The whole file: style, body, data, plotly and the page's own script; `head` is more for its head."""
+    """Returns the HTML file: style, body, data, plotly and the page's own script; `head` is added to its head."""
     from plotly.offline import get_plotlyjs
 
     css, script = ((ASSETS / f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
@@ -45,7 +45,7 @@ def document(title: str, body: str, data: str, head: str = "") -> str:
 
 
 def tile(name: str, value: str, more: str = "", first: bool = False) -> str:
-    """One figure of the answer with its name."""
+    """Returns a tile: a number or word of the answer, with its name above and `more` below."""
     small = f"<small>{escaped(more)}</small>" if more else ""
     return f"<div{' class=first' if first else ''}><dt>{escaped(name)}</dt><dd>{escaped(value)}{small}</dd></div>"
 
@@ -84,12 +84,12 @@ def _facts(summary: Summary) -> Iterator[str]:
 
 
 def unbroken(command: str) -> str:
-    """A command that wraps between its words, and not at their hyphens."""
+    """Returns a command as HTML that wraps between its words, and not at their hyphens."""
     return " ".join(f"<span>{escaped(word)}</span>" for word in command.split(" "))
 
 
 def next_steps(summary: Summary) -> str:
-    """Commands to copy."""
+    """Returns the section of commands to copy."""
     rows = "".join(
         f"<div class=command><span>{escaped(step.what)}</span><code tabindex=0>{unbroken(step.command)}</code>"
         f'<button data-copy aria-label="copy the command: {escaped(step.what)}">copy</button></div>'
@@ -99,7 +99,7 @@ def next_steps(summary: Summary) -> str:
 
 
 def figure_section(figure: Figure, more: str = "") -> str:
-    """A figure with its sentence, and its files."""
+    """Returns the section of a figure: its description, the drawing, and buttons that save files."""
     buttons = "".join(
         f'<button data-save={kind} data-of={figure.name} aria-label="{escaped(figure.title)} as {kind.upper()}">'
         f"{kind.upper()}</button> "
@@ -113,7 +113,7 @@ def figure_section(figure: Figure, more: str = "") -> str:
 
 
 def trials_table(table: pd.DataFrame) -> str:
-    """The frame that the script fills."""
+    """Returns the section of the table of trials; the page's script fills in the rows."""
     heads = "".join(f"<th scope=col><button>{escaped(name)}</button></th>" for name in table.columns)
     return (
         "<section><h2 id=all>All trials</h2><p class=soft>A click on a heading sorts. The filter takes words and "
@@ -127,7 +127,7 @@ def trials_table(table: pd.DataFrame) -> str:
 
 
 def edge_warning(summary: Summary) -> str:
-    """Where the best lies at the end of a range, and what to search next."""
+    """Returns the section of hyper-parameters at the end of their range; empty where there are none."""
     rows = "".join(
         f"<p>{escaped(edge.hyper_parameter)} of the best, {escaped(float(edge.value))}, lies where its range ends. "
         f"Search next: <code>{escaped(edge.search_next)}</code></p>"
@@ -137,7 +137,7 @@ def edge_warning(summary: Summary) -> str:
 
 
 def settings_section(search: SearchSpec) -> str:
-    """Settings, versions, fingerprints."""
+    """Returns the section of settings, versions and fingerprints."""
     groups = {
         "asked for": {n: v for n, v in vars(search.options).items() if v not in (None, (), False)},
         "searched": search.range_texts,
@@ -148,7 +148,7 @@ def settings_section(search: SearchSpec) -> str:
         "made with": search.origin,
     }
     rows = "".join(
-        f"<tr><td>{escaped(group)}</td><td>{escaped(name)}</td><td>{escaped(shown(value))}</td></tr>"
+        f"<tr><td>{escaped(group)}</td><td>{escaped(name)}</td><td>{escaped(setting_text(value))}</td></tr>"
         for group, values in groups.items()
         for name, value in values.items()
     )
@@ -158,15 +158,15 @@ def settings_section(search: SearchSpec) -> str:
     )
 
 
-def shown(value: Any) -> Any:
-    """A setting as people read it."""
+def setting_text(value: Any) -> Any:
+    """Returns a setting as text."""
     if isinstance(value, dict):
-        return ", ".join(f"{name} {shown(inner)}" for name, inner in value.items())
+        return ", ".join(f"{name} {setting_text(inner)}" for name, inner in value.items())
     return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
 
 
 def rows_of(table: pd.DataFrame) -> list[list[Any]]:
-    """The table's rows in JSON's types; five significant digits, None for what is not finite, and for what a row lacks."""
+    """Returns the table's rows in JSON's types: floats with five significant digits, None for one that is not finite."""
 
     def cell(value: Any) -> Any:
         value = value.item() if hasattr(value, "item") else value
@@ -186,9 +186,9 @@ def page(
     notes: dict[str, str],
     more: str | None = None,
 ) -> str:
-    """The report of one search; `notes` are sentences below a figure's own, by its name.
+    """Returns the page of one search; `notes` are sentences below a figure's description, by its name.
 
-    With `more`, a sentence that says what is still to come, the page loads itself again every RELOAD_SECONDS.
+    `more` is a sentence about what the page lacks so far. With `more` the page loads itself again every RELOAD_SECONDS.
     """
     said = {name: f"<p class=soft>{escaped(words)}</p>" for name, words in notes.items()}
     sections = [figure_section(figure, said.pop(figure.name, "")) for figure in figures]
@@ -205,6 +205,6 @@ def page(
 
 
 def payload(table: pd.DataFrame, figures: list[Figure]) -> str:
-    """What the page's script reads, as JSON."""
+    """Returns the table and the figures as JSON, for the page's script."""
     plots = ",".join(f'"{figure.name}":{to_json(figure.plot)}' for figure in figures)
     return f'{{"columns":{inlined(list(table.columns))},"rows":{inlined(rows_of(table))},"figures":{{{plots}}}}}'

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from myllm.datasets.data_paths import is_builtin
 from myllm.models.custom_model import CustomModelConfig
 from myllm.system.files import disk_use
+from tune.analysis.axes import axes_of
 from tune.analysis.posterior import LEVEL
-from tune.analysis.response_surface import axes_of, edges
+from tune.analysis.range_edges import edges
 from tune.analysis.results import leaderboard, posterior_summary
 from tune.analysis.stopping_audit import summarize_audit
 from tune.config.overrides import FLAGS, merge

@@ -2,7 +2,8 @@
 
 import pandas as pd
 
-from tune.analysis.response_surface import ResponseSurface, axes_of
+from tune.analysis.axes import axes_of
+from tune.analysis.response_surface import ResponseSurface
 from tune.analysis.results import leaderboard
 from tune.analysis.stopping_audit import Audit
 from tune.config.spec import SearchSpec

@@ -1,4 +1,4 @@
-"""Figure of an audit: how well the losses at a mark ranked the trials."""
+"""The figure of an audit: how well the losses at each rung ranked the trials."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -11,11 +11,11 @@ from tune.reporting.figures.base import COLOURS, Figure
 from tune.text.format import share_text
 
 KEPT = {"2": "#2da44e", "4": "#d9730d", "8": "#a371b5"}
-"""one in so many -> colour"""
+"""factor: one in `factor` trials goes on -> colour"""
 
 
 def audit_figure(rungs: Sequence[RungQuality]) -> Figure:
-    """Rank correlation with the end, and the probability of keeping what ends best, over the marks."""
+    """Draws the rank correlation with the end, and the probability of keeping the best, over the rungs."""
     table = pd.DataFrame(
         [
             {name: value for name, value in dataclasses.asdict(rung).items() if name != "kept"}
@@ -29,7 +29,7 @@ def audit_figure(rungs: Sequence[RungQuality]) -> Figure:
     above, below = (table["high"] - table["correlation"]).clip(0), (table["correlation"] - table["low"]).clip(0)
     errors = {"type": "data", "symmetric": False, "array": above.tolist(), "arrayminus": below.tolist()}
     name = "rank correlation with the end"
-    data = [
+    data: list[dict[str, Any]] = [
         {"type": "scatter", "mode": "lines+markers", "name": name, "x": labels, "y": table["correlation"].tolist()}
         | {"error_y": errors, "line": {"color": COLOURS["best"]}}
     ]
@@ -37,7 +37,9 @@ def audit_figure(rungs: Sequence[RungQuality]) -> Figure:
         line = {"color": colour, "dash": "dot"}
         y = table[f"kept_1_in_{factor}"].tolist()
         data.append({"type": "scatter", "name": f"one in {factor} keeps the best", "x": labels, "y": y, "line": line})
-    layout = {"xaxis": {"title": {"text": "share of the budget (* a rung of this search)"}, "type": "category"}}
+    layout: dict[str, Any] = {
+        "xaxis": {"title": {"text": "share of the budget (* a rung of this search)"}, "type": "category"}
+    }
     layout["yaxis"] = {"title": {"text": "correlation, probability"}, "range": [min(-0.05, table["low"].min()), 1.05]}
 
     def draw(figure: Any) -> None:

@@ -1,17 +1,19 @@
-"""What every figure is, and the colours and scales that they share."""
+"""The Figure type, and the colours, scales and files that all figures share."""
 
 import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from tune.analysis.response_surface import Axis
+from myllm.system.files import whole_file, write_text
+from tune.analysis.axes import Axis
 from tune.core.trials import AUDIT, BASELINE_TRIAL, REPLICATE, Trial
 
-MOST_POINTS = 2000  # drawn in a figure
+MOST_POINTS = 2000  # trials drawn in a figure
 NATS = "nats per token"
 COLOURS = {
     "best": "#2f81f7",
@@ -24,36 +26,46 @@ COLOURS = {
     "failed": "#b35900",
     "running": "#768390",
 }
-"""of each fate; all can be told from black and from white"""
+"""outcome of a trial -> colour, readable on black and on white"""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure: what it shows as a table, and how it is drawn."""
+    """One figure: its table, and the drawings that plotly and matplotlib make of the table."""
 
     name: str
     title: str
     says: str
-    """one sentence, also for who can't see it"""
+    """a description in words, read aloud by screen readers"""
     table: pd.DataFrame
     plot: dict[str, Any]
     """plotly's data and layout"""
     draw: Callable[[Any], None]
-    """draws it into a matplotlib figure"""
+    """draws into an empty matplotlib figure"""
 
 
-def fate(trial: Trial, best: str) -> str:
-    """What became of a trial: the word that its colour stands for."""
+def outcome(trial: Trial, best: str) -> str:
+    """Returns the key of COLOURS for a trial: audited, best, baseline, or its status; a replicate has its parent's."""
     if trial.source == AUDIT:
         return "audited"
-    return {best: "best", BASELINE_TRIAL: "baseline"}.get(
-        trial.parent_id if trial.source == REPLICATE else trial.trial_id, trial.status
-    )
+    trial_id = trial.parent_id if trial.source == REPLICATE else trial.trial_id
+    return {best: "best", BASELINE_TRIAL: "baseline"}.get(trial_id, trial.status)
+
+
+def rounded(value: float) -> float | None:
+    """Returns `value` with five significant digits; None, JSON's null, where it is not finite."""
+    return float(f"{value:.5g}") if math.isfinite(value) else None
+
+
+def axis_key(letter: str, number: int) -> str:
+    """Returns the key of an axis in plotly's layout, counted from 1: xaxis, xaxis2, xaxis3."""
+    return f"{letter}axis" if number == 1 else f"{letter}axis{number}"
 
 
 def ticks(axis: Axis, most: int) -> dict[float, str]:
-    """value -> its word, where an axis is to be marked: a list's values; of a logarithmic range about `most` round numbers,
-    two at least. Empty where that is left to who draws.
+    """Returns value -> label of an axis' ticks: a list's values, or 2 to about `most` round numbers of a logarithmic range.
+
+    Empty for a linear range and for words: the plotting library places these ticks.
     """
     if axis.numbers is not None:
         return dict(zip(axis.numbers, axis.values, strict=True))
@@ -73,7 +85,7 @@ def ticks(axis: Axis, most: int) -> dict[float, str]:
 
 
 def plotly_axis(axis: Axis, most: int) -> dict[str, Any]:
-    """Plotly's axis for a hyper-parameter, on its own scale."""
+    """Returns plotly's axis of a hyper-parameter, on the scale that it is drawn from."""
     if axis.is_category:
         return {"type": "category"}
     marks = ticks(axis, most)
@@ -81,8 +93,8 @@ def plotly_axis(axis: Axis, most: int) -> dict[str, Any]:
     return {"type": "log" if axis.is_log else "linear", **marked}
 
 
-def mark(panel: Any, letter: str, axis: Axis, most: int) -> None:
-    """The same for the x or y of a matplotlib panel."""
+def scale_axis(panel: Any, letter: str, axis: Axis, most: int) -> None:
+    """Gives the x or y axis of a matplotlib panel the scale and the ticks of a hyper-parameter."""
     if axis.is_category:
         return
     panel.set(**{f"{letter}scale": "log" if axis.is_log else "linear"})
@@ -92,9 +104,21 @@ def mark(panel: Any, letter: str, axis: Axis, most: int) -> None:
 
 
 def to_json(plot: dict[str, Any]) -> str:
-    """A plotly figure as JSON; checked by plotly, and safe inside a script element."""
+    """Returns a plotly figure as JSON that is checked by plotly, and safe inside a script element."""
     from plotly.graph_objects import Figure as Plot
 
     checked = Plot(plot, skip_invalid=False)
     text = json.dumps(json.loads(checked.to_json()), separators=(",", ":"))
     return text.replace("</", "<\\/").replace("<!--", "<\\!--")
+
+
+def write_figures(folder: Path, figures: list[Figure]) -> None:
+    """Writes NAME.png and NAME.csv of each figure into `folder`."""
+    from matplotlib.figure import Figure as Picture
+
+    for figure in figures:
+        picture = Picture(figsize=(7, 4), layout="constrained")
+        figure.draw(picture)
+        with whole_file(folder / f"{figure.name}.png") as file:
+            picture.savefig(file, dpi=120, format="png")
+        write_text(folder / f"{figure.name}.csv", figure.table.to_csv(index=False))

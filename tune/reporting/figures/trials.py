@@ -1,4 +1,4 @@
-"""Figures of the trials themselves: their curves, all of their hyper-parameters, what they took."""
+"""Figures of the trials: loss curves, all hyper-parameters at once, tokens spent."""
 
 import itertools
 import math
@@ -7,93 +7,90 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tune.analysis.response_surface import Axis
+from tune.analysis.axes import Axis
 from tune.config.spec import SearchSpec
 from tune.core.trials import AUDIT, REPLICATE, SAMPLED, SUGGESTED, Trials
-from tune.reporting.figures.base import COLOURS, MOST_POINTS, NATS, Figure, fate, ticks
+from tune.reporting.figures.base import COLOURS, MOST_POINTS, NATS, Figure, outcome, rounded, ticks
 from tune.text.format import share_text
 
-MOST_CURVES = 300  # drawn: of more nobody sees one
+MOST_CURVES = 300  # trials drawn: more hide each other
 
 
 def curves(search: SearchSpec, trials: Trials, history: pd.DataFrame, best: str) -> Figure:
-    """Loss over tokens, a line a trial, coloured by fate, with the rungs."""
+    """Draws the loss over tokens, a line a trial, coloured by outcome, with the rungs."""
+    outcomes = {trial.trial_id: outcome(trial, best) for trial in trials.by_id.values()}
     order = sorted(trials.by_id.values(), key=lambda trial: (-trial.tokens, trial.trial_id))
     drawn = order[: MOST_CURVES // 2] + order[MOST_CURVES // 2 :: max(1, math.ceil(2 * len(order) / MOST_CURVES))]
-    drawn += [trial for trial in order if fate(trial, best) in ("best", "baseline")]
-    fates = {trial.trial_id: fate(trial, best) for trial in {id(t): t for t in drawn}.values()}
+    drawn += [trial for trial in order if outcomes[trial.trial_id] in ("best", "baseline")]
+    shown = list(dict.fromkeys(trial.trial_id for trial in drawn))
     table = history[["trial_id", "tokens_seen", "val_loss"]].copy()
-    part = table[table["trial_id"].isin(fates)]
-    traces = []
-    by_trial = dict(list(part.groupby("trial_id")))
-    for word in reversed(list(COLOURS)):
-        lines = [by_trial[trial_id] for trial_id, its in fates.items() if its == word and trial_id in by_trial]
-        if not lines:
-            continue
-        x, y, names, dots = [], [], [], []
-        for rows in lines:
-            x += [*rows["tokens_seen"].tolist(), None]
-            y += [*rows["val_loss"].map(lambda v: float(f"{v:.5g}") if math.isfinite(v) else None).tolist(), None]
-            names += [rows["trial_id"].iloc[0]] * (len(rows) + 1)
-            dots += [0] * (len(rows) - 1) + [5, 0]  # where it was left: of one report there is no line
-        bold = word in ("best", "baseline")
-        traces.append(
-            {
-                "type": "scatter",
-                "mode": "lines+markers",
-                "name": f"{word} ({len(lines)})",
-                "x": x,
-                "y": [v if v == v else None for v in y],
-                "text": names,
-                "hovertemplate": f"trial %{{text}}, {word}<br>%{{x:,}} tokens: %{{y:.4f}}<extra></extra>",
-                "line": {"color": COLOURS[word], "width": 2.5 if bold else 1},
-                "marker": {"color": COLOURS[word], "size": dots, "opacity": 1, "line": {"width": 0}},
-                "opacity": 1 if bold else 0.7,
-            }
-        )
-    rungs = list(search.scheduler().rung_tokens)
+    table["outcome"] = table["trial_id"].map(outcomes)
+    lines = dict(list(table[table["trial_id"].isin(shown)].groupby("trial_id")))
+    by_outcome = {word: [lines[t] for t in shown if outcomes[t] == word and t in lines] for word in reversed(COLOURS)}
+    groups = {word: found for word, found in by_outcome.items() if found}
+    rungs = {tokens: share_text(tokens, search.budget_tokens) for tokens in search.scheduler().rung_tokens}
     finite = table["val_loss"][np.isfinite(table["val_loss"].astype(float))]
-    low, high = (float(finite.min()) * 0.98, float(finite.quantile(0.98)) * 1.02) if len(finite) else (0.0, 1.0)
-    layout = {
+    limits = (float(finite.min()) * 0.98, float(finite.quantile(0.98)) * 1.02) if len(finite) else (0.0, 1.0)
+    line: dict[str, Any] = {"type": "line", "yref": "paper", "y0": 0, "y1": 1, "line": {"dash": "dot", "width": 1}}
+    note: dict[str, Any] = {"y": 1, "yref": "paper", "yanchor": "bottom", "showarrow": False}
+    layout: dict[str, Any] = {
         "xaxis": {"title": {"text": "tokens seen"}, "range": [0, 1.005 * int(table["tokens_seen"].max())]},
-        "yaxis": {"title": {"text": f"val_loss, {NATS}"}, "range": [low, high]},
-        "shapes": [
-            {"type": "line", "x0": at, "x1": at, "yref": "paper", "y0": 0, "y1": 1, "line": {"dash": "dot", "width": 1}}
-            for at in rungs
-        ],
-        "annotations": [
-            {"x": at, "y": 1, "yref": "paper", "yanchor": "bottom", "text": share_text(at, search.budget_tokens)}
-            | {"showarrow": False}
-            for at in rungs
-        ],
+        "yaxis": {"title": {"text": f"val_loss, {NATS}"}, "range": list(limits)},
+        "shapes": [line | {"x0": tokens, "x1": tokens} for tokens in rungs],
+        "annotations": [note | {"x": tokens, "text": text} for tokens, text in rungs.items()],
     }
 
     def draw(figure: Any) -> None:
         axis = figure.subplots()
-        for trace in traces:
-            y = [math.nan if v is None else v for v in trace["y"]]
-            x = [math.nan if v is None else v for v in trace["x"]]
-            axis.plot(x, y, color=trace["line"]["color"], linewidth=trace["line"]["width"] * 0.8, label=trace["name"])
-            ends = [i for i, size in enumerate(trace["marker"]["size"]) if size]
-            axis.plot([x[i] for i in ends], [y[i] for i in ends], ".", color=trace["line"]["color"])
-        for at in rungs:
-            axis.axvline(at, color="0.6", linestyle=":", linewidth=1)
-            axis.text(at, 1.01, share_text(at, search.budget_tokens), transform=axis.get_xaxis_transform(), ha="center")
-        axis.set(xlabel="tokens seen", ylabel=f"val_loss ({NATS})", ylim=(low, high), xlim=(0, None))
+        for word, trials_of_word in groups.items():
+            width = 2.0 if word in ("best", "baseline") else 0.8
+            for number, rows in enumerate(trials_of_word):
+                label = None if number else f"{word} ({len(trials_of_word)})"
+                y = rows["val_loss"].where(np.isfinite(rows["val_loss"]))
+                axis.plot(rows["tokens_seen"], y, color=COLOURS[word], linewidth=width, label=label)
+                axis.plot(rows["tokens_seen"].iloc[-1:], y.iloc[-1:], ".", color=COLOURS[word])
+        for tokens, text in rungs.items():
+            axis.axvline(tokens, color="0.6", linestyle=":", linewidth=1)
+            axis.text(tokens, 1.01, text, transform=axis.get_xaxis_transform(), ha="center")
+        axis.set(xlabel="tokens seen", ylabel=f"val_loss ({NATS})", ylim=limits, xlim=(0, None))
         axis.xaxis.set_major_formatter("{x:,.0f}")
         axis.legend()
 
-    some = f"; {len(fates)} of {len(trials.by_id)} are drawn" if len(fates) < len(trials.by_id) else ""
+    some = f"; {len(shown)} of {len(trials.by_id)} are drawn" if len(shown) < len(trials.by_id) else ""
     says = f"Validation loss of each trial while it trains; dotted lines are the rungs, as shares of the budget{some}."
-    table["fate"] = table["trial_id"].map({t.trial_id: fate(t, best) for t in trials.by_id.values()})
-    return Figure("curves", "Loss curves", says, table, {"data": traces, "layout": layout}, draw)
+    plot = {"data": [_curve(word, found) for word, found in groups.items()], "layout": layout}
+    return Figure("curves", "Loss curves", says, table, plot, draw)
+
+
+def _curve(word: str, trials_of_word: list[pd.DataFrame]) -> dict[str, Any]:
+    """Returns plotly's trace of all trials of an outcome: lines with gaps between them, a dot at the end of each."""
+    x: list[int | None] = []
+    y: list[float | None] = []
+    names: list[str] = []
+    dots: list[int] = []
+    for rows in trials_of_word:
+        x += [*rows["tokens_seen"].tolist(), None]
+        y += [*(rounded(loss) for loss in rows["val_loss"]), None]
+        names += [rows["trial_id"].iloc[0]] * (len(rows) + 1)
+        dots += [0] * (len(rows) - 1) + [5, 0]  # a single report makes no line, and is seen by its dot
+    bold = word in ("best", "baseline")
+    trace: dict[str, Any] = {
+        "type": "scatter",
+        "mode": "lines+markers",
+        "name": f"{word} ({len(trials_of_word)})",
+        "x": x,
+        "y": y,
+    }
+    trace |= {"text": names, "hovertemplate": f"trial %{{text}}, {word}<br>%{{x:,}} tokens: %{{y:.4f}}<extra></extra>"}
+    trace |= {"line": {"color": COLOURS[word], "width": 2.5 if bold else 1}, "opacity": 1 if bold else 0.7}
+    return trace | {"marker": {"color": COLOURS[word], "size": dots, "opacity": 1, "line": {"width": 0}}}
 
 
 def parallel(trials: Trials, axes: list[Axis]) -> Figure:
-    """A line a trial across all hyper-parameters to its loss; brushing an axis narrows the table of trials."""
+    """Draws a line a trial across all hyper-parameters to its loss; brushing an axis narrows the table of trials."""
     part = [t for t in trials.drawn if t.tokens in t.losses]
     part = sorted(part, key=lambda trial: trial.losses[trial.tokens])[:MOST_POINTS]
-    dimensions = []
+    dimensions: list[dict[str, Any]] = []
     for axis in axes:
         places = [round(axis.place(t.config[axis.name]), 4) for t in part]
         if axis.values:
@@ -138,7 +135,7 @@ def parallel(trials: Trials, axes: list[Axis]) -> Figure:
 
 
 def budget(search: SearchSpec, trials: Trials) -> Figure:
-    """Where the tokens went: between which rungs, and whether into new configurations or other seeds."""
+    """Draws the tokens spent between each two rungs, by the source of the trials."""
     marks = [0, *search.scheduler().stops]
     words = {SAMPLED: "#2f81f7", SUGGESTED: "#2da44e", REPLICATE: "#d9730d"}
     words |= {AUDIT: COLOURS["audited"]} if trials.audits else {}
