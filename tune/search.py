@@ -113,7 +113,7 @@ def is_kept(search: SearchSpec, flag: str, value: Any) -> bool:
 
 @contextlib.contextmanager
 def nothing_lost(again: str) -> Iterator[None]:
-    """Within it, what a disk or its owner refuses is told with the command that goes on."""
+    """Within it, an error of the disk or of its owner names the command that goes on."""
     try:
         yield
     except (RunError, OSError) as error:

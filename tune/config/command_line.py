@@ -20,13 +20,13 @@ RESUME_FLAGS = (
     *("num_samples", "time_budget", "replicate_best", "audit_fraction", "max_failures", "keep_checkpoints"),
     *("cpus_per_trial", "gpus_per_trial", "max_concurrent", "address", "dashboard", "stall_timeout", "wandb", "mlflow"),
 )
-"""what may change on --resume: nothing that would make earlier trials and later ones incomparable"""
+"""flags that may change on --resume: earlier trials and later ones stay comparable"""
 DATA_FLAGS = ("train_file", "val_file")
-"""where the data is now, which may be elsewhere on --resume: its content decides"""
+"""flags that may name another place on --resume: the content there must be the same"""
 
 
 def seconds(text: str) -> float:
-    """parse_duration, as argparse wants it."""
+    """The seconds of a duration such as 90m. Raises argparse.ArgumentTypeError."""
     try:
         return parse_duration(text)
     except InputError as error:
@@ -34,7 +34,7 @@ def seconds(text: str) -> float:
 
 
 def or_auto(kind: type) -> Callable[[str], Any]:
-    """A number of that kind or `auto`, as argparse wants it."""
+    """Returns the argparse type of a number of that kind, or `auto`."""
 
     def read(text: str) -> Any:
         try:

@@ -1,4 +1,4 @@
-"""The training of one configuration of a search. Imported by workers alone: the driver needs no torch."""
+"""Opens the training of one configuration of a search. Only workers import this module: the driver needs no torch."""
 
 import dataclasses
 from typing import Any
@@ -10,15 +10,15 @@ from tune.config.spec import SearchSpec
 
 
 def open_run(search: SearchSpec, hyper_parameters: dict[str, Any], device: str = "cpu", **changes: Any) -> Run:
-    """The training of one configuration of a search, from its beginning, on the search's prepared files.
+    """Returns the training of one configuration from its beginning, on the search's prepared files.
 
-    `changes` replace settings of its TrainConfig. Raises DataChanged where the files are not those of the search any more.
+    `changes` replace settings of its TrainConfig. Raises DataChanged if the files' content is not the search's any more.
     """
     config = dataclasses.replace(search.train_config(hyper_parameters), **changes)
-    files = [TokenFile(search.data.prepared[split]) for split in ("train", "val")]
-    windows = [Windows(tokens, config.max_len, config.stride) for tokens in files]
-    check_data(search, dict(zip(("train", "val"), files, strict=True)))
-    return Run(search.model_config(hyper_parameters), config, *windows, device=device)
+    files = {split: TokenFile(search.data.prepared[split]) for split in ("train", "val")}
+    check_data(search, files)
+    train, val = (Windows(tokens, config.max_len, config.stride) for tokens in files.values())
+    return Run(search.model_config(hyper_parameters), config, train, val, device=device)
 
 
 def check_data(search: SearchSpec, files: dict[str, TokenFile]) -> None:

@@ -1,4 +1,4 @@
-"""The user's own ranges: --range, --choices and --set, or the table [space] of an experiment's file, over a named space.
+"""The user's own ranges over a named space: --range, --choices and --set, or the table [space] of an experiment's file.
 
 [space]
 base = "v2"                      # the named space; --space is the same
@@ -28,28 +28,28 @@ TRAINED = ("learning_rate", "batch_size", *V2_ONLY, "weight_decay", "beta1", "be
 SHAPE = ("n_layer", "n_head", "n_embd", "dropout", "bias", "activation")
 HOW = ("micro_batch_size", "dtype", "float32_matmul", "compile")
 ONLY_FIXED = (*HOW, "block_size")
-"""what may be set, but is not searched: how it is computed changes a loss by rounding alone, the window what it means"""
+"""settings that may be set but not searched: the window changes the meaning of a loss, the others only its rounding"""
 SCALES = dict.fromkeys(
     ("learning_rate", "warmup_ratio", "min_lr_ratio", "clip_norm", "weight_decay", "beta2_half_life", "n_embd"), LOG
 ) | dict.fromkeys(("beta1", "beta2"), LOG_BELOW_ONE)
-"""the scale on which equal steps matter alike; linear for others"""
-MOST_SHAPES = 1000  # combinations of a model's settings that are checked
+"""the scale of a hyper-parameter on which equal steps have equal weight; all others are linear"""
+MOST_SHAPES = 1000  # combinations of model settings that are checked before the start
 
 
 @dataclass(frozen=True)
 class Override:
-    """What the user says of one hyper-parameter."""
+    """One hyper-parameter's range or value that the user gave in place of the named space's."""
 
     flag: str
-    """as typed"""
+    """the flag and its text, as typed"""
     values: Range | Choice | None = None
-    """what it is drawn from"""
+    """the distribution to draw from; None for a fixed value"""
     fixed: Any = None
-    """its value where it is not drawn"""
+    """the value, if it is not drawn"""
 
 
 def kinds(model: ModelConfig) -> dict[str, type]:
-    """The type of each hyper-parameter that may be named, by name; the model's own after the training's."""
+    """The type of each hyper-parameter that may be overridden, by name. The model's settings follow the training's."""
     trained = {field.name: value_type(field) for field in dataclasses.fields(TrainConfig)}
     settings = settings_of(model)
     names = (*SHAPE, "block_size") if isinstance(model, GPTConfig) else settings
@@ -85,7 +85,7 @@ def parse_overrides(texts: Mapping[str, Sequence[str]], model: ModelConfig) -> d
 
 
 def _values(kind: str, name: str, of: type, text: str) -> dict[str, Any]:
-    """`text` as an Override's `values` or `fixed`. Raises ValueError for what can't be."""
+    """The Override's `values` or `fixed` that `text` stands for. Raises ValueError if it is malformed."""
     if kind == "set":
         return {"fixed": parse_value(of, text)}
     if kind == "choices":
@@ -200,7 +200,7 @@ def _ends(name: str, values: Range | Choice) -> tuple[Any, ...]:
 
 
 def list_spaces(preset_name: str) -> str:
-    """What each space searches, with its ranges for a preset, and what else may be searched."""
+    """The text of --list_spaces: the ranges of each space for a preset, and the names of all hyper-parameters."""
     lines = [f"for preset {preset_name}; the reference is trial 0"]
     preset = get_preset(preset_name)
     for name, space in SPACES.items():
@@ -212,11 +212,11 @@ def list_spaces(preset_name: str) -> str:
     return "\n".join([*lines, f"  {', '.join(kinds(preset.model(1)))}"])
 
 
-# The same in a file
+# Ranges in an experiment's file
 
 
 def from_table(table: dict[str, Any], where: str) -> dict[str, Any]:
-    """The flags that a table [space] stands for. Raises InputError."""
+    """The flags that a table [space] stands for. Raises InputError, which begins with `where`."""
     flags: dict[str, Any] = {kind: [] for kind in FLAGS}
     for name, value in table.items():
         if name == "base":
@@ -235,7 +235,7 @@ def _text(value: Any) -> str:
 
 
 def merge(file: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """The settings of an experiment's file with the flags beside it: these win, ranges name by name."""
+    """The settings of an experiment's `file` and the flags `given` beside it. Flags win, ranges name by name."""
 
     def name(text: str) -> str:
         return text.partition("=")[0].strip()

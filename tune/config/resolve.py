@@ -1,4 +1,4 @@
-"""What the user asked for, checked against the data and the machine, and resolved: before anything heavy starts."""
+"""Resolves the user's options into the specification of a search, checked against the data before anything starts."""
 
 import dataclasses
 import itertools
@@ -36,9 +36,9 @@ TRAIN_EVAL = 4  # one window of train for so many of val: train_loss is there to
 
 
 def resolve_search(config: SearchOptions, cache_dir: Path) -> SearchSpec:
-    """Checks all of `config` against the data and resolves it.
+    """The specification of the search that `config` asks for, checked against the data.
 
-    Raises InputError with one line for the first thing that is wrong.
+    Raises InputError, one line, for the first fault.
     """
     preset = get_preset(config.preset)
     tokenizer_name = resolve(config.tokenizer or default_tokenizer(config.train_file))
@@ -153,7 +153,7 @@ def resolve_marks(wanted: int, batch_sizes: Sequence[int], max_len: int) -> tupl
 
 
 def resolve_training(preset: Preset, fixed: dict[str, Any], **settled: Any) -> TrainConfig:
-    """The preset's reference settings with what is fixed. Raises InputError that says so."""
+    """The preset's reference settings with the user's fixed values. Raises InputError that names these."""
     try:
         return preset.training(**(settled | fixed))
     except InputError as error:
@@ -161,7 +161,7 @@ def resolve_training(preset: Preset, fixed: dict[str, Any], **settled: Any) -> T
 
 
 def check_trials(search: SearchSpec, overrides: Mapping[str, Override]) -> None:
-    """Raises InputError where a configuration of the user's own ranges can't be trained, or no rung lies below the end."""
+    """Raises InputError if a configuration within the user's ranges can't be trained, or if no rung lies before the end."""
     config = search.options
     shapes = []
     for flags, hyper_parameters in extremes(search.ranges, search.baseline, overrides, settings_of(search.model)):
@@ -189,7 +189,7 @@ def check_trials(search: SearchSpec, overrides: Mapping[str, Override]) -> None:
 
 
 def changed_code(search: SearchSpec) -> str:
-    """What of the code is not as it was when the search began, in one line; empty where nothing is."""
+    """One line that lists the changes of code and packages since the search began; empty if there are none."""
     now, before = origin(PACKAGES), search.origin
     changes = {name: (before["packages"].get(name), version) for name, version in now["packages"].items()}
     changes |= {name: (before[name], now[name]) for name in CODE if name != "packages"}

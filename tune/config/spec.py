@@ -1,4 +1,4 @@
-"""A search's settings, checked and resolved: written to search.json before anything starts, read back by who goes on."""
+"""The frozen specification of a search. It is written to search.json before anything starts, and read on --resume."""
 
 import dataclasses
 import hashlib
@@ -33,18 +33,18 @@ FORMAT = 3
 
 @dataclass(frozen=True)
 class Data:
-    """The files that every trial reads."""
+    """The training and validation data of every trial."""
 
     train_file: Source
     """as the user named it, absolute; or 'builtin'"""
     val_file: Source
     tokenizer: str
     tokenizer_sha256: str
-    """of its contents"""
+    """SHA-256 of the tokenizer's contents"""
     fingerprint: dict[str, Any]
-    """of train and val, by content"""
+    """fingerprint of the content of train and val, as TokenFile.fingerprint returns it"""
     prepared: dict[str, Any]
-    """train and val as what TokenFile opens"""
+    """specification of train and val that TokenFile opens"""
     bytes_per_token: float
     """UTF-8 bytes per target token of the validation windows"""
     token_dtype: str | None = None
@@ -53,16 +53,16 @@ class Data:
 
 @dataclass(frozen=True)
 class SearchSpec:
-    """All that a search sets out with."""
+    """The checked and resolved settings of a search."""
 
     options: SearchOptions
-    """what the user asked for"""
+    """the user's options, with texts as typed"""
     model: ModelConfig
     training: TrainConfig
-    """the preset's reference settings, both, and what is fixed; a trial's hyper-parameters replace some"""
+    """the preset's reference settings and the user's fixed values; a trial's hyper-parameters replace some"""
     data: Data
     report_tokens: int
-    """tokens between reports; a multiple of every trial's step"""
+    """tokens between report points; a multiple of every trial's optimizer step"""
     ranges: Ranges
     """the distribution that each hyper-parameter is drawn from, by name"""
     baseline: dict[str, Any]
@@ -72,9 +72,9 @@ class SearchSpec:
     clipped_baseline: dict[str, Any] = dataclasses.field(default_factory=dict)
     """the preset's reference values outside of the user's ranges, by name: trial 0 has the nearest value within instead"""
     warm_start: tuple[dict[str, Any], ...] = ()
-    """what earlier runs know (config/warm_start.py)"""
+    """configurations of earlier runs and their losses, as warm_start_trials returns them"""
     origin: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """the search's random `run_id`; when, by which versions and on what hardware it began"""
+    """the search's random `run_id`, and the time, package versions, git commit and hardware of its start"""
     auto_resolved: dict[str, str] = dataclasses.field(default_factory=dict)
     """the measurement behind each option that was `auto`; the number itself is in `options`"""
 
@@ -100,12 +100,12 @@ class SearchSpec:
         return batch_size.values if isinstance(batch_size, Choice) else (self.training.batch_size,)
 
     def model_config(self, hyper_parameters: dict[str, Any]) -> ModelConfig:
-        """The model of one trial. Raises InputError for a shape that can't be."""
+        """The model of one trial. Raises InputError for an impossible shape."""
         names = settings_of(self.model)
         return with_settings(self.model, {name: value for name, value in hyper_parameters.items() if name in names})
 
     def train_config(self, hyper_parameters: dict[str, Any]) -> TrainConfig:
-        """The TrainConfig of one trial. Raises InputError for an unknown key or a step that does not divide the marks."""
+        """The TrainConfig of one trial. Raises InputError for an unknown key, or a step that misses report points."""
         names = settings_of(self.model)
         values = dataclasses.asdict(self.training)
         values |= {name: value for name, value in hyper_parameters.items() if name not in names}
@@ -115,7 +115,7 @@ class SearchSpec:
         return from_dict(TrainConfig, values, "trial")
 
     def scheduler(self) -> Scheduler:
-        """The rule that decides who goes on."""
+        """The scheduler that decides which trials go on."""
         config = self.options
         rule = SCHEDULERS[config.scheduler](config.resolved_rungs, self.budget_tokens, self.report_tokens)
         rule = WithBaseline(rule, config.confirmations)
@@ -140,13 +140,13 @@ class SearchSpec:
         return str(run_dir / "ray")
 
     def write(self, run_dir: Path) -> None:
-        """Replaces search.json, whole or not at all."""
+        """Replaces search.json atomically."""
         text = json.dumps({"format": FORMAT} | dataclasses.asdict(self), indent=2)
         write_text(run_dir / FILE_NAME, text + "\n")
 
     @classmethod
     def read(cls, run_dir: Path) -> "SearchSpec":
-        """The settings in a run folder. Raises InputError where it is none, or one of another version."""
+        """The settings in a run folder. Raises InputError if it is no run folder, damaged, or of an unknown format."""
         path = run_dir / FILE_NAME
         if not path.is_file():
             raise InputError(f"{run_dir} is no run folder: it has no {FILE_NAME}")
