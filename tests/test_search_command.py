@@ -316,4 +316,4 @@ def test_list_spaces_shows_every_range_and_the_reference(preset):
     for name, space in SPACES.items():
         assert f"{name}: training loop {space.version}" in text
         for parameter, distribution in space.ranges(PRESETS[preset]).items():
-            assert f"{parameter:16} {distribution}; reference " in text
+            assert f"{parameter:16} {distribution}; baseline " in text

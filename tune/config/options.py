@@ -95,7 +95,7 @@ class SearchOptions:
     set: tuple[str, ...] = ()
     """settings that are not searched, NAME=VALUE"""
     preset: str = "nano"
-    """model shape and reference settings"""
+    """model shape and baseline settings"""
     model: str | None = None
     """your own model, FILE.py:Class (unset: GPT-2's decoder in the preset's shape)"""
     train_file: tuple[str, ...] = (BUILTIN,)
@@ -110,7 +110,7 @@ class SearchOptions:
     """byte, a tiktoken encoding, a .tiktoken file or a tokenizer.json (unset: what the data says; bare .bin: gpt2; text:
     byte)"""
     num_samples: int | None = None
-    """trials in total, the preset's reference configuration included (unset: 16; with --time_budget as many as it lets)"""
+    """trials in total, the preset's baseline included (unset: 16; with --time_budget as many as it lets)"""
     budget_tokens: int | None = None
     """tokens of one full training, rounded down so that all batch sizes share the report marks (unset: the preset's)"""
     time_budget: float | None = None
@@ -132,8 +132,8 @@ class SearchOptions:
     rung_metric: str = "val_loss"
     """what rungs compare: val_loss, or val_loss_ema (of averaged weights, which can be ahead of the rate's decay)"""
     replicate_best: int | None = None
-    """best configurations that, with the reference, run again on a fresh seed when all else is done (unset: 3 from 8 trials
-    on; explore-finish does so by itself as it goes)"""
+    """best configurations that, with the baseline, train again on another seed when all else is done (unset: 3 from 8
+    trials on; explore-finish does so by itself as it goes)"""
     audit_fraction: float | None = None
     """share of the trials left behind, chosen at random, that go on to the end when the search is over, after any
     --time_budget, to tell what leaving them cost; what is found decides nothing (unset: none)"""

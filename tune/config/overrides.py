@@ -201,13 +201,13 @@ def _ends(name: str, values: Range | Choice) -> tuple[Any, ...]:
 
 def list_spaces(preset_name: str) -> str:
     """The text of --list_spaces: the ranges of each space for a preset, and the names of all hyper-parameters."""
-    lines = [f"for preset {preset_name}; the reference is trial 0"]
+    lines = [f"for preset {preset_name}; the baseline is trial 0"]
     preset = get_preset(preset_name)
     for name, space in SPACES.items():
         reference = space.values(preset)
         lines.append(f"{name}: training loop {space.version}")
         for parameter, values in space.ranges(preset).items():
-            lines.append(f"  {parameter:16} {values}; reference {format_value(reference[parameter])}")
+            lines.append(f"  {parameter:16} {values}; baseline {format_value(reference[parameter])}")
     lines.append(f"yours, over any of these or --space {CUSTOM}: --range, --choices and --set of")
     return "\n".join([*lines, f"  {', '.join(kinds(preset.model(1)))}"])
 
