@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from myllm.system.errors import InputError
-from tune.core.ranking import LEAD, by_expected_final_loss, expected_final_loss, ranking
+from tune.core.ranking import LEAD_STANDARD_ERRORS, by_expected_final_loss, expected_final_loss, ranking
 from tune.core.schedulers import SCHEDULERS, geometric_rungs, parse_rungs
 from tune.core.schedulers.asha import Asha
 from tune.core.schedulers.base import Clock, Replicate, Resume, Start
@@ -143,7 +143,7 @@ def test_a_seed_on_its_way_counts_with_what_it_is_expected_to_end_at():
     lucky, sound = [{800: 3.0, BUDGET: 1.0}, {800: 3.4}], [{800: 3.0, BUDGET: 1.1}, {800: 3.0}]
     trials = trials_of([lucky, sound])
     lost = 1.95  # from there to the end, on average
-    assert trials.change(800) == pytest.approx(-lost)
+    assert trials.mean_change_from(800) == pytest.approx(-lost)
     assert expected_final_loss(trials.by_id["00000"], trials) == pytest.approx((1.0 + 3.4 - lost) / 2)
     assert [trial.trial_id for trial in by_expected_final_loss(trials)] == ["00001", "00000"]
     assert ranking(trials)[1][0].trial_id == "00001"
@@ -164,7 +164,7 @@ def test_a_lucky_pair_of_seeds_is_behind_what_three_seeds_say():
 def test_a_pair_of_seeds_that_leads_by_more_than_noise_is_before_three():
     three, single = [{BUDGET: 1.9}, {BUDGET: 2.0}, {BUDGET: 2.1}], [{BUDGET: 0.5}]
     noise = math.sqrt((2 * 0.1**2 + 0.1**2 / 2) / 3)  # between seeds, of both
-    lead = LEAD * noise * math.sqrt(1 / 2 + 1 / 3)
+    lead = LEAD_STANDARD_ERRORS * noise * math.sqrt(1 / 2 + 1 / 3)
     for ahead, workers, first in ((0.9 * lead, 8, "00001"), (1.1 * lead, 8, "00000"), (9.9 * lead, 2, "00001")):
         trials = trials_of([[{BUDGET: 2.0 - ahead - 0.05}, {BUDGET: 2.0 - ahead + 0.05}], three, single])
         trials.workers = workers

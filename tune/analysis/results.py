@@ -15,7 +15,17 @@ from myllm.training.run_artifacts import DATA_KEYS
 from tune.analysis.posterior import CONSIDERED, expected_losses, interval, probability_of_best
 from tune.config.spec import SearchSpec
 from tune.core.ranking import ranking
-from tune.core.trials import AUDIT, BASELINE_TRIAL, DIVERGED, REPLICATE, SAMPLED, STATUSES, SUGGESTED, Report, Trials
+from tune.core.trials import (
+    AUDIT,
+    BASELINE_TRIAL,
+    DIVERGED,
+    REPLICATE,
+    SAMPLED,
+    STATUSES,
+    SUGGESTED,
+    RecordedReport,
+    Trials,
+)
 from tune.store.journal import read_journal
 from tune.store.tables import HISTORY_COLUMNS, by_id, trial_columns, trial_row, write_tables
 from tune.text.commands import command
@@ -100,7 +110,7 @@ def tables(trials: Trials, seed: int = 0) -> tuple["pd.DataFrame", "pd.DataFrame
 
     rows = [trial_row(trial, seed) for trial in by_id(trials)]
     reports = [report for trial in by_id(trials) for report in trial.own_reports]
-    history = pd.DataFrame(reports, columns=Report._fields)
+    history = pd.DataFrame(reports, columns=RecordedReport._fields)
     return pd.DataFrame(rows, columns=trial_columns(trials)), history[HISTORY_COLUMNS]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from tune.core.schedulers.base import Clock
-from tune.core.trials import AUDIT, Report
+from tune.core.trials import AUDIT, RecordedReport
 
 MEASURED_REPORTS = 8  # after which the speed is known well enough to plan by; the first ones are slow
 RECENT_REPORTS = 128  # by which it is judged: a machine that others use too changes its pace
@@ -60,7 +60,7 @@ class TimeBudget:
         self.seconds = seconds
         self.paces: deque[float] = deque(maxlen=RECENT_REPORTS)  # tokens a second
 
-    def see(self, before: Report | None, report: dict[str, Any]) -> None:
+    def see(self, before: RecordedReport | None, report: dict[str, Any]) -> None:
         """Takes a trial's report in, and the one before it."""
         tokens, seconds = (report[name] - getattr(before, name, 0) for name in ("tokens_seen", "train_seconds"))
         if seconds > 0:

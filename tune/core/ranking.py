@@ -1,4 +1,4 @@
-"""Who is best: the order of a search's configurations, over their seeds. No Ray, no files, no clocks."""
+"""The ranking of a search's configurations by their losses over seeds."""
 
 import math
 import statistics
@@ -6,17 +6,17 @@ from collections.abc import Iterable
 
 from tune.core.trials import REPLICATE, Trial, Trials
 
-TRUSTED_SEEDS = 3  # a configuration that ended on so many is behind one that ended on fewer only where that has a
-LEAD = 0.5  # of so many standard errors, and a second seed; with at most FEW workers not even there:
-FEW = 2  # a third seed then still comes in time, and lucky pairs cost more than sound ones gain
-COUNTED_FROM = 1 / 4  # of the budget on a seed counts with the loss that it is expected to end at
+TRUSTED_SEEDS = 3  # seeds at the full budget from which on a configuration ranks before those with fewer seeds
+LEAD_STANDARD_ERRORS = 0.5  # by which two seeds must lead the best trusted configuration to rank before it
+FEW_WORKERS = 2  # at most so many workers: two seeds never lead three, as a third seed still comes in time
+COUNTED_FROM_SHARE = 1 / 4  # share of the budget after which a running seed counts with its expected final loss
 
 
 def by_expected_final_loss(trials: Trials) -> list[Trial]:
     """The trials that came to the full budget, the lowest mean over seeds of their final losses first.
 
-    A seed that is at least COUNTED_FROM of the way counts, too, with its expected final loss. From where it stands its loss
-    is expected to change as the losses of the trials that ended did, on average.
+    A seed that is at least COUNTED_FROM_SHARE of the way counts, too, with its expected final loss. Its loss is expected to
+    change as the losses of the trials that ended did, on average.
     """
     ended = trials.ranked_at(trials.budget_tokens)
     return sorted(ended, key=lambda trial: (expected_final_loss(trial, trials), trial.trial_id))
@@ -26,21 +26,24 @@ def expected_final_loss(trial: Trial, trials: Trials) -> float:
     """The mean of the final losses of a trial that ended and of its replicates, where some are only expected."""
     budget = trials.budget_tokens
     if "counted" not in trial.cache:
-        early = [r for r in trial.replicates if COUNTED_FROM * budget <= r.tokens < budget and r.tokens in r.losses]
+        early = [r for r in trial.replicates if COUNTED_FROM_SHARE * budget <= r.tokens < budget and r.tokens in r.losses]
         losses = trial.seeds_at(budget) + [replicate.losses[replicate.tokens] for replicate in early]
         stand_at = sorted(replicate.tokens for replicate in early)
         trial.cache["counted"] = sum(losses) / len(losses), stand_at, len(losses)
-    mean, stand_at, seeds = trial.cache["counted"]
-    return mean + sum(map(trials.change, stand_at)) / seeds if stand_at else mean
+    counted: tuple[float, list[int], int] = trial.cache["counted"]
+    mean, stand_at, seeds = counted
+    return mean + sum(map(trials.mean_change_from, stand_at)) / seeds if stand_at else mean
 
 
 def ranking(trials: Trials) -> tuple[int, list[Trial]]:
-    """(tokens, the configurations that came so far, best first): the furthest that two have come, or the only one.
+    """(tokens, configurations, best first): `tokens` is the furthest mark that two configurations reached, or the only one.
 
-    By the mean loss over seeds there, at the end as `by_expected_final_loss` has them. But those that have at least
-    TRUSTED_SEEDS seeds there, or the most that any has, come before those that have fewer: the best of many is the
-    luckiest. In a search of more than FEW workers those with several seeds whose mean is ahead of the best of them by
-    LEAD standard errors come first. Those that diverged on a seed come last, and their seeds are trusted for nothing.
+    The order is the mean loss over seeds at `tokens`; at the full budget it is that of `by_expected_final_loss`. These
+    rules come before it:
+    - A configuration with TRUSTED_SEEDS seeds, or the most that any has, ranks before those with fewer seeds.
+    - With more than FEW_WORKERS workers, one with several seeds that leads the best trusted configuration by
+      LEAD_STANDARD_ERRORS ranks first.
+    - A configuration that diverged on any seed ranks last.
     """
     marks = {tokens for tokens, kind in trials.count_by_rung if kind != REPLICATE}
     tokens = max((tokens for tokens in marks if trials.count_at(tokens) > 1), default=max(marks, default=0))
@@ -52,18 +55,18 @@ def ranking(trials: Trials) -> tuple[int, list[Trial]]:
     sound = [trial for trial in ordered if math.isfinite(trial.mean_at(tokens))]
     trusted = min(TRUSTED_SEEDS, max((len(seeds[trial.trial_id]) for trial in sound), default=0))
     best = next((trial for trial in sound if len(seeds[trial.trial_id]) >= trusted), None)
-    noise = seed_noise(seeds.values()) or 0.0 if trials.workers > FEW else math.inf  # that nobody leads by
+    noise = seed_noise(seeds.values()) or 0.0 if trials.workers > FEW_WORKERS else math.inf  # so that no pair leads
 
-    def place(trial: Trial) -> int:
+    def tier(trial: Trial) -> int:
         own = len(seeds[trial.trial_id])
         if not math.isfinite(trial.mean_at(tokens)):
             return 3
-        if own >= trusted:
+        if own >= trusted or best is None:
             return 1
         error = noise * math.sqrt(1 / own + 1 / len(seeds[best.trial_id]))
-        return 0 if own > 1 and best.mean_at(tokens) - trial.mean_at(tokens) > LEAD * error else 2
+        return 0 if own > 1 and best.mean_at(tokens) - trial.mean_at(tokens) > LEAD_STANDARD_ERRORS * error else 2
 
-    return tokens, sorted(ordered, key=place)
+    return tokens, sorted(ordered, key=tier)
 
 
 def seed_noise(losses: Iterable[list[float]]) -> float | None:

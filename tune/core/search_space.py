@@ -72,7 +72,7 @@ class Range:
 class Choice:
     """One of `values`, each as likely."""
 
-    values: tuple
+    values: tuple[Any, ...]
 
     def at(self, place: float) -> Any:
         """The value at `place` of the list, 0 <= place < 1."""
@@ -105,7 +105,8 @@ class Choice:
 
     def coordinates_at(self, places: np.ndarray) -> np.ndarray:
         """(n, k) coordinates of the values at `places` (n,)."""
-        return np.array([self.coordinates(value) for value in self.values])[(places * len(self.values)).astype(int)]
+        points = np.array([self.coordinates(value) for value in self.values])
+        return np.take(points, (places * len(self.values)).astype(int), axis=0)
 
     def __str__(self) -> str:
         return ", ".join(map(str, self.values))

@@ -1,11 +1,11 @@
-"""The trials of a search: a fold of its journal's events, read-only for whoever decides. No Ray, no files, no clocks."""
+"""The trials of a search: a fold of its journal's events, which rules only read."""
 
 import bisect
 import math
-from collections import Counter, defaultdict, namedtuple
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 CONTINUE, PAUSE, STOP = "continue", "pause", "stop"
 RUNNING, PAUSED, STOPPED = "running", "paused", "stopped"
@@ -13,63 +13,81 @@ COMPLETED, DIVERGED, FAILED = "completed", "diverged", "failed"
 STATUSES = (COMPLETED, PAUSED, STOPPED, DIVERGED, FAILED, RUNNING)
 SAMPLED, SUGGESTED, REPLICATE, AUDIT = "sampled", "suggested", "replicate", "audit"
 BASELINE_TRIAL = "00000"
-"""the preset's reference configuration, always the first"""
+"""the trial_id of the baseline, always the first trial"""
 UNLIMITED_TRIALS = 100_000  # the five digits of a trial's id hold fewer; a search decides quickly up to 10,000
-REPORTED = (
-    *("step", "tokens_seen", "train_loss", "val_loss", "val_loss_ema", "val_bpb", "lr", "grad_norm"),
-    *("train_seconds", "tok_per_sec", "diverged"),
-)
-"""what a report event keeps of a trial's metrics"""
 COMPILING = ("compiling_seconds", "plain_tok_per_sec", "compiled_tok_per_sec")
-"""and, of the first report after its process has compiled, what that took and gained (myllm/training/compiling.py)"""
+"""metrics of the first report after a process has compiled (myllm/training/compiling.py)"""
 Event = dict[str, Any]
 
 
-Report = namedtuple("Report", ("trial_id", *REPORTED))
-"""what is kept of a report event; in a third of a dict's memory"""
+class RecordedReport(NamedTuple):
+    """A report event as Trials keeps it, in a third of a dict's memory."""
+
+    trial_id: str
+    step: int
+    """optimizer steps"""
+    tokens_seen: int
+    train_loss: float
+    """nats per token, as the next two"""
+    val_loss: float
+    val_loss_ema: float
+    """of the averaged weights"""
+    val_bpb: float
+    """bits per UTF-8 byte"""
+    lr: float
+    """the learning rate of the last step"""
+    grad_norm: float
+    train_seconds: float
+    """of training and evaluation since the trial began"""
+    tok_per_sec: float
+    diverged: bool
+
+
+REPORTED = RecordedReport._fields[1:]
+"""the metrics that a report event keeps"""
 
 
 @dataclass
 class Trial:
-    """One training, as far as its events tell."""
+    """One training, as its events describe it."""
 
     trial_id: str
     config: dict[str, Any]
     source: str
     """sampled, suggested, replicate, or audit"""
     parent_id: str
-    """the trial whose configuration this one repeats on another seed, or that it audits; else its own id"""
+    """the trial that a replicate repeats or an audit continues; of other trials their own id"""
     segment_end_tokens: int
-    """tokens up to which it runs before it pauses"""
+    """tokens_seen at which the trial's present segment ends"""
     status: str = RUNNING
     tokens: int = 0
-    """tokens_seen of its last report"""
+    """tokens_seen of the last report"""
     losses: dict[int, float] = field(default_factory=dict)
-    """tokens_seen -> what rungs compare, nats per token; finite"""
-    reports: dict[int, Report] = field(default_factory=dict)
+    """tokens_seen -> the loss that rungs compare, nats per token"""
+    reports: dict[int, RecordedReport] = field(default_factory=dict)
     """tokens_seen -> the report"""
     checkpoints: dict[int, str] = field(default_factory=dict)
-    """tokens_seen -> path below the storage's root"""
+    """tokens_seen -> the checkpoint's path below the storage root"""
     replicates: list["Trial"] = field(default_factory=list)
-    """the same configuration on other seeds, in the order in which they began"""
+    """the trials of this configuration on other seeds, in the order in which they began"""
     lost: int = 0
-    """times that its process or machine was lost"""
+    """the number of times that the trial lost its process or machine"""
     reason: str = ""
-    """why it failed"""
+    """the error that ended the trial"""
     begun_at: int = 0
-    """tokens from which on an audit trained; its losses and reports up to there are those of the trial that it audits"""
+    """tokens_seen at which an audit began; its losses and reports up to there are those of the audited trial"""
     cache: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
-    """what was computed of this configuration's seeds, until the next event of one of them"""
+    """values computed from the configuration's seeds, forgotten at the next event of one of the seeds"""
 
     @property
     def train_seconds(self) -> float:
-        """Of its own training and evaluation."""
+        """Seconds of the trial's own training and evaluation."""
         last, first = (getattr(self.reports.get(at), "train_seconds", 0.0) for at in (self.tokens, self.begun_at))
         return last - first
 
     @property
-    def own_reports(self) -> list[Report]:
-        """In the order of their tokens."""
+    def own_reports(self) -> list[RecordedReport]:
+        """The trial's own reports in the order of tokens_seen."""
         return [self.reports[tokens] for tokens in sorted(self.reports) if tokens > self.begun_at]
 
     def seeds_at(self, tokens: int) -> list[float]:
@@ -81,50 +99,51 @@ class Trial:
         return self._over_seeds(tokens)[1]
 
     def _over_seeds(self, tokens: int) -> tuple[list[float], float]:
-        if tokens not in self.cache:
+        found: tuple[list[float], float] | None = self.cache.get(tokens)
+        if found is None:
             losses = [trial.losses[tokens] for trial in (self, *self.replicates) if tokens in trial.losses]
             losses += [math.inf for trial in self.replicates if trial.status == DIVERGED and tokens not in trial.losses]
-            self.cache[tokens] = losses, sum(losses) / len(losses) if losses else math.nan
-        return self.cache[tokens]
+            found = self.cache[tokens] = losses, sum(losses) / len(losses) if losses else math.nan
+        return found
 
 
 class Trials:
-    """All trials, by id, in the order in which they began, and what rules ask about them, kept up to date."""
+    """All trials of a search, and the counts and rankings that rules ask for, up to date after each event."""
 
     def __init__(self, budget_tokens: int, num_samples: int, metric: str = "val_loss", events: Iterable[Event] = ()):
         self.budget_tokens, self.num_samples, self.metric = budget_tokens, num_samples, metric
         self.by_id: dict[str, Trial] = {}
+        """all trials in the order in which they began"""
         self.drawn: list[Trial] = []
-        """without repeats and audits"""
+        """the sampled and suggested trials, in the order in which they began"""
         self.running: dict[str, Trial] = {}
-        """without audits"""
+        """the running trials, except audits"""
         self.audits: dict[str, Trial] = {}
-        """trials that were left behind and went on only to show what that cost, by the id of the one left behind: nothing
-        else here knows of them but `by_id` and `tokens`, and so no rule, no standing and no proposal does"""
+        """the audits, by the id of the audited trial; only `by_id` and `tokens` know of them besides"""
         self.workers = 1
-        """trainings at once, in this session"""
+        """the number of trainings at once in the last session"""
         self.tokens = 0
-        """trained on by all trials"""
+        """the tokens that all trials have trained on"""
         self.segments_by_end: Counter[tuple[str, int]] = Counter()
-        """(source, segment_end_tokens) -> how many trials"""
+        """(source, segment_end_tokens) -> number of trials"""
         self.count_by_rung: Counter[tuple[int, str]] = Counter()
-        """(tokens, source) -> how many trials have a loss there"""
+        """(tokens_seen, source) -> number of trials with a loss there"""
         self.cache: dict[Any, Any] = {}
-        """what a rule worked out that no later event can change: to work it out again would find the same"""
+        """values that a rule computed and that no later event can change"""
         self._changes: dict[int, tuple[float, int]] = {}
-        """tokens_seen -> (change of the loss from there to the end, summed over those drawn that ended; how many)"""
+        """tokens_seen -> (sum of the changes of the loss from there to the full budget, number of trials)"""
         self._ranked: defaultdict[int, list[Trial]] = defaultdict(list)
         for event in events:
             self.apply(event)
 
     @property
     def replicates(self) -> int:
-        """How many trials repeat another one's configuration."""
+        """The number of replicates."""
         return len(self.by_id) - len(self.drawn) - len(self.audits)
 
     @property
     def draws_left(self) -> int:
-        """How many more configurations may begin."""
+        """The number of configurations that may still begin."""
         return self.num_samples - len(self.drawn)
 
     def ranked_at(self, tokens: int) -> list[Trial]:
@@ -140,29 +159,16 @@ class Trials:
         return [trial for trial in self._ranked[tokens] if trial.status == PAUSED and trial.tokens == tokens]
 
     def apply(self, event: Event) -> None:
-        """Takes one more event in."""
-        kind, trial = event["event"], self.by_id.get(event.get("trial_id", ""))
+        """Takes one more event in. Raises KeyError for an event of an unknown trial."""
+        kind = event["event"]
         if kind == "session":
             self.workers = event["workers"]
-        elif kind == "trial":
-            trial_id = event["trial_id"]
-            trial = Trial(
-                trial_id, event["config"], event["source"], event.get("parent_id", trial_id), event["segment_end_tokens"]
-            )
-            self.by_id[trial_id] = trial
-            if trial.source == AUDIT:
-                left = self.by_id[trial.parent_id]
-                self.audits[left.trial_id] = trial
-                trial.tokens = trial.begun_at = left.tokens
-                trial.losses, trial.reports = dict(left.losses), dict(left.reports)
-                return
-            self.running[trial_id] = trial
-            self.segments_by_end[trial.source, trial.segment_end_tokens] += 1
-            if trial.source == REPLICATE:
-                self.by_id[trial.parent_id].replicates.append(trial)
-            else:
-                self.drawn.append(trial)
-        elif kind == "resume":
+        if "trial_id" not in event:
+            return
+        if kind == "trial":
+            self._begin(event)
+        trial = self.by_id[event["trial_id"]]
+        if kind == "resume":
             self.segments_by_end[trial.source, trial.segment_end_tokens] -= 1
             trial.segment_end_tokens = event["segment_end_tokens"]
             self.segments_by_end[trial.source, trial.segment_end_tokens] += 1
@@ -179,14 +185,31 @@ class Trials:
         elif kind == "failed":
             trial.reason = event["reason"]
             self._set(trial, FAILED)
-        if trial:
-            trial.cache.clear()
-            self.by_id[trial.parent_id].cache.clear()
+        trial.cache.clear()
+        self.by_id[trial.parent_id].cache.clear()
+
+    def _begin(self, event: Event) -> None:
+        trial_id: str = event["trial_id"]
+        parent_id: str = event.get("parent_id", trial_id)
+        trial = Trial(trial_id, event["config"], event["source"], parent_id, event["segment_end_tokens"])
+        self.by_id[trial_id] = trial
+        if trial.source == AUDIT:
+            audited = self.by_id[parent_id]
+            self.audits[parent_id] = trial
+            trial.tokens = trial.begun_at = audited.tokens
+            trial.losses, trial.reports = dict(audited.losses), dict(audited.reports)
+            return
+        self.running[trial_id] = trial
+        self.segments_by_end[trial.source, trial.segment_end_tokens] += 1
+        if trial.source == REPLICATE:
+            self.by_id[parent_id].replicates.append(trial)
+        else:
+            self.drawn.append(trial)
 
     def _report(self, trial: Trial, event: Event) -> None:
         tokens = event["tokens_seen"]
         self.tokens += tokens - trial.tokens
-        trial.reports[tokens] = Report(trial.trial_id, *(event[name] for name in REPORTED))
+        trial.reports[tokens] = RecordedReport(trial.trial_id, *(event[name] for name in REPORTED))
         trial.tokens = tokens
         if event["diverged"]:
             return self._set(trial, DIVERGED)
@@ -205,9 +228,9 @@ class Trials:
         elif event["decision"] != CONTINUE:
             self._set(trial, PAUSED if event["decision"] == PAUSE else STOPPED)
 
-    def change(self, mark: int) -> float:
-        """By how much the loss of those that ended changed from `mark` to the end, on average."""
-        total, count = self._changes.get(mark, (0.0, 0))
+    def mean_change_from(self, tokens: int) -> float:
+        """The mean change of the loss from `tokens` to the full budget, nats per token, over the trials that ended."""
+        total, count = self._changes.get(tokens, (0.0, 0))
         return total / count if count else 0.0
 
     def _set(self, trial: Trial, status: str) -> None:

@@ -7,8 +7,8 @@ from tune.core.trials import Trials
 
 
 class Asha(Scheduler):
-    """Every trial pauses at a rung. While fewer than one in `factor` of those that came to a rung have gone on from it, the
-    best that waits there goes on; higher rungs come first. Otherwise a new trial starts.
+    """Every trial pauses at a rung. The best paused trial goes on while fewer than one in `factor` of the trials that came
+    to the rung have. Higher rungs come first. Otherwise a new trial starts.
     """
 
     default_rungs = ((1 / 32, 2), (1 / 8, 4))

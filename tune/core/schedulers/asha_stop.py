@@ -7,8 +7,8 @@ from tune.core.trials import CONTINUE, STOP, Trial, Trials
 
 
 class AshaStop(Fifo):
-    """At a rung a trial goes on if its loss is among the best 1/factor of those seen there so far, its own included, and at
-    least the best one; of equal losses the earlier is the better. All others stop for good.
+    """At a rung a trial goes on if its loss is among the best 1/factor of the losses there so far, its own included.
+    The best one always goes on. Of equal losses the earlier ranks first. All other trials stop for good.
     """
 
     default_rungs = ((1 / 16, 4), (1 / 4, 4))

@@ -1,4 +1,4 @@
-"""Beside any rule: at the end a random few of those that it left behind train to the full budget, to tell what it cost."""
+"""Beside any rule: at the end some of the trials that it left behind train to the full budget, to measure the cost."""
 
 import functools
 import hashlib
@@ -9,12 +9,12 @@ from tune.core.trials import PAUSED, RUNNING, STOPPED, Trial, Trials
 
 
 class WithAudit(Scheduler):
-    """A rule whose decisions are looked at afterwards. When it has nothing left to do and nothing runs, a `share` of the
-    trials that it stopped, or left waiting, go on to the end, one at least.
+    """A rule whose decisions are audited. When it has nothing left to do and nothing runs, a `share` of the trials that it
+    stopped or left paused, one at least, go on to the full budget.
 
-    Who does is drawn by lot, from the search's `seed` and the trial's id: known before a trial has trained at all, the same
-    after a resume, and in an order that says nothing of a trial, so that an audit that was broken off is a random sample,
-    too. An audit is a trial of its own, which no rule sees (Trials.audits).
+    A lot from the search's `seed` and the trial's id chooses them. It is known before the trial begins, and the same after
+    a resume. Its order is random, so that an audit that was broken off is a random sample, too. An audit is a trial of its
+    own, which no rule sees (Trials.audits).
     """
 
     def __init__(self, rule: Scheduler, share: float, seed: int):
@@ -24,7 +24,7 @@ class WithAudit(Scheduler):
     def suggest(self, trials: Trials, clock: Clock) -> Action | None:
         action = self.rule.suggest(trials, clock)
         if action or (trials.running and clock.left > 0):
-            return action  # who is left behind is not known yet
+            return action  # the trials left behind are not final yet
         left_behind = sorted(filter(is_left_behind, trials.drawn), key=lambda trial: self.lot(trial.trial_id))
         chosen = left_behind[: math.ceil(self.share * len(left_behind) - 1e-9)]
         return next((Audit(trial.trial_id) for trial in chosen if trial.trial_id not in trials.audits), None)
@@ -36,7 +36,7 @@ class WithAudit(Scheduler):
         audit = trials.audits.get(trial.trial_id)
         if audit:
             return audit.status == RUNNING
-        return self.lot(trial.trial_id) < self.share  # as many as that are chosen, give or take a few, which begin anew
+        return self.lot(trial.trial_id) < self.share  # an approximation: a chosen trial without its state begins anew
 
     def lot(self, trial_id: str) -> float:
         """A number from 0 to 1 that depends on nothing but the seed and the id."""

@@ -1,4 +1,4 @@
-"""What a scheduler is asked, and what it may answer. Nothing here, and no scheduler, remembers anything."""
+"""The interface of a scheduler: the clock that it reads and the actions that it answers. A scheduler remembers nothing."""
 
 import math
 from collections.abc import Iterable
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from tune.core.trials import CONTINUE, PAUSED, RUNNING, Trial, Trials
 
 Rungs = tuple[tuple[float, int], ...]
-"""(share of the budget, reduction factor: one in so many goes on), ascending"""
+"""(share of the budget, reduction factor) of each rung, ascending: one in `factor` trials goes on"""
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Clock:
 
     used: float
     left: float = math.inf
-    """infinite where the search has no --time_budget, and as long as its speed is not known"""
+    """infinite in a search without --time_budget, and until the workers' speed is known"""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Start:
 
     segment_end_tokens: int
     proposed: bool = False
-    """whether the searcher proposes it from what is known, instead of drawing it"""
+    """True if the searcher suggests the configuration, False if it is sampled"""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Replicate:
 
 @dataclass(frozen=True)
 class Audit:
-    """The trial `parent_id`, which was left behind, goes on to the full budget, to show what leaving it cost."""
+    """The trial `parent_id`, which was left behind, goes on to the full budget, to measure what stopping it cost."""
 
     parent_id: str
 
@@ -55,17 +55,17 @@ Action = Start | Resume | Replicate | Audit
 
 
 class Scheduler:
-    """A rule. `suggest` is asked whenever a worker is free, `on_report` at every report within a trial's segment.
+    """A rule. `suggest` is called whenever a worker is free, `on_report` at every report within a trial's segment.
 
-    Both see all there is to know, the trials and the clock, and must answer the same when asked the same again.
+    Both must be pure functions of their arguments, so that a resumed search decides as an uninterrupted one.
     """
 
     default_rungs: Rungs = ()
 
     def __init__(self, rungs: Rungs, budget_tokens: int, report_tokens: int):
         self.factors: dict[int, int] = {}
-        """milestone (tokens_seen) -> reduction factor; of two rungs at one report mark the harsher"""
-        for share, factor in rungs:  # a rung lies at the first report mark at or after its share
+        """rung (tokens_seen) -> reduction factor; of two rungs at one report point the larger factor"""
+        for share, factor in rungs:  # a rung lies at the first report point at or after its share
             tokens = math.ceil(share * budget_tokens / report_tokens - 1e-9) * report_tokens
             if tokens < budget_tokens:
                 self.factors[tokens] = max(factor, self.factors.get(tokens, 0))
@@ -75,33 +75,35 @@ class Scheduler:
         """tokens_seen at which a trial may stop: the rungs, and the full budget"""
 
     def suggest(self, trials: Trials, clock: Clock) -> Action | None:
-        """What a free worker does next; None: nothing before the next report."""
+        """The next action of a free worker, or None: it waits for the next report."""
         raise NotImplementedError
 
     def on_report(self, trials: Trials, trial: Trial, tokens: int, loss: float) -> str:
-        """CONTINUE, PAUSE (at a milestone) or STOP for `trial`, whose `loss` at `tokens` is not among `trials` yet."""
+        """CONTINUE, PAUSE (at a rung) or STOP for `trial`; its `loss` at `tokens` is not in `trials` yet."""
         return CONTINUE
 
     def may_audit(self, trials: Trials, trial: Trial) -> bool:
-        """Whether `trial`, once it is left behind, is likely to go on all the same: then its state is kept."""
+        """True if `trial` is likely to be audited once it is left behind, so that its state must be kept."""
         return False
 
 
-def replicate(of: Iterable[Trial], trials: Trials, clock: Clock, most: int, at_once: int = 1) -> Action | None:
-    """The step that gives the first of some configurations that may have it one more seed at the full budget: a repeat that
-    waits goes on, or one begins.
+def replicate(
+    candidates: Iterable[Trial], trials: Trials, clock: Clock, max_seeds: int, concurrent: int = 1
+) -> Action | None:
+    """The action that gives one more seed at the full budget to the first of `candidates` that may have it.
 
-    None may have it that has `most` seeds, or `at_once` and one is on its way, or where there is no time.
+    A candidate may not have it with `max_seeds` seeds, or with `concurrent` seeds while one is running, or where the time
+    is too short. A paused replicate goes on before a new one begins.
     """
     budget = trials.budget_tokens
-    for trial in of:
-        on_its_way = any(repeat.status == RUNNING and repeat.segment_end_tokens == budget for repeat in trial.replicates)
-        begun = 1 + sum(repeat.status != PAUSED for repeat in trial.replicates)
-        if begun >= (at_once if on_its_way else most):
+    for trial in candidates:
+        on_its_way = any(seed.status == RUNNING and seed.segment_end_tokens == budget for seed in trial.replicates)
+        begun = 1 + sum(seed.status != PAUSED for seed in trial.replicates)
+        if begun >= (concurrent if on_its_way else max_seeds):
             continue
-        for repeat in trial.replicates:
-            if repeat.status == PAUSED and clock.left >= budget - repeat.tokens:
-                return Resume(repeat.trial_id, segment_end_tokens=budget)
+        for seed in trial.replicates:
+            if seed.status == PAUSED and clock.left >= budget - seed.tokens:
+                return Resume(seed.trial_id, segment_end_tokens=budget)
         if clock.left >= budget:
             return Replicate(trial.trial_id, segment_end_tokens=budget)
     return None

@@ -1,4 +1,4 @@
-"""What every search owes its user, whatever its rule: a reference to compare with, and a best that was seen twice."""
+"""Beside any rule: the baseline trains to the full budget, and the best configurations run on a second seed."""
 
 import math
 
@@ -6,13 +6,15 @@ from tune.core.ranking import ranking
 from tune.core.schedulers.base import Action, Clock, Resume, Scheduler, replicate
 from tune.core.trials import BASELINE_TRIAL, COMPLETED, CONTINUE, PAUSED, REPLICATE, STOP, Trial, Trials
 
-REFERENCE_WORTH = 16  # full trainings that a search must have room for before one of them goes to the reference
+BASELINE_WORTH_TRAININGS = 16  # full trainings that a search must have room for, for each training of the baseline
 
 
 class WithBaseline(Scheduler):
-    """A rule beside which the reference configuration trains to the end, so that the gain over it shows. When the rule has
-    nothing left to do, the best `confirm` configurations and the reference run on one more seed. A search that knows its
-    end always has something to do: there the reference gets its second seed where there is room for two.
+    """A rule beside which the baseline trains to the full budget, so that the gain over it shows.
+
+    When the rule has nothing left to do, the best `confirm` configurations and the baseline run on one more seed. In a
+    search that knows its end the rule always has something to do: there the baseline gets its second seed where there is
+    room for two trainings of it.
     """
 
     def __init__(self, rule: Scheduler, confirm: int):
@@ -20,29 +22,29 @@ class WithBaseline(Scheduler):
         self.factors, self.rung_tokens, self.stops = rule.factors, rule.rung_tokens, rule.stops
 
     def suggest(self, trials: Trials, clock: Clock) -> Action | None:
-        reference = trials.by_id.get(BASELINE_TRIAL)
-        to_do = self._reference(reference, trials, clock) if reference else None
+        baseline = trials.by_id.get(BASELINE_TRIAL)
+        to_do = self._train_baseline(baseline, trials, clock) if baseline else None
         if to_do and clock.used >= clock.left:  # exploring comes first
             return to_do
-        return self.rule.suggest(trials, clock) or to_do or self._confirmation(reference, trials, clock)
+        return self.rule.suggest(trials, clock) or to_do or self._confirm(baseline, trials, clock)
 
     def on_report(self, trials: Trials, trial: Trial, tokens: int, loss: float) -> str:
         decision = self.rule.on_report(trials, trial, tokens, loss)
         return CONTINUE if decision == STOP and trial.trial_id == BASELINE_TRIAL else decision
 
-    def _reference(self, reference: Trial, trials: Trials, clock: Clock) -> Action | None:
+    def _train_baseline(self, baseline: Trial, trials: Trials, clock: Clock) -> Action | None:
         budget = trials.budget_tokens
-        room = trials.workers * (clock.used + clock.left) / budget / REFERENCE_WORTH  # for so many trainings of it
-        if reference.status == PAUSED and room >= 1 and clock.left >= budget - reference.tokens:
+        room = trials.workers * (clock.used + clock.left) / budget / BASELINE_WORTH_TRAININGS  # trainings of the baseline
+        if baseline.status == PAUSED and room >= 1 and clock.left >= budget - baseline.tokens:
             return Resume(BASELINE_TRIAL, segment_end_tokens=budget)
-        if reference.status == COMPLETED and room >= 2 and math.isfinite(clock.left) and self.confirm:
-            return replicate([reference], trials, clock, most=2)
+        if baseline.status == COMPLETED and room >= 2 and math.isfinite(clock.left) and self.confirm:
+            return replicate([baseline], trials, clock, max_seeds=2)
         return None
 
-    def _confirmation(self, reference: Trial | None, trials: Trials, clock: Clock) -> Action | None:
+    def _confirm(self, baseline: Trial | None, trials: Trials, clock: Clock) -> Action | None:
         if any(trial.source != REPLICATE for trial in trials.running.values()):
-            return None  # it may be better
+            return None  # a running configuration may be better
         best = [trial for trial in ranking(trials)[1] if trial.status == COMPLETED][: self.confirm]
-        if best and reference and reference.status == COMPLETED and reference not in best:
-            best.append(reference)
-        return replicate(best, trials, clock, most=2)
+        if best and baseline and baseline.status == COMPLETED and baseline not in best:
+            best.append(baseline)
+        return replicate(best, trials, clock, max_seeds=2)

@@ -5,7 +5,7 @@ from tune.core.trials import Trials
 
 
 class Fifo(Scheduler):
-    """Starts trials one after the other, and stops none."""
+    """Starts trials one after the other and stops none of them."""
 
     def suggest(self, trials: Trials, clock: Clock) -> Action | None:
         fits = trials.draws_left > 0 and clock.left >= trials.budget_tokens

@@ -10,15 +10,15 @@ from tune.core.trials import PAUSED, RUNNING, Trial, Trials
 class Hyperband(Scheduler):
     """A bracket of trials starts at each rung in turn, the lowest with the most of them, and the last at the full budget.
 
-    Each takes about as many tokens. When all of a bracket that can come to a rung are there, the best 1/factor go on.
+    Each bracket takes about as many tokens. The best 1/factor go on when all of a bracket that can come to a rung have.
     """
 
     default_rungs = ((1 / 16, 4), (1 / 4, 4))
 
     def suggest(self, trials: Trials, clock: Clock) -> Action | None:
         stops = self.stops
-        noted = (Hyperband, *self.factors.items())
-        first, level = trials.cache.get(noted, (0, 0))  # of the first bracket that may still change
+        key = (Hyperband, *self.factors.items())
+        first, level = trials.cache.get(key, (0, 0))  # the first bracket that may still change: its first trial, its level
         over = True
         while True:
             size = math.prod(self.factors[tokens] for tokens in stops[level:-1])
@@ -34,15 +34,15 @@ class Hyperband(Scheduler):
             over = over and self._is_over(bracket, stops[level:])
             first, level = first + size, (level + 1) % len(stops)
             if over:
-                trials.cache[noted] = first, level
+                trials.cache[key] = first, level
 
     def _is_over(self, bracket: list[Trial], stops: tuple[int, ...]) -> bool:
-        """Whether none of a whole bracket runs or will go on, however much time there is."""
+        """True if no trial of a full bracket runs or will go on, however much time there is."""
         running = any(trial.status == RUNNING for trial in bracket)
         return not running and self._promotion(bracket, stops, Clock(0)) is None
 
     def _promotion(self, bracket: list[Trial], stops: tuple[int, ...], clock: Clock) -> Action | None:
-        """The next of a whole bracket to go on."""
+        """The promotion of the next trial of a full bracket."""
         for here, there in pairwise(stops):
             if any(trial.status == RUNNING and trial.segment_end_tokens <= here for trial in bracket):
                 return None

@@ -94,8 +94,9 @@ def thinned(order: list[Trial], best: int) -> list[Trial]:
 def correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """(n, m) Matern 5/2 correlation of points (n, d) and (m, d) of the unit cube (Rasmussen and Williams, eq. 4.17)."""
     squared = sum(np.subtract.outer(x, y) ** 2 for x, y in zip(a.T, b.T, strict=True))  # quicker than one (n, m, d) array
-    scaled = 5**0.5 / LENGTH_SCALE * np.sqrt(squared)
-    return (1 + scaled + scaled**2 / 3) * np.exp(-scaled)
+    scaled: np.ndarray = 5**0.5 / LENGTH_SCALE * np.sqrt(squared)
+    correlated: np.ndarray = (1 + scaled + scaled**2 / 3) * np.exp(-scaled)
+    return correlated
 
 
 def most_promising(
