@@ -1,4 +1,4 @@
-"""Retrains a search's best configuration and the default one with seeds that the search did not see.
+"""Retrains a search's best configuration and the baseline with seeds that the search did not see.
 
     python experiments/retrain.py experiments/runs/NAME --seeds 1001 1002
 
@@ -30,13 +30,13 @@ def main() -> None:
         best = json.loads((run_dir / "best_config.json").read_text())["result"]["trial_id"]
         for seed in args.seeds:
             losses = {}
-            for name, trial_id in (("best", best), ("default", BASELINE_TRIAL)):
+            for name, trial_id in (("best", best), ("baseline", BASELINE_TRIAL)):
                 changes = {"eval_freq": search.budget_tokens, "eval_windows": 16 * search.training.eval_windows}
                 *_, last = train(open_run(search, trials.by_id[trial_id].config, seed=seed, **changes))
                 losses[name] = last.val_loss
             print(
-                f"{run_dir.name} seed {seed}: best {losses['best']:.4f}, default {losses['default']:.4f}, "
-                f"gain {losses['default'] - losses['best']:.4f}",
+                f"{run_dir.name} seed {seed}: best {losses['best']:.4f}, baseline {losses['baseline']:.4f}, "
+                f"gain {losses['baseline'] - losses['best']:.4f}",
                 flush=True,
             )
 

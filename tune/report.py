@@ -1,4 +1,4 @@
-"""What people read: a summary on the terminal and in files, figures, one HTML page. Reads only files; imports no ray.
+"""Writes the report of a run: a summary, figures and one HTML page. Reads only files; imports no ray.
 
 python tune/report.py experiments/runs/NAME
 python tune/report.py experiments/runs/NAME --open
@@ -36,15 +36,15 @@ from tune.store.journal import FILE_NAME as JOURNAL
 FIGURES = "figures"
 """folder of the run that holds a PNG and a CSV of each figure"""
 LOG = "report.log"
-"""file of the run that says why its report could not be written after the search; otherwise it is gone again"""
+"""file of the run with the error of a report written in the background; deleted once the report is written"""
 
 
 def write_report(run_dir: Path, whole: bool = True, still: bool = False) -> str:
     """Writes summary.txt, summary.json, report.html and figures/ into the run folder; returns the summary.
 
-    With `whole` False it takes a moment: without figures/ and without what is learnt from a surface fitted to the losses,
-    and the page says that more is coming and loads itself again. With `still` nothing is written where the search has gone
-    on meanwhile: its end writes what holds then.
+    With `whole` False it takes a moment: there are no figures/ and no response surface, and the page says that more is
+    coming and loads itself again. With `still` nothing is written if the search has gone on meanwhile: the search writes a
+    report when it ends.
     """
     from threadpoolctl import threadpool_limits
 
@@ -79,7 +79,7 @@ def write_report(run_dir: Path, whole: bool = True, still: bool = False) -> str:
 
 
 def write_report_behind(run_dir: Path) -> None:
-    """Has a process of lowest priority write the whole report, which outlives this one; its errors go to report.log."""
+    """Starts a process of lowest priority that writes the whole report, also after this one ends; logs to report.log."""
     with open(run_dir / LOG, "w", encoding="utf-8") as log:
         python = sys.orig_argv[0] or sys.executable  # as the user named it: so the commands begin that it writes
         subprocess.Popen(
@@ -93,7 +93,7 @@ def write_report_behind(run_dir: Path) -> None:
 
 
 def time_spent(trials: Trials, events: list[Event], summary: Summary) -> str:
-    """Which share of the workers' time went into training, and what was lost to trials that diverged or failed."""
+    """Returns a note: the share of the workers' time spent in training, and of tokens in trials that diverged or failed."""
     trained = sum(trial.train_seconds for trial in trials.by_id.values())
     workers = max((event["workers"] for event in events if event["event"] == "session"), default=1)
     whole = workers * summary.cost.seconds
@@ -106,7 +106,7 @@ def time_spent(trials: Trials, events: list[Event], summary: Summary) -> str:
 
 
 def nothing_reported(run_dir: Path) -> str | None:
-    """Why no trial of a run has a loss, in one line; None where one has."""
+    """Returns why no trial of a run has a loss, in one line; None where one has."""
     _, trials, _ = load(run_dir)
     if any(trial.losses for trial in trials.by_id.values()):
         return None
