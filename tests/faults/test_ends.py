@@ -1,17 +1,14 @@
 """How a search ends: signals, a second one on the same folder, two side by side, another user's folder, growth."""
 
-import contextlib
 import os
 import signal
 import time
-from pathlib import Path
 
 import pytest
 from conftest import run_command_line
 from harness import SHORT, FaultSearch, assert_same
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
-LOOPBACK = ("0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000")  # as /proc/net writes them
 
 
 def test_one_signal_ends_in_order_and_two_at_once(byte_files, undisturbed, tmp_path):
@@ -95,24 +92,3 @@ def test_a_folder_of_another_user_is_refused_unless_trusted(byte_files, tmp_path
     assert refused.returncode == 2 and "belongs to another user (id 12345)" in refused.stderr
     trusted = run_command_line("tune/search.py", "--resume", search.folder, "--allow_other_owner")
     assert "shape of preset nano" in trusted.stderr  # the next check
-
-
-def test_rays_ports_are_on_loopback_only(byte_files, tmp_path):
-    search = FaultSearch(tmp_path / "run", byte_files, num_samples=2, replicate_best=0)
-    process = search.start()
-    assert search.wait_for_events(process, 6)
-    sockets = set()
-    for pid in search.processes():
-        for link in Path(f"/proc/{pid}/fd").iterdir():
-            with contextlib.suppress(OSError):
-                sockets.add(os.readlink(link))
-    open_to_all = []
-    for name in ("tcp", "tcp6"):
-        for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]:
-            _, local, _, state, *_, inode = line.split()[:10]
-            address = local.split(":")[0]
-            if state == "0A" and f"socket:[{inode}]" in sockets and address not in LOOPBACK:
-                open_to_all.append(local)
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
-    assert not open_to_all, open_to_all
