@@ -106,7 +106,7 @@ def _in_folder(folder: Path) -> list[Path]:
 def _saved_dataset(folder: Path) -> list[Path]:
     """The files of a dataset that was saved; others beside them are caches of its transformations."""
     try:
-        return [folder / part["filename"] for part in json.loads((folder / DATASET).read_text())["_data_files"]]
+        return [folder / part["filename"] for part in json.loads((folder / DATASET).read_text("utf-8"))["_data_files"]]
     except (ValueError, KeyError, TypeError):
         raise InputError(f"{folder / DATASET}: names no data files, so this is no dataset that was saved") from None
 

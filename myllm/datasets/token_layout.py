@@ -47,7 +47,7 @@ class Layout:
 def read_sidecar(path: Path) -> dict[str, Any]:
     """What our .json beside the token file `path` says, or {}: any other .json there is none of our business."""
     try:
-        values = json.loads(path.with_suffix(".json").read_text())
+        values = json.loads(path.with_suffix(".json").read_text("utf-8"))
         ours = values["dtype"] in ("<u2", "<u4") and isinstance(values["tokenizer"], str)
         ours = ours and isinstance(values.get("fingerprint", {}), dict)
     except (OSError, ValueError, KeyError, TypeError):

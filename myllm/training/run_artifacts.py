@@ -48,7 +48,7 @@ def read_config(path: str) -> dict[str, Any]:
 
 def _json(path: Path, where: str) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise InputError(f"{where}: no such file") from None
     except (ValueError, OSError) as error:

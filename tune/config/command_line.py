@@ -92,7 +92,7 @@ def read_experiment(path: str, given: dict[str, Any]) -> dict[str, Any]:
     `given` stands in for it.
     """
     try:
-        written = tomllib.loads(Path(path).read_text())
+        written = tomllib.loads(Path(path).read_text("utf-8-sig"))
     except FileNotFoundError:
         raise InputError(f"--experiment {path}: no such file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:

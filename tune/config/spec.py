@@ -151,7 +151,7 @@ class SearchSpec:
         if not path.is_file():
             raise InputError(f"{run_dir} is no run folder: it has no {FILE_NAME}")
         try:
-            values = json.loads(path.read_text())
+            values = json.loads(path.read_text("utf-8"))
             written_by = values.pop("format", 1)
             if written_by == 2:
                 values = _from_format_2(values, str(path))

@@ -79,7 +79,14 @@ def time_steps(search: SearchSpec, resources: Resources, seconds: float = TIMED_
             if resources.gpus_per_trial:
                 environment["CUDA_VISIBLE_DEVICES"] = _gpus(worker, resources.gpus_per_trial)
             processes.append(
-                subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+                subprocess.Popen(
+                    command,
+                    env=environment,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    encoding="utf-8",
+                    errors="replace",
+                )
             )
         try:
             answers = [process.communicate(timeout=GIVE_UP_SECONDS) for process in processes]

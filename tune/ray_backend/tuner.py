@@ -157,7 +157,7 @@ def _code_versions() -> dict[str, Any]:
 @contextlib.contextmanager
 def _ray_log(run_dir: Path) -> Iterator[None]:
     """Within it Ray's warnings go to ray.log in the run's folder, which is written when there is one."""
-    handler = logging.FileHandler(run_dir / RAY_LOG, delay=True)
+    handler = logging.FileHandler(run_dir / RAY_LOG, encoding="utf-8", delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     handler.setLevel(logging.WARNING)
     root, rays = logging.getLogger(), logging.getLogger("ray")

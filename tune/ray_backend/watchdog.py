@@ -58,7 +58,7 @@ def cause(logs: Path) -> str | None:
     texts = {}
     for name in LOGS:
         for path in sorted(logs.glob(name)):
-            texts[path] = path.read_text(errors="replace")
+            texts[path] = path.read_text("utf-8", errors="replace")
     for pattern in ERROR_PATTERNS:
         for path, text in texts.items():
             if found := pattern.search(text):

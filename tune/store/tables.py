@@ -86,7 +86,7 @@ class GrowingTables:
         self._events = []
 
     def _add(self, name: str, columns: list[str], rows: Iterable[Mapping[str, Any]]) -> None:
-        with open(self.run_dir / name, "a") as file:
+        with open(self.run_dir / name, "a", encoding="utf-8") as file:
             file.write(_text(columns, rows))
 
 
