@@ -1,4 +1,4 @@
-"""Where a search's checkpoints lie: a local or shared folder, or any filesystem that pyarrow reads (s3://bucket/folder)."""
+"""The checkpoints of a search, in a folder or on any filesystem that pyarrow reads (s3://bucket/folder)."""
 
 import contextlib
 import math
@@ -11,7 +11,7 @@ from pathlib import Path
 from tune.core.trials import BASELINE_TRIAL, COMPLETED, PAUSED, REPLICATE, RUNNING, STOPPED, Trial, Trials
 
 STATE_FILE = "state.pt"
-"""name of the training state inside a checkpoint's folder"""
+"""file name of the training state in a checkpoint's folder"""
 
 
 class Storage:
@@ -28,8 +28,8 @@ class Storage:
 
     @property
     def is_local(self) -> bool:
-        """Whether the operating system itself reaches the files."""
-        return bool(self.filesystem.type_name == "local")
+        """True if the operating system itself reaches the files."""
+        return str(self.filesystem.type_name) == "local"
 
     def absolute(self, relative: str) -> str:
         """The checkpoint's path on `filesystem`."""
@@ -49,7 +49,7 @@ class Storage:
             yield copy
 
     def damage(self, relative: str) -> str | None:
-        """What is wrong with a checkpoint, or None: it is there, whole, and its checksums hold."""
+        """The fault of a checkpoint; None where it is there, whole, and its checksums hold."""
         try:
             with (
                 self.filesystem.open_input_file(f"{self.absolute(relative)}/{STATE_FILE}") as file,
@@ -70,7 +70,7 @@ class Storage:
             self.filesystem.delete_dir(self.absolute(relative))
 
     def sweep(self, kept: set[str]) -> None:
-        """Deletes the local checkpoints that are not in `kept`: half-written ones, and those that a crash left behind."""
+        """Deletes the local checkpoints that are not in `kept`: a crash leaves some behind, or half-written."""
         if self.is_local:
             for folder in Path(self.path).glob("session_*/*/checkpoint_*"):
                 if str(folder.relative_to(self.path)) not in kept:
@@ -78,11 +78,14 @@ class Storage:
 
 
 def worth_keeping(trials: Trials, trial: Trial, may_audit: bool = False) -> set[int]:
-    """The checkpoints of a trial, by tokens_seen, that are worth their room.
+    """The tokens_seen of the checkpoints of a trial that are kept.
 
-    Of a trial that runs the last two (the older in case the newer is damaged) and the best; of a completed one the last and
-    the best; of one that waits at a rung the last, while it is among the better half of those that came there; of one left
-    behind that `may_audit`, the last. Of others none: one that goes on all the same begins anew.
+    - A running trial keeps the last two, in case the newer is damaged, and the best.
+    - A completed trial keeps the last and the best.
+    - A paused trial keeps the last while it is in the better half of the trials that came to its rung.
+    - A paused or stopped trial that `may_audit` is true for keeps the last.
+
+    All others keep none: such a trial begins anew if it goes on.
     """
     stored = sorted(trial.checkpoints)
     if stored and may_audit and trial.status in (PAUSED, STOPPED):

@@ -1,4 +1,4 @@
-"""Run folders that earlier versions wrote: their events, in today's words."""
+"""Reads the journals of earlier versions."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ SOURCES = {"drawn": "sampled", "proposed": "suggested", "repeat": "replicate", "
 
 
 def upgraded_event(event: dict[str, Any]) -> dict[str, Any]:
-    """An event of the journal, whatever version wrote it, with the keys and words of this one."""
+    """Returns an event of any version with the keys and words of the present one."""
     event = {KEYS.get(key, key): value for key, value in event.items()}
     event["event"] = EVENTS.get(event["event"], event["event"])
     if "source" in event:

@@ -1,4 +1,4 @@
-"""trials.csv and history.csv: whole when a search ends, and grown by rows while it runs. Column names live here."""
+"""trials.csv and history.csv: they grow by rows while a search runs, and are written whole when it ends."""
 
 import csv
 import io
@@ -13,11 +13,22 @@ from tune.core.trials import AUDIT, REPLICATE, REPORTED, Event, Trial, Trials
 TRIALS, HISTORY = "trials.csv", "history.csv"
 HISTORY_COLUMNS = ["trial_id", *(name for name in REPORTED if name != "diverged")]
 RESULT_COLUMNS = [
-    *("source", "parent_id", "seed", "status", "val_loss", "val_bpb", "train_loss", "best_val_loss", "tokens_seen", "step"),
-    *("train_seconds", "tok_per_sec", "checkpoint", "reason"),
+    "source",
+    "parent_id",
+    "seed",
+    "status",
+    "val_loss",
+    "val_bpb",
+    "train_loss",
+    "best_val_loss",
+    "tokens_seen",
+    "step",
+    "train_seconds",
+    "tok_per_sec",
+    "checkpoint",
+    "reason",
 ]
-"""kind: drawn, proposed from what was known, repeat (a configuration on another seed, that of the trial `of`), or audit (of
-the trial `of`, which was left behind)"""
+"""`source` is sampled, suggested, replicate (another seed of the trial `parent_id`), or audit (of that trial)."""
 
 
 def trial_columns(trials: Trials) -> list[str]:
@@ -26,7 +37,7 @@ def trial_columns(trials: Trials) -> list[str]:
 
 
 def trial_row(trial: Trial, seed: int) -> dict[str, Any]:
-    """A trial's row, in a search with that seed."""
+    """A trial's row. `seed` is the search's; a replicate has its own."""
     last = trial.reports[trial.tokens]._asdict() if trial.reports else {}
     finite = [report.val_loss for report in trial.reports.values() if math.isfinite(report.val_loss)]
     row = {"trial_id": trial.trial_id, "seed": seed} | trial.config
@@ -48,7 +59,7 @@ def by_id(trials: Trials) -> list[Trial]:
 
 
 def write_tables(run_dir: Path, trials: Trials, seed: int) -> None:
-    """Writes both tables: one row a trial, and one a report, each mark once."""
+    """Writes both tables: one row a trial, and one row a report."""
     rows = (trial_row(trial, seed) for trial in by_id(trials))
     write_text(run_dir / TRIALS, _text(trial_columns(trials), rows, header=True))
     reports = (report._asdict() for trial in by_id(trials) for report in trial.own_reports)
@@ -56,23 +67,23 @@ def write_tables(run_dir: Path, trials: Trials, seed: int) -> None:
 
 
 class GrowingTables:
-    """Both tables while a search runs: new rows are added at the end, in the order in which they come.
+    """Both tables while a search runs: new rows are appended in the order of the events.
 
-    trials.csv gets one more row of a trial whenever its status has changed; the last one counts.
+    trials.csv gets another row of a trial whenever its status has changed. The last row of a trial counts.
     """
 
     def __init__(self, run_dir: Path, trials: Trials, seed: int):
         self.run_dir, self.trials, self.seed = run_dir, trials, seed
-        self._events: list[tuple[str, int]] | None = None  # (trial_id, tokens_seen, 0 for no report) since the last rows
+        self._events: list[tuple[str, int]] | None = None  # (trial_id, tokens_seen or 0) since the last rows
         self._shown: dict[str, str] = {}  # trial_id -> status in its last row
 
     def see(self, event: Event) -> None:
-        """Takes note of an event of the journal."""
+        """Takes one event of the journal."""
         if self._events is not None and "trial_id" in event:
             self._events.append((event["trial_id"], event["tokens_seen"] if event["event"] == "report" else 0))
 
     def flush(self) -> None:
-        """Writes what the tables lack; the first time in a session both as a whole."""
+        """Appends the missing rows. The first call in a session writes both tables whole."""
         if self._events is None:
             write_tables(self.run_dir, self.trials, self.seed)
             self._shown = {trial.trial_id: trial.status for trial in self.trials.by_id.values()}
@@ -91,7 +102,7 @@ class GrowingTables:
 
 
 def _text(columns: list[str], rows: Iterable[Mapping[str, Any]], header: bool = False) -> str:
-    """Lines of CSV; what is not a number, or not known, is empty."""
+    """Lines of CSV. NaN, None and missing values are empty cells."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     if header:

@@ -1,4 +1,4 @@
-"""Commands as they are printed: quoted for a shell, and right where the user stands."""
+"""Formats commands so that they run in a shell from the working folder."""
 
 import os
 import shlex
@@ -9,8 +9,7 @@ from myllm.system.files import ROOT
 
 
 def command(script: str, *arguments: str | Path) -> str:
-    """The command line that runs a script of this project, by the Python that the user named; paths among `arguments`
-    are shown relative to the working folder."""
+    """The command line of a script of this project, run by the user's Python. Paths are relative to the working folder."""
     shown = [shown_path(word) if isinstance(word, Path) else word for word in arguments]
     return shlex.join([sys.orig_argv[0] or sys.executable, shown_path(ROOT / script), *shown])
 

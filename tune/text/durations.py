@@ -1,4 +1,4 @@
-"""Seconds as people write and read them."""
+"""Reads and formats durations."""
 
 import re
 
@@ -10,7 +10,7 @@ UNITS = {"d": 86400, "h": 3600, "min": 60, "s": 1}
 def parse_duration(text: str) -> float:
     """Seconds of `7200`, `2h`, `90m` or `1h30m`. Raises InputError for another text."""
     said = text.replace(" ", "")
-    said += "s" if re.fullmatch(r"[\d.]+", said) else ""  # behind hours a bare number could be minutes as well
+    said += "s" if re.fullmatch(r"[\d.]+", said) else ""  # a bare number is seconds only where it stands alone
     parts = re.fullmatch(r"(?:([\d.]+)d)?(?:([\d.]+)h)?(?:([\d.]+)m(?:in)?)?(?:([\d.]+)s)?", said)
     try:
         if parts is None or not any(parts.groups()):

@@ -1,15 +1,15 @@
-"""Numbers and configurations as people read them."""
+"""Formats numbers and configurations for people."""
 
 from typing import Any
 
 
 def format_value(value: Any) -> str:
-    """A hyper-parameter's value as people read it."""
+    """A hyper-parameter's value in at most four significant digits."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def format_settings(config: dict[str, Any]) -> str:
-    """A configuration on one line, without a repeat's seed."""
+    """A configuration on one line, without a replicate's seed."""
     return "  ".join(f"{name} {format_value(value)}" for name, value in config.items() if name != "seed")
 
 
@@ -21,7 +21,7 @@ def amount(tokens: float) -> str:
 
 
 def share_text(tokens: float, budget: int) -> str:
-    """A mark as people say it: `1/8`, `45%`, `end`."""
+    """A number of tokens as a share of the budget: `1/8`, `45%`, `end`."""
     if tokens >= budget:
         return "end"
     parts = budget / tokens
