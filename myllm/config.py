@@ -10,11 +10,14 @@ import math
 import typing
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from myllm.system.errors import InputError
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
 ACTIVATIONS = ("gelu_tanh", "gelu")
 
 
@@ -52,7 +55,7 @@ class GPTConfig:
     activation: str = "gelu_tanh"
     """gelu_tanh: GPT-2's approximation, and what configurations that do not say mean; gelu: the exact one, as nanoGPT's"""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("n_layer", "n_head", "n_embd", "block_size", "vocab_size"):
             value = getattr(self, name)
             _require(_is_int(value) and value > 0, name, value, "a positive whole number")
@@ -116,7 +119,7 @@ class TrainConfig:
     seed: int = 0
     """seeds initialisation, dropout and data order"""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("batch_size", "max_len", "stride", "eval_freq", "eval_windows"):
             value = getattr(self, name)
             _require(_is_int(value) and 0 < value < 2**63, name, value, "a positive whole number below 2^63")
@@ -172,7 +175,7 @@ class TrainConfig:
         """
         if self.beta2_half_life is None:
             return self.beta2
-        return 0.5 ** (self.tokens_per_step / self.beta2_half_life)
+        return float(0.5 ** (self.tokens_per_step / self.beta2_half_life))
 
 
 def from_dict(cls: type[T], values: dict[str, Any], where: str) -> T:
@@ -197,11 +200,14 @@ def from_dict(cls: type[T], values: dict[str, Any], where: str) -> T:
         raise InputError(f"{where}: {error}") from None
 
 
-def value_type(field: dataclasses.Field) -> type:
-    """The type of an option's value: str, int, float, bool, or tuple (of texts)."""
+def value_type(field: dataclasses.Field[Any]) -> type:
+    """Returns the type of an option's value: str, int, float, bool, or tuple (of texts). Of `int | None` it is int."""
     if typing.get_origin(field.type) is tuple:
         return tuple
-    return next(iter(typing.get_args(field.type)), field.type)  # of `int | None`, int
+    kind = next(iter(typing.get_args(field.type)), field.type)
+    if not isinstance(kind, type):
+        raise TypeError(f"{field.name} has the type {kind!r}, which no option can have")
+    return kind
 
 
 def parse_value(of: type, text: str) -> Any:
@@ -220,11 +226,11 @@ def parse_value(of: type, text: str) -> Any:
 
 
 def field_help(config_class: type) -> dict[str, str]:
-    """The text under each field of a dataclass, as its help."""
-    body = ast.parse(inspect.getsource(config_class)).body[0].body
+    """Returns the docstring under each field of a dataclass, by the field's name."""
+    (definition,) = ast.parse(inspect.getsource(config_class)).body
     return {
-        field.target.id: text.value.value
-        for field, text in pairwise(body)
+        ast.unparse(field.target): ast.literal_eval(text.value)
+        for field, text in pairwise(getattr(definition, "body", ()))
         if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr)
     }
 

@@ -16,7 +16,6 @@ import myllm.system.imports
 
 myllm.system.imports.check_imports()
 
-import contextlib
 from pathlib import Path
 
 from myllm.datasets.data_paths import are_tokens, find_files
@@ -53,7 +52,7 @@ def main() -> None:
         tokens = prepare(args.input, "train", args.tokenizer, tokenizer, token_dtype=args.token_dtype)
         cut = int(len(tokens) * (1 - args.val_fraction))
         parts = [tokens.pieces(0, cut), tokens.pieces(cut, len(tokens))]
-        bar = contextlib.nullcontext()
+        bar = progress_bar(len(tokens), "writing")
     elif args.token_dtype:
         raise InputError(f"--token_dtype {args.token_dtype} is for .bin files of token ids; --input is text")
     else:

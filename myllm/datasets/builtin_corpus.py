@@ -24,7 +24,9 @@ def corpus_texts() -> tuple[list[bytes], list[bytes]]:
     Tests, generated tables, bundled packages and files that are not UTF-8 are left out.
     """
     root = Path(sysconfig.get_path("stdlib"))
-    train, val, found = [], [], []
+    train: list[bytes] = []
+    val: list[bytes] = []
+    found: list[Path] = []
     for folder, inner, files in os.walk(root):
         inner[:] = set(inner) - LEFT_OUT  # not even looked into: site-packages has ten times as many files
         found += [Path(folder, name) for name in files if name.endswith(".py") and not name.startswith("_sysconfigdata")]

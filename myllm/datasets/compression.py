@@ -75,6 +75,7 @@ def opened(path: Path) -> Iterator[tuple[io.BufferedReader, Any]]:
             raise InputError(f"{path}: {reason}")
     compression = next((name for magic, name in COMPRESSED.items() if re.match(magic, head)), None)
     with contextlib.ExitStack() as stack:
+        reader: Any  # typeshed's BufferedReader is generic in what it reads
         if compression is None:
             raw = stack.enter_context(open(path, "rb", buffering=0))
             reader = io.BufferedReader(raw, BLOCK_BYTES)

@@ -111,7 +111,7 @@ def _saved_dataset(folder: Path) -> list[Path]:
         raise InputError(f"{folder / DATASET}: names no data files, so this is no dataset that was saved") from None
 
 
-def _by_number(path: Path) -> list:
+def _by_number(path: Path) -> list[tuple[int, str]]:
     """Sorts a2 before a10."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", str(path)) if part]
 

@@ -10,7 +10,7 @@ runs, and no model learns from how they were merged.
 import re
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
@@ -84,17 +84,17 @@ def encode_pieces(
     Encodes in `threads` threads (default: one a core; tokenizers let go of Python's lock) and reads ahead by a few jobs.
     """
     threads = threads or available_cpus()
-    waiting: deque = deque()
+    waiting: deque[tuple[Future[np.ndarray], int]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         try:
             for job, position in jobs(pieces, tokenizer):
                 waiting.append((pool.submit(encode_job, job, tokenizer), position))
                 while len(waiting) > 2 * threads:
-                    future, count_by_rung = waiting.popleft()
-                    yield future.result(), count_by_rung
+                    future, reached = waiting.popleft()
+                    yield future.result(), reached
             while waiting:
-                future, count_by_rung = waiting.popleft()
-                yield future.result(), count_by_rung
+                future, reached = waiting.popleft()
+                yield future.result(), reached
         finally:
             for future, _ in waiting:
                 future.cancel()

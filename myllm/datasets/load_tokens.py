@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -81,6 +82,7 @@ def prepare(
             return _check_belongs(TokenFile(files, token_dtype), tokenizer_name, tokenizer)
     if token_dtype:
         raise InputError(f"--token_dtype {token_dtype} is for .bin files of token ids; {source} is text")
+    pieces: Iterable[Piece]
     if is_builtin(source):
         text, what = corpus_text(split), "the built-in corpus"
         key, pieces, size = hashlib.sha256(text.encode()).hexdigest(), [Piece(text, True, len(text))], len(text)
@@ -130,7 +132,7 @@ def _check_belongs(tokens: TokenFile, tokenizer_name: str, tokenizer: Tokenizer)
     return tokens
 
 
-def _check_sidecar(path: Path, sidecar: dict, tokenizer_name: str, tokenizer_sha256: str) -> None:
+def _check_sidecar(path: Path, sidecar: dict[str, Any], tokenizer_name: str, tokenizer_sha256: str) -> None:
     """Raises InputError where a token file is not the one that `sidecar` describes, or belongs to another tokenizer.
 
     Only contents count: a tokenizer's file may have moved. A sidecar from before contents were recorded has names only.

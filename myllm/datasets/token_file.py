@@ -73,7 +73,7 @@ class TokenFile:
             self._map(shard)
 
     def __len__(self) -> int:
-        return self._begins[-1]
+        return int(self._begins[-1])
 
     @property
     def path(self) -> Path:

@@ -30,7 +30,7 @@ class HuggingFaceTokenizer:
         self.name, self._tokenizer = name, tokenizer
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        self.special = {
+        self.special: dict[str, int] = {
             token.content: number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special
         }
         self.n_vocab = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
@@ -46,15 +46,16 @@ class HuggingFaceTokenizer:
     def encode_ordinary(self, text: str) -> list[int]:
         return self._encode(text, plain=True)
 
-    def encode(self, text: str, allowed_special: set[str], disallowed_special: tuple = ()) -> list[int]:
+    def encode(self, text: str, allowed_special: set[str], disallowed_special: tuple[str, ...] = ()) -> list[int]:
         return self._encode(text, plain=not allowed_special & self.special_tokens_set)
 
     def _encode(self, text: str, plain: bool) -> list[int]:
         self._tokenizer.encode_special_tokens = plain
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
 
     def decode(self, ids: list[int]) -> str:
-        return self._tokenizer.decode(ids, skip_special_tokens=False)
+        return str(self._tokenizer.decode(ids, skip_special_tokens=False))
 
     def content(self) -> dict[str, Any]:
         """All that decides ids: the JSON without truncation and padding."""

@@ -59,7 +59,7 @@ class CustomModelConfig:
     """what the class is built from; "block_size" among them"""
     vocab_size: int
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.sha256 != digest(self.files):
             raise InputError(f"the code of {self.source} is not what its sha256 says; it was edited")
         for name, value in self.settings.items():
@@ -67,13 +67,13 @@ class CustomModelConfig:
                 raise InputError(f"{self.source}: its setting {name!r} is one of the training's; rename it")
             if not isinstance(value, int | float | str):
                 raise InputError(f"{self.source}: its setting {name!r} is {value!r}; it must be a number, text or bool")
-        if not isinstance(self.block_size, int) or self.block_size < 1:
+        if not isinstance(self.settings["block_size"], int) or self.block_size < 1:
             raise InputError(f"{self.source}: block_size is {self.block_size!r}; it must be a positive whole number")
 
     @property
     def block_size(self) -> int:
         """Longest context, in tokens."""
-        return self.settings["block_size"]
+        return int(self.settings["block_size"])
 
     @property
     def class_name(self) -> str:
@@ -125,8 +125,9 @@ def fix_settings(model: ModelConfig, texts: Iterable[str]) -> ModelConfig:
 
 def read_model(values: Any, where: str) -> ModelConfig:
     """The model that a JSON file describes. Raises InputError."""
-    own = isinstance(values, dict) and "source" in values
-    return from_dict(CustomModelConfig if own else GPTConfig, values, where)
+    if isinstance(values, dict) and "source" in values:
+        return from_dict(CustomModelConfig, values, where)
+    return from_dict(GPTConfig, values, where)
 
 
 def difference(model: ModelConfig, saved: dict[str, Any]) -> str | None:
@@ -230,9 +231,8 @@ class _Files(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return spec_from_loader(name, self, is_package=True) if is_folder else None
 
     def exec_module(self, module: types.ModuleType) -> None:
-        file = module.__spec__.origin
-        if file:
-            self.execute(module, file)
+        if module.__spec__ and module.__spec__.origin:
+            self.execute(module, module.__spec__.origin)
 
     def execute(self, module: types.ModuleType, file: str) -> None:
         """Executes a file in a module; tracebacks and inspect see its text."""
@@ -288,7 +288,7 @@ def custom_model(spec: str, vocab_size: int, block_size: int) -> CustomModelConf
     settings = getattr(load_class(empty), "settings", {})
     if not isinstance(settings, dict):
         raise InputError(f"--model {source}: its `settings` is a {type(settings).__name__}; it must be a dict of defaults")
-    return with_settings(empty, settings)
+    return dataclasses.replace(empty, settings=empty.settings | settings)
 
 
 def builder(model: ModelConfig) -> Callable[[], Any]:

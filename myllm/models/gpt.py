@@ -49,7 +49,8 @@ class Attention(nn.Module):
         parts = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head).unbind(2)  # not permuted: one copy less backwards
         q, k, v = (part.transpose(1, 2) for part in parts)  # each (B, H, T, C/H)
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=self.dropout if self.training else 0.0)
-        return self.proj(y.transpose(1, 2).reshape(B, T, C))
+        out: torch.Tensor = self.proj(y.transpose(1, 2).reshape(B, T, C))
+        return out
 
 
 class MLP(nn.Module):
@@ -62,7 +63,8 @@ class MLP(nn.Module):
         self.approximate = "tanh" if config.activation == "gelu_tanh" else "none"
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.proj(F.gelu(self.fc(x), approximate=self.approximate))
+        out: torch.Tensor = self.proj(F.gelu(self.fc(x), approximate=self.approximate))
+        return out
 
 
 class Block(nn.Module):
@@ -78,7 +80,8 @@ class Block(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = x + self.dropout(self.attn(self.norm1(x)))
-        return x + self.dropout(self.mlp(self.norm2(x)))
+        out: torch.Tensor = x + self.dropout(self.mlp(self.norm2(x)))
+        return out
 
 
 class GPT(nn.Module):

@@ -5,6 +5,7 @@ import errno
 import os
 import sys
 from collections.abc import Callable
+from typing import Any, NoReturn
 
 DISK_ERRORS = {
     getattr(errno, name)
@@ -45,14 +46,14 @@ class DataChanged(RunError):
 class Parser(argparse.ArgumentParser):
     """An argparse parser whose errors are InputErrors: one line, no usage dump, no abbreviated flags."""
 
-    def __init__(self, **kwargs):
+    def __init__(self, **kwargs: Any) -> None:
         super().__init__(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **kwargs)
 
     def add_alias(self, alias: str, flag: str) -> None:
         """Lets `alias`, which --help does not name, stand for `flag`."""
         self._option_string_actions[alias] = self._option_string_actions[flag]
 
-    def error(self, message: str):
+    def error(self, message: str) -> NoReturn:
         raise InputError(f"{message} (see --help)")
 
 
@@ -79,6 +80,7 @@ def run_command(main: Callable[[], int | None]) -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace", line_buffering=True)
+    code: str | int | None
     try:
         try:
             code = main()

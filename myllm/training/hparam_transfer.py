@@ -56,7 +56,8 @@ def times_as_wide(model: ModelConfig, before: ModelConfig) -> float:
                 module = build()
         named = module.named_parameters()
         sizes.append({name: p.size(1) for name, p in named if p.dim() == 2 and one.vocab_size not in p.shape})
-    return statistics.median([sizes[0][name] / sizes[1][name] for name in sizes[0].keys() & sizes[1].keys()] or [1.0])
+    ratios = [sizes[0][name] / sizes[1][name] for name in sizes[0].keys() & sizes[1].keys()]
+    return float(statistics.median(ratios or [1.0]))
 
 
 def transferred(
@@ -86,7 +87,7 @@ def transferred(
     elif found.stride == found.max_len != values["max_len"] and "stride" not in flags:
         values["stride"] = values["max_len"]
         changes.append(Transfer("stride", found.stride, values["stride"], "that of --max_len, as before"))
-    if preset.micro_batch_size and PRESETS.get(config.get("preset")) is not preset and "micro_batch_size" not in flags:
+    if preset.micro_batch_size and PRESETS.get(config.get("preset", "")) is not preset and "micro_batch_size" not in flags:
         values["micro_batch_size"] = min(preset.micro_batch_size, values["batch_size"])
     step = values["batch_size"] * values["max_len"]
     if values["budget_tokens"] and "budget_tokens" not in flags and step > 0:
@@ -115,17 +116,17 @@ def search_command(
     """The command that searches the learning rate anew, around `training`, all else as there; `flags` name the data."""
     preset = PRESETS[preset_name]
     reference = preset.training()
-    names = ("batch_size", "warmup_ratio", "min_lr_ratio", "schedule", "cooldown_ratio", "clip_norm", "weight_decay")
-    names += ("beta1", "beta2", "beta2_half_life", "micro_batch_size")
+    names = ["batch_size", "warmup_ratio", "min_lr_ratio", "schedule", "cooldown_ratio", "clip_norm", "weight_decay"]
+    names += ["beta1", "beta2", "beta2_half_life", "micro_batch_size"]
     fixed = {n: getattr(training, n) for n in names if getattr(training, n) not in (None, getattr(reference, n))}
     if training.beta2_half_life is not None:  # it decides beta2
         fixed.pop("beta2", None)
-    own = isinstance(model, CustomModelConfig)
-    usual = {} if own else settings_of(preset.model(model.vocab_size))
+    source = model.source if isinstance(model, CustomModelConfig) else None
+    usual = {} if source else settings_of(preset.model(model.vocab_size))
     fixed |= {n: value for n, value in settings_of(model).items() if usual.get(n) != value}
     rate = training.learning_rate
     words = ["python", "tune/search.py", "--preset", preset_name, "--space", "custom"]
-    words += ["--model", model.source] if own else []
+    words += ["--model", source] if source else []
     words += ["--range", f"learning_rate={rate / 2:.2g}:{max(2 * rate, found_rate):.2g}"]
     words += ["--set", *(f"{name}={value}" for name, value in fixed.items())] if fixed else []
     for flag, values in flags.items():

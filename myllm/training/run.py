@@ -83,7 +83,7 @@ class Run:
         """Optimizer steps of the whole run, those over earlier data included."""
         if self.config.budget_tokens is not None:
             return self.config.budget_tokens // self.config.tokens_per_step
-        return self.earlier_steps + max(0, self.config.epochs - self.earlier_epochs) * self.stream.steps_per_epoch
+        return self.earlier_steps + max(0, (self.config.epochs or 0) - self.earlier_epochs) * self.stream.steps_per_epoch
 
     def epoch_at(self, step: int) -> float:
         """Passes over the training data after `step` optimizer steps, those over earlier data included."""
@@ -167,8 +167,8 @@ class Run:
         """Whether `state` stands in other training data than the run's. Without a fingerprint: if it can't be in ours."""
         saved = state.get("data", {}).get("train")
         if saved is None:
-            return state["batch"] > self.stream.steps_per_epoch
-        return saved != self.train_windows.tokens.fingerprint()
+            return bool(state["batch"] > self.stream.steps_per_epoch)
+        return bool(saved != self.train_windows.tokens.fingerprint())
 
     def _find_place(self, state: dict[str, Any], other_data: bool) -> None:
         """The place in the data where `state` was taken; in other data the start of a new pass."""
@@ -197,14 +197,15 @@ class Run:
             for tensor in (inputs, targets):
                 torch._dynamo.mark_dynamic(tensor, 0)
         with autocast(self.dtype, self.device):
-            loss = self.compute(inputs, targets)
+            loss: torch.Tensor = self.compute(inputs, targets)
         loss = loss * share
         loss.backward()
         return loss.detach()
 
     def _decide_compilation(self, inputs: torch.Tensor, targets: torch.Tensor) -> None:
         """Decides by passes of one micro-batch whether they are compiled, and leaves the run's state as it was."""
-        self.compile_decided, before = True, []
+        self.compile_decided = True
+        before: list[Any] = []
 
         def one_pass() -> None:
             if not before:  # most runs try none
@@ -235,7 +236,7 @@ class Run:
                 set_random_state(before, self.device)
             size = self.micro_batch_size
             loss = torch.zeros((), device=self.device)
-            for micro_inputs, micro_targets in zip(inputs.split(size), targets.split(size), strict=True):
+            for micro_inputs, micro_targets in zip(torch.split(inputs, size), torch.split(targets, size), strict=True):
                 loss += one_pass(micro_inputs, micro_targets, len(micro_inputs) / len(inputs))
             return loss
 

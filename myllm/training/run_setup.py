@@ -79,7 +79,8 @@ def choose_training(
     given: dict[str, Any], start: StartConfig, model: ModelConfig, preset: Preset
 ) -> tuple[TrainConfig, list[Transfer]]:
     """Returns the training settings, and those among them that were rescaled. Raises InputError for a wrong one."""
-    flags, rescaled = training_flags(given), []
+    flags = training_flags(given)
+    rescaled: list[Transfer] = []
     if "train" in start.values:
         training, rescaled = transferred(start.values, start.where, flags, model, preset)
     else:

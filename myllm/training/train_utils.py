@@ -30,7 +30,7 @@ def token_ids_to_text(ids: torch.Tensor, tokenizer: Tokenizer) -> str:
 
 @torch.no_grad()
 def generate(
-    model: torch.nn.Module,
+    model: Any,
     ids: torch.Tensor,
     max_new_tokens: int,
     temperature: float = 0.0,
@@ -51,11 +51,11 @@ def generate(
     if temperature < 0:
         raise ValueError(f"temperature is {temperature}; it must be 0 or more")
     was_training, logits_of = model.training, getattr(model, "logits", model)
-    block_size = block_size or model.config.block_size
+    context: int = block_size or model.config.block_size
     model.eval()
     done = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
     for _ in range(max_new_tokens):
-        logits = logits_of(ids[:, -block_size:])[:, -1].float()  # (B, V)
+        logits = logits_of(ids[:, -context:])[:, -1].float()  # (B, V)
         if top_k is not None:
             kept = logits.topk(min(top_k, logits.size(-1))).values[:, -1:]
             logits = logits.masked_fill(logits < kept, -torch.inf)

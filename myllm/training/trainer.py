@@ -63,7 +63,8 @@ class Job:
     @property
     def history(self) -> list[dict[str, Any]]:
         """The reports so far, those before a resume included."""
-        return self.extras["history"]
+        history: list[dict[str, Any]] = self.extras["history"]
+        return history
 
 
 def main() -> int:
