@@ -1,6 +1,6 @@
-"""What a run is: the model's shape, the training settings, and the presets that name both.
+"""The configuration of a run: the model's shape, the training settings, and the presets that name both.
 
-Frozen dataclasses; every field is checked at construction, alone and against the others.
+The dataclasses are frozen. Each field is checked at construction, alone and against the others.
 """
 
 import ast
@@ -53,7 +53,7 @@ class GPTConfig:
     bias: bool = True
     """whether linear layers and norms carry a bias, as GPT-2's do"""
     activation: str = "gelu_tanh"
-    """gelu_tanh: GPT-2's approximation, and what configurations that do not say mean; gelu: the exact one, as nanoGPT's"""
+    """gelu: the exact one, as nanoGPT's; gelu_tanh: GPT-2's approximation, which older configurations mean as well"""
 
     def __post_init__(self) -> None:
         for name in ("n_layer", "n_head", "n_embd", "block_size", "vocab_size"):
@@ -66,7 +66,7 @@ class GPTConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How one run trains. Exactly one of `epochs` and `budget_tokens` says how long."""
+    """The settings of one training. Exactly one of `epochs` and `budget_tokens` says how long it is."""
 
     learning_rate: float
     """peak learning rate of AdamW"""
@@ -107,9 +107,9 @@ class TrainConfig:
     eval_freq: int = 100
     """optimizer steps between reports"""
     eval_windows: int = 64
-    """windows of val that an evaluation reads; the same ones every time"""
+    """validation windows that an evaluation reads; the same ones every time"""
     train_eval_windows: int | None = None
-    """windows of train that it reads, for train_loss; None: as many as of val"""
+    """training windows that an evaluation reads, for train_loss; None: as many as validation windows"""
     dtype: str = "auto"
     """arithmetic of the forward pass: float32, bfloat16 by autocast, or auto: bfloat16 on GPUs that multiply it natively"""
     float32_matmul: str = "tf32"
@@ -120,13 +120,11 @@ class TrainConfig:
     """seeds initialisation, dropout and data order"""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "max_len", "stride", "eval_freq", "eval_windows"):
+        optional = ("epochs", "budget_tokens", "micro_batch_size", "train_eval_windows")
+        for name in ("batch_size", "max_len", "stride", "eval_freq", "eval_windows", *optional):
             value = getattr(self, name)
-            _require(_is_int(value) and 0 < value < 2**63, name, value, "a positive whole number below 2^63")
-        for name in ("epochs", "budget_tokens", "micro_batch_size", "train_eval_windows"):
-            value = getattr(self, name)
-            right = value is None or (_is_int(value) and 0 < value < 2**63)
-            _require(right, name, value, "a positive whole number below 2^63")
+            unset = value is None and name in optional
+            _require(unset or (_is_int(value) and 0 < value < 2**63), name, value, "a positive whole number below 2^63")
         for name in ("learning_rate", "clip_norm", "beta2_half_life"):
             value = getattr(self, name)
             unset = value is None and name == "beta2_half_life"
@@ -155,21 +153,18 @@ class TrainConfig:
                 f"epochs is {self.epochs} and budget_tokens is {self.budget_tokens}; exactly one must say how long to train"
             )
         if self.budget_tokens is not None:
-            _require(
-                self.budget_tokens % self.tokens_per_step == 0,
-                "budget_tokens",
-                self.budget_tokens,
-                f"a multiple of batch_size * max_len ({self.tokens_per_step})",
-            )
+            whole = self.budget_tokens % self.tokens_per_step == 0
+            right = f"a multiple of batch_size * max_len ({self.tokens_per_step})"
+            _require(whole, "budget_tokens", self.budget_tokens, right)
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens that one optimizer step trains on."""
+        """Returns the tokens that one optimizer step trains on."""
         return self.batch_size * self.max_len
 
     @property
     def step_beta2(self) -> float:
-        """AdamW's beta2 for this batch size: beta2 itself, or 0.5 ** (tokens_per_step / beta2_half_life).
+        """Returns AdamW's beta2 for this batch size: beta2, or 0.5 ** (tokens_per_step / beta2_half_life) if set.
 
         A half-life in tokens keeps its meaning across batch sizes (Marek et al., arXiv 2507.07101).
         """
@@ -181,8 +176,7 @@ class TrainConfig:
 def from_dict(cls: type[T], values: dict[str, Any], where: str) -> T:
     """Builds the dataclass `cls` from a flat dict.
 
-    Raises InputError for a key that `cls` does not have, a missing one, and whatever `cls` itself rejects;
-    the message starts with `where`.
+    Raises InputError for an unknown key, a missing key, and a value that `cls` rejects. The message starts with `where`.
     """
     if not isinstance(values, dict):
         raise InputError(f"{where}: expected a table of settings, got {type(values).__name__}")
@@ -211,7 +205,7 @@ def value_type(field: dataclasses.Field[Any]) -> type:
 
 
 def parse_value(of: type, text: str) -> Any:
-    """A value of type `of`. Raises ValueError."""
+    """Returns the value of type `of` that `text` spells. Raises ValueError where it spells none, or an infinite one."""
     if of is bool:
         if text.lower() not in ("true", "false"):
             raise ValueError(f"{text!r} is neither true nor false")
@@ -237,7 +231,7 @@ def field_help(config_class: type) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Preset:
-    """A named model shape with the reference hyper-parameters that a search starts from."""
+    """A named model shape, with the baseline hyper-parameters that a search starts from."""
 
     n_layer: int
     n_head: int
@@ -245,9 +239,9 @@ class Preset:
     block_size: int
     """longest context and window length, in tokens"""
     learning_rate: float
-    """reference peak learning rate; spaces reach a factor of 10 either way"""
+    """baseline peak learning rate; spaces reach a factor of 10 either way"""
     batch_size: int
-    """reference windows per optimizer step; spaces reach a factor of 4 either way"""
+    """baseline windows per optimizer step; spaces reach a factor of 4 either way"""
     budget_tokens: int
     """tokens of one full training in a search"""
     dropout: float = 0.0
@@ -257,7 +251,7 @@ class Preset:
     activation: str = "gelu"
 
     def model(self, vocab_size: int) -> GPTConfig:
-        """The preset's shape for a vocabulary of `vocab_size` token ids."""
+        """Returns the preset's shape for a vocabulary of `vocab_size` token ids."""
         return GPTConfig(
             n_layer=self.n_layer,
             n_head=self.n_head,
@@ -269,7 +263,7 @@ class Preset:
         )
 
     def training(self, **changes: Any) -> TrainConfig:
-        """The preset's reference TrainConfig with `changes`; without either length, its budget_tokens."""
+        """Returns the preset's baseline TrainConfig with `changes`. Without a length in them it trains budget_tokens."""
         values = dict(
             learning_rate=self.learning_rate,
             batch_size=self.batch_size,
@@ -284,7 +278,7 @@ class Preset:
         return TrainConfig(**(values | changes))
 
 
-# Reference values: nano from a few trainings on the built-in corpus (experiments/LOG.md), micro from there, roughly by the
+# Baseline values: nano from a few trainings on the built-in corpus (experiments/LOG.md), micro from there, roughly by the
 # inverse cube root of the size (the OLMo ladder's law); mini is nanoGPT's character model
 # (config/train_shakespeare_char.py); gpt2 and larger follow table 2.1 of the GPT-3 paper (arXiv 2005.14165) for rates,
 # 0.5M tokens a batch (1M for xl), and 20 tokens a parameter (arXiv 2203.15556).
@@ -300,7 +294,7 @@ PRESETS: dict[str, Preset] = {
 
 
 def get_preset(name: str) -> Preset:
-    """The preset called `name`. Raises InputError for an unknown one."""
+    """Returns the preset called `name`. Raises InputError for an unknown one."""
     if name not in PRESETS:
         raise InputError(f"--preset {name!r} is unknown; known are {', '.join(PRESETS)}")
     return PRESETS[name]

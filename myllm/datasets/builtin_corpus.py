@@ -1,4 +1,4 @@
-"""The embedded corpus: text that needs no download."""
+"""The built-in corpus: text that needs no download."""
 
 import hashlib
 import os
@@ -19,7 +19,7 @@ LEFT_OUT = {
 
 
 def corpus_texts() -> tuple[list[bytes], list[bytes]]:
-    """The standard library's .py files as (train, val), split by the hash of their names (1 in 16).
+    """Returns the standard library's .py files as (train, val), split by the hash of their names (1 in 16).
 
     Tests, generated tables, bundled packages and files that are not UTF-8 are left out.
     """
@@ -43,5 +43,5 @@ def corpus_texts() -> tuple[list[bytes], list[bytes]]:
 
 
 def corpus_text(split: str) -> str:
-    """The corpus as one text: of val, or of train."""
+    """Returns the corpus as one text: of val, or of train."""
     return b"\n".join(corpus_texts()[split == "val"]).decode()

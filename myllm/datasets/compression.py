@@ -1,4 +1,4 @@
-"""The bytes of a file that should be text: decompressed where they need it, or refused by what they really are."""
+"""Opens files that should be text: decompresses them where necessary, and refuses other formats by name."""
 
 import contextlib
 import io
@@ -64,7 +64,7 @@ def refuse_by_name(path: Path) -> None:
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[tuple[io.BufferedReader, Any]]:
-    """The bytes of a file, decompressed where they need it, and the file on disk, whose tell() is the position there.
+    """Opens a file for reading its bytes, decompressed where necessary; also gives the file on disk for its tell().
 
     Raises InputError for what is no UTF-8 text by its first bytes.
     """

@@ -1,4 +1,4 @@
-"""What a user names -> files: one, several, a glob, or a folder."""
+"""Finds the files that a user names: one, several, a glob, or a folder."""
 
 import glob
 import json
@@ -32,7 +32,7 @@ SPLITS = {
 
 
 def is_builtin(source: Source) -> bool:
-    """Whether `source` is the built-in corpus."""
+    """Returns True if `source` is the built-in corpus."""
     names = [source] if isinstance(source, str) else list(source)
     return len(names) == 1 and names[0] in (BUILTIN, BUILTIN_BEFORE)
 
@@ -45,7 +45,7 @@ def absolute(source: Source) -> Source:
 
 
 def find_files(source: Source) -> list[Path]:
-    """The files behind `source`: those of a glob or folder in the order of their names, numbers by their value.
+    """Returns the files behind `source`: those of a glob or folder in the order of their names, numbers by their value.
 
     Raises InputError where there are none, where they are both token files and text, where one is named twice, or where a
     folder holds files for both training and validation.
@@ -72,7 +72,7 @@ def find_files(source: Source) -> list[Path]:
 
 
 def _expand(name: str) -> list[Path]:
-    """The files of one name, glob or folder."""
+    """Returns the files of one name, glob or folder."""
     if not name:
         raise InputError("the name of a data file is empty")
     path = Path(name)
@@ -104,7 +104,7 @@ def _in_folder(folder: Path) -> list[Path]:
 
 
 def _saved_dataset(folder: Path) -> list[Path]:
-    """The files of a dataset that was saved; others beside them are caches of its transformations."""
+    """Returns the files of a dataset that was saved; others beside them are caches of its transformations."""
     try:
         return [folder / part["filename"] for part in json.loads((folder / DATASET).read_text("utf-8"))["_data_files"]]
     except (ValueError, KeyError, TypeError):
@@ -117,5 +117,5 @@ def _by_number(path: Path) -> list[tuple[int, str]]:
 
 
 def are_tokens(files: list[Path]) -> bool:
-    """Whether `files`, from find_files, hold token ids."""
+    """Returns True if `files`, from find_files, hold token ids."""
     return kind_of(files[0]) in TOKENS

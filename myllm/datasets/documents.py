@@ -39,7 +39,7 @@ def kind_of(path: Path) -> str:
 
 
 def read_pieces(path: Path, text_column: str | None = None) -> Iterator[Piece]:
-    """The documents of a text file, in pieces. Raises InputError where it can't be read as what it is."""
+    """Yields the documents of a text file, in pieces. Raises InputError where it can't be read as what it is."""
     check_regular(path)
     if path.stat().st_size == 0:
         raise InputError(f"{path}: the file is empty")

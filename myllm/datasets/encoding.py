@@ -29,7 +29,7 @@ Job = list[tuple[bool, str]]
 
 
 def cut_position(text: str, limit: int, tokenizer: Tokenizer) -> int:
-    """The largest position found, at most `limit`, where `text` can be cut without changing its ids; else `limit`."""
+    """Returns a position, at most `limit`, where a cut of `text` does not change its ids; `limit` if none is found."""
     for begin in (max(0, limit - NEAR_CHARS), 0):
         ends = [match.end() for match in WORD_END.finditer(text, begin, limit)]
         for position in reversed(ends[-PROBES:]):
@@ -67,7 +67,7 @@ def jobs(pieces: Iterable[Piece], tokenizer: Tokenizer, job_chars: int = JOB_CHA
 
 
 def encode_job(job: Job, tokenizer: Tokenizer) -> np.ndarray:
-    """The ids of a job's texts, one after the other."""
+    """Returns the ids of a job's texts, one after the other."""
     parts = []
     for parted, text in job:
         if parted:
@@ -79,7 +79,7 @@ def encode_job(job: Job, tokenizer: Tokenizer) -> np.ndarray:
 def encode_pieces(
     pieces: Iterable[Piece], tokenizer: Tokenizer, threads: int | None = None
 ) -> Iterator[tuple[np.ndarray, int]]:
-    """The ids of all documents in order, with the position in the input that they reach.
+    """Yields the ids of all documents in order, with the position in the input that they reach.
 
     Encodes in `threads` threads (default: one a core; tokenizers let go of Python's lock) and reads ahead by a few jobs.
     """

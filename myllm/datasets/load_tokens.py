@@ -1,4 +1,4 @@
-"""What a user names -> one checked TokenFile: token files are compared with the tokenizer, text is tokenized once."""
+"""Opens the data that a user names: token files are compared with the tokenizer, text is tokenized once."""
 
 import hashlib
 from collections.abc import Iterable, Iterator
@@ -28,12 +28,12 @@ MIN_IDS_TO_JUDGE, FAR_BELOW = 1000, 1 / 8
 
 
 def progress_bar(total: int, what: str) -> Bar:
-    """A progress bar in bytes; quiet for what takes no time."""
+    """Returns a progress bar in bytes; quiet for what takes no time."""
     return Bar(total, what, delay=BAR_DELAY)
 
 
 def text_pieces(files: list[Path], text_column: str | None) -> Iterator[Piece]:
-    """The documents of all `files`; positions count bytes from the start of the first."""
+    """Yields the documents of all `files`; positions count bytes from the start of the first."""
     before = 0
     for path in files:
         for piece in read_pieces(path, text_column):
@@ -42,14 +42,14 @@ def text_pieces(files: list[Path], text_column: str | None) -> Iterator[Piece]:
 
 
 def encoded(pieces: Iterable[Piece], tokenizer: Tokenizer, bar: Bar) -> Iterator[np.ndarray]:
-    """The ids of all documents, while `bar` follows."""
+    """Yields the ids of all documents, while `bar` follows."""
     for ids, position in encode_pieces(pieces, tokenizer):
         bar.update(position - bar.n)
         yield ids
 
 
 def _content_key(files: list[Path], text_column: str | None) -> str:
-    """The SHA-256 of what the files' text depends on: their bytes, and how they are read."""
+    """Returns the SHA-256 of what the files' text depends on: their bytes, and how they are read."""
     digest = hashlib.sha256()
     with progress_bar(sum(path.stat().st_size for path in files), "checking") as bar:
         for path in files:
@@ -70,7 +70,7 @@ def prepare(
     token_dtype: str | None = None,
     text_column: str | None = None,
 ) -> TokenFile:
-    """The checked TokenFile behind what a user names: token files, text, or `builtin` (then `split` is train or val).
+    """Returns the checked TokenFile of token files, of text, or of `builtin`, where `split` is train or val.
 
     Text is tokenized once into `cache_dir` (default: files.cache_dir()), under the hash of its content and of the
     tokenizer's. `token_dtype` says what bare .bin files hold, `text_column` which column is the text. Raises InputError for
@@ -103,7 +103,7 @@ def prepare(
 
 
 def _open_cached(path: Path) -> TokenFile | None:
-    """The prepared file `path`, or None where it is not there, or not whole."""
+    """Returns the prepared file `path`, or None where it is not there, or not whole."""
     try:
         return TokenFile(path) if read_sidecar(path) else None
     except InputError:
@@ -151,7 +151,7 @@ def _check_sidecar(path: Path, sidecar: dict[str, Any], tokenizer_name: str, tok
 
 
 def default_tokenizer(source: Source) -> str:
-    """The tokenizer where the user names none: what the token files themselves say, gpt2 for bare ones, byte for text.
+    """Returns the tokenizer where the user names none: the one that token files name, gpt2 for bare ones, byte for text.
 
     Raises InputError where the files are known not to be GPT-2's: beside a nanoGPT meta.pkl, or as llm.c's Llama-3 shards.
     """
@@ -175,7 +175,7 @@ def default_tokenizer(source: Source) -> str:
 
 
 def _moved(name: str, path: Path) -> str:
-    """Where the tokenizer `name` of the sidecar of `path` is now: there, or beside the token file."""
+    """Returns where the tokenizer `name` of the sidecar of `path` is now: at its old place, or beside the token file."""
     if not is_path(name) or Path(name).exists():
         return name
     for candidate in (path.parent / name, path.parent / Path(name).name):
@@ -187,7 +187,7 @@ def _moved(name: str, path: Path) -> str:
 def split_text(
     files: list[Path], text_column: str | None, val_fraction: float
 ) -> tuple[Iterator[Piece], Iterator[Piece], int]:
-    """The pieces of train, those of val, and the bytes of all: val is the last `val_fraction` of the characters.
+    """Yields the pieces of train, those of val, and the bytes of all: val is the last `val_fraction` of the characters.
 
     Plain text is cut at the character, anything else where a document ends. Reads all files once to count, so that what
     can't be read says so first. Train is to be read to its end before val. Raises InputError where one would be empty.

@@ -25,7 +25,7 @@ Document = tuple[str, int]
 
 
 def pick_column(path: Path, columns: list[str], text_column: str | None) -> str:
-    """Which of a file's text `columns` to read. Raises InputError where that is not clear."""
+    """Returns which of a file's text `columns` to read. Raises InputError where that is not clear."""
     listed = ", ".join(columns) or "none"
     if text_column is not None:
         if text_column not in columns:
@@ -38,7 +38,7 @@ def pick_column(path: Path, columns: list[str], text_column: str | None) -> str:
 
 
 def read_jsonl(path: Path, text_column: str | None) -> Iterator[Document]:
-    """One JSON object a line."""
+    """Reads one JSON object a line."""
     column = None
     with opened(path) as (reader, raw):
         for number in itertools.count(1):
@@ -68,9 +68,9 @@ def read_jsonl(path: Path, text_column: str | None) -> Iterator[Document]:
 
 
 def _next_value(reader: io.BufferedReader) -> Any:
-    """The value of the next line, None of an empty one; the error where it has none, END after the last.
+    """Returns the value of the next line, None for an empty line, an exception for a damaged one, END after the last.
 
-    Of a long line nothing but its text is held while that is parsed: one emoji makes every character take four bytes.
+    Only the text of a long line is held while it is parsed: one emoji makes each character take four bytes.
     """
     line = reader.readline()
     if not line:
@@ -84,7 +84,7 @@ def _next_value(reader: io.BufferedReader) -> Any:
 
 
 def read_csv(path: Path, text_column: str | None) -> Iterator[Document]:
-    """A table whose first line names the columns, parted by what that line is parted by."""
+    """Reads a table whose first line names the columns and shows the delimiter."""
     csv.field_size_limit(CELL_CHARS)
     number = 1
     with opened(path) as (reader, raw):
@@ -124,7 +124,7 @@ def _is_number(cell: str) -> bool:
 
 
 def read_parquet(path: Path, text_column: str | None) -> Iterator[Document]:
-    """A Parquet file."""
+    """Reads a Parquet file."""
     import pyarrow
     import pyarrow.parquet
 
@@ -141,8 +141,10 @@ def read_parquet(path: Path, text_column: str | None) -> Iterator[Document]:
 
 
 def read_arrow(path: Path, text_column: str | None) -> Iterator[Document]:
-    """An Arrow file or stream: Feather, and what Hugging Face's datasets save. Their batches are large, so the file is
-    mapped, and its pages are given back after every few rows."""
+    """Reads an Arrow file or stream: Feather, and what Hugging Face's datasets save.
+
+    Their batches are large, so the file is mapped, and its pages are given back after every few rows.
+    """
     import pyarrow
     import pyarrow.ipc
 
@@ -170,7 +172,7 @@ def read_arrow(path: Path, text_column: str | None) -> Iterator[Document]:
 
 
 def _documents(path: Path, parts: Iterable[Any]) -> Iterator[tuple[str, int]]:
-    """The texts in columns of a table, and how many rows were read by then."""
+    """Yields the texts in columns of a table, and how many rows were read by then."""
     import pyarrow
 
     rows = 0
@@ -184,7 +186,7 @@ def _documents(path: Path, parts: Iterable[Any]) -> Iterator[tuple[str, int]]:
 
 
 def _texts(schema: Any) -> list[str]:
-    """The columns of an Arrow schema that are text, dictionary-encoded or not."""
+    """Returns the columns of an Arrow schema that are text, dictionary-encoded or not."""
     import pyarrow.types as types
 
     kinds = {field.name: field.type.value_type if types.is_dictionary(field.type) else field.type for field in schema}

@@ -32,7 +32,7 @@ def names_of(paths: Sequence[Path]) -> str:
 
 
 def are_there(source: Spec) -> bool:
-    """Whether all files of `source`, as TokenFile takes it, are there."""
+    """Returns True if all files of `source`, as TokenFile takes it, are there."""
     paths = source["paths"] if isinstance(source, dict) else [source] if isinstance(source, str | Path) else source
     return all(Path(path).is_file() for path in paths)
 
@@ -77,17 +77,17 @@ class TokenFile:
 
     @property
     def path(self) -> Path:
-        """The first file."""
+        """Returns the first file."""
         return self.paths[0]
 
     @property
     def name(self) -> str:
-        """What the user named, for messages."""
+        """Returns the data as the user named it, for messages."""
         return self.label or names_of(self.paths)
 
     @property
     def spec(self) -> dict[str, Any]:
-        """What opens the same files from any folder: TokenFile(spec). Plain values, fit for JSON."""
+        """Returns plain values, fit for JSON, from which TokenFile(spec) opens the same files in any folder."""
         return {
             "paths": [os.path.abspath(path) for path in self.paths],
             "token_dtype": self.token_dtype,
@@ -96,11 +96,11 @@ class TokenFile:
 
     @property
     def ids(self) -> np.ndarray:
-        """All ids; of several files, in memory."""
+        """Returns all ids; of several files, in memory."""
         return self.piece(0, len(self))
 
     def _map(self, shard: int) -> mmap.mmap:
-        """The mapped file number `shard`; the one mapped longest ago makes room."""
+        """Returns the mapped file number `shard`; the one mapped longest ago makes room."""
         if shard not in self._maps:
             if len(self._maps) == OPEN_SHARDS:
                 del self._maps[next(iter(self._maps))]
@@ -117,7 +117,7 @@ class TokenFile:
                 mapped.madvise(mmap.MADV_DONTNEED)
 
     def piece(self, start: int, stop: int) -> np.ndarray:
-        """The ids from `start` up to `stop`, (stop - start,), of the files' own type; across files, copied."""
+        """Returns the ids from `start` up to `stop`, (stop - start,), of the files' own type; across files, copied."""
         shard = bisect_right(self._begins, start) - 1
         if stop <= self._begins[shard + 1]:
             return self._of_shard(shard, start, stop)
@@ -129,13 +129,13 @@ class TokenFile:
         return np.concatenate(parts)
 
     def _of_shard(self, shard: int, start: int, stop: int) -> np.ndarray:
-        """The ids from `start` up to `stop` of all, which lie in file number `shard`."""
+        """Returns the ids from `start` up to `stop` of all, which lie in file number `shard`."""
         layout, begin = self.layouts[shard], self._begins[shard]
         ids = np.frombuffer(self._map(shard), layout.dtype, layout.count, layout.offset)
         return ids[start - begin : stop - begin]
 
     def read(self, starts: np.ndarray, length: int) -> np.ndarray:
-        """The `length` ids from each of `starts` (n,), as (n, length) int64. Keeps the mapped memory bounded."""
+        """Returns the `length` ids from each of `starts` (n,), as (n, length) int64. Keeps the mapped memory bounded."""
         block = np.empty((len(starts), length), np.int64)
         for row, start in enumerate(starts.tolist()):
             block[row] = self.piece(start, start + length)
@@ -145,14 +145,14 @@ class TokenFile:
         return block
 
     def pieces(self, start: int = 0, stop: int | None = None) -> Iterable[np.ndarray]:
-        """The ids from `start` up to `stop` in order, up to PIECE_IDS at once."""
+        """Yields the ids from `start` up to `stop` in order, up to PIECE_IDS at once."""
         stop = len(self) if stop is None else stop
         for begin in range(start, stop, PIECE_IDS):
             yield self.piece(begin, min(begin + PIECE_IDS, stop))
             self._give_back()
 
     def check_ids(self, vocab_size: int) -> int:
-        """The largest id. Raises InputError where one is not in 0 to `vocab_size` - 1. Reads all files once."""
+        """Returns the largest id. Raises InputError where one is not in 0 to `vocab_size` - 1. Reads all files once."""
         largest = position = 0
         for ids in self.pieces():
             outside = (ids < 0) | (ids >= vocab_size) if ids.min() < 0 or ids.max() >= vocab_size else None

@@ -1,4 +1,4 @@
-"""What the integers of a token file are: the one place that decides, and checks what a file claims.
+"""Decides what the integers of a token file are, and checks what the file claims.
 
 | file | ids |
 |-|-|
@@ -27,13 +27,13 @@ LLMC = {LLMC_GPT2: ("<u2", 1), LLMC_LLAMA3: ("<u4", 7)}
 ARCHIVES = {b"\x1f\x8b\x08": "gzip", b"PK\x03\x04": "zip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2", b"\xfd7zXZ": "xz"}
 """first bytes of compressed files; of ids they would be a rare chance, and --token_dtype says that they are ids"""
 PRINTABLE = bytes(range(32, 127)) + b"\t\n\r"
-MIN_TEXT_BYTES = 64  # so many bytes that are all printable are no chance
+MIN_TEXT_BYTES = 64  # this many printable bytes in a row do not occur by chance in ids
 LOOKED_AT = 2**22  # ids at the start of a bare file that are checked for their width
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a file's ids are, and what they are."""
+    """Position and type of the ids in a file."""
 
     dtype: np.dtype
     offset: int
@@ -45,7 +45,7 @@ class Layout:
 
 
 def read_sidecar(path: Path) -> dict[str, Any]:
-    """What our .json beside the token file `path` says, or {}: any other .json there is none of our business."""
+    """Returns the content of our .json beside the token file `path`, or {} where there is none, or only a foreign one."""
     try:
         values = json.loads(path.with_suffix(".json").read_text("utf-8"))
         ours = values["dtype"] in ("<u2", "<u4") and isinstance(values["tokenizer"], str)
@@ -110,7 +110,7 @@ def _npy_layout(path: Path, file: Any) -> Layout:
 
 
 def llmc_magic(head: bytes) -> int | None:
-    """The magic number of llm.c's format that `head`, a file's first bytes, begins with, or None."""
+    """Returns the magic number of llm.c's format that `head`, a file's first bytes, begins with, or None."""
     magic = int(np.frombuffer(head, "<i4", 1)[0]) if len(head) >= 12 else 0
     return magic if magic in LLMC else None
 
@@ -144,7 +144,7 @@ def _bare_layout(path: Path, size: int, head: bytes, token_dtype: str | None) ->
 
 
 def wider_than_uint16(ids: np.ndarray, size: int) -> str | None:
-    """The type that uint16 `ids` from the start of a file of `size` bytes really have, or None where they are uint16.
+    """Returns the wider type that ids read as uint16 really have, or None. `size` is that of the file, in bytes.
 
     The upper halves of wider ids are zero, or below 16 for a vocabulary of up to a million. In ids that are uint16 every
     second one would have to be among the first 16 of the vocabulary: that is no text, unless all of them are.

@@ -40,7 +40,7 @@ class HuggingFaceTokenizer:
         return set(self.special)
 
     def encode_single_token(self, token: str) -> int:
-        """The id of a special token. Raises KeyError where there is none of that name."""
+        """Returns the id of a special token. Raises KeyError where there is none of that name."""
         return self.special[token]
 
     def encode_ordinary(self, text: str) -> list[int]:
@@ -58,7 +58,7 @@ class HuggingFaceTokenizer:
         return str(self._tokenizer.decode(ids, skip_special_tokens=False))
 
     def content(self) -> dict[str, Any]:
-        """All that decides ids: the JSON without truncation and padding."""
+        """Returns all that decides ids: the JSON without truncation and padding."""
         values = json.loads(self._tokenizer.to_str())
         return {key: value for key, value in values.items() if key not in ("truncation", "padding", "post_processor")}
 
@@ -86,7 +86,7 @@ Tokenizer = tiktoken.Encoding | HuggingFaceTokenizer
 
 
 def get_tokenizer(name: str) -> Tokenizer:
-    """The tokenizer called `name`.
+    """Returns the tokenizer called `name`.
 
     `name` is `byte` (ids 0 to 255 are bytes, 256 is the end of text), any encoding that tiktoken knows, the path of
     a `.tiktoken` rank file, of a Hugging Face tokenizer.json, or of a folder that has one. Raises InputError for an unknown
@@ -114,7 +114,7 @@ def get_tokenizer(name: str) -> Tokenizer:
 
 @functools.cache
 def byte_tokenizer() -> tiktoken.Encoding:
-    """The built-in tokenizer whose ids are bytes."""
+    """Returns the built-in tokenizer whose ids are bytes."""
     return _build("byte", r"(?s:.)", {bytes([i]): i for i in range(256)})
 
 
@@ -163,7 +163,7 @@ def _read_hugging_face(path: Path) -> HuggingFaceTokenizer:
 
 @functools.lru_cache(maxsize=8)
 def identity(tokenizer: Tokenizer) -> str:
-    """The SHA-256 of all that decides ids: ranks, pattern and special tokens. Two names may share one identity."""
+    """Returns the SHA-256 of all that decides ids: ranks, pattern and special tokens. Two names may share one identity."""
     digest = hashlib.sha256()
     if isinstance(tokenizer, HuggingFaceTokenizer):
         digest.update(json.dumps(tokenizer.content(), sort_keys=True).encode())
@@ -175,7 +175,7 @@ def identity(tokenizer: Tokenizer) -> str:
 
 
 def end_of_text(tokenizer: Tokenizer) -> int | None:
-    """The id that ends a document, or None where the tokenizer has none."""
+    """Returns the id that ends a document, or None where the tokenizer has none."""
     for name in ENDS_OF_TEXT:
         if name in tokenizer.special_tokens_set:
             return tokenizer.encode_single_token(name)
@@ -199,7 +199,7 @@ def encode(text: str, tokenizer: Tokenizer) -> np.ndarray:
 
 
 def id_dtype(n_vocab: int) -> np.dtype:
-    """The file type of ids below `n_vocab`, little-endian."""
+    """Returns the file type of ids below `n_vocab`, little-endian."""
     return np.dtype("<u2" if n_vocab <= 2**16 else "<u4")
 
 
@@ -214,7 +214,7 @@ def token_bytes(tokenizer: Tokenizer) -> np.ndarray:
 
 
 def is_path(name: str) -> bool:
-    """Whether the tokenizer `name` is a file or folder, not a name that tiktoken knows."""
+    """Returns True if the tokenizer `name` is a file or folder, not a name that tiktoken knows."""
     if name.endswith((".tiktoken", ".json")):
         return True
     return os.path.isdir(name) and name not in ("byte", *tiktoken.list_encoding_names())

@@ -35,7 +35,7 @@ class Windows:
         return block[:, :-1].contiguous(), block[:, 1:].contiguous()
 
     def ids(self, indices: np.ndarray) -> np.ndarray:
-        """The ids of the windows `indices` (n,) and the one after each: (n, max_len + 1) int64."""
+        """Returns the ids of the windows `indices` (n,) and the one after each: (n, max_len + 1) int64."""
         return self.tokens.read(np.asarray(indices) * self.stride, self.max_len + 1)
 
     def spread(self, count: int) -> np.ndarray:
@@ -44,7 +44,7 @@ class Windows:
 
 
 def shuffled(positions: np.ndarray, n: int, key: int) -> np.ndarray:
-    """Where a pseudo-random permutation of range(n) sends `positions` (int64), without ever storing it.
+    """Returns the images of `positions` (int64) under a pseudo-random permutation of range(n) that is never stored.
 
     A six-round Feistel network over the smallest even number of bits that holds n, walking the cycle until the result
     lies below n (Black and Rogaway 2002, "Ciphers with arbitrary finite domains"). `key` chooses the permutation.
@@ -65,7 +65,7 @@ def shuffled(positions: np.ndarray, n: int, key: int) -> np.ndarray:
     if np.size(positions) and not 0 <= np.min(positions) <= np.max(positions) < n:
         raise ValueError(
             f"positions {np.min(positions)} to {np.max(positions)} do not lie in range({n})"
-        )  # would walk for ever
+        )  # the walk would never end
     result = encrypt(np.asarray(positions).astype(np.uint64))
     outside = result >= n
     while outside.any():
@@ -92,7 +92,7 @@ class BatchStream:
         self.epoch = self.batch = 0
 
     def next(self) -> tuple["torch.Tensor", "torch.Tensor"]:
-        """The next batch, as Windows.batch gives it."""
+        """Returns the next batch, as Windows.batch gives it."""
         if self.batch >= self.steps_per_epoch:
             self.epoch, self.batch = self.epoch + 1, 0
         positions = np.arange(self.batch * self.batch_size, (self.batch + 1) * self.batch_size)

@@ -1,7 +1,7 @@
-"""A model that the user wrote: a class in a file, built from a dict of settings and the vocabulary. The contract:
+"""A custom model: a class in a user's file, built from a dict of settings and the vocabulary size. The contract:
 
     class MyGPT(torch.nn.Module):
-        settings = {"n_layer": 4, "dropout": 0.0}   # names and reference values of what may be set; may be left out
+        settings = {"n_layer": 4, "dropout": 0.0}   # names and baseline values of what may be set; may be left out
 
         def __init__(self, settings, vocab_size):   # such a dict, with "block_size", the longest window in tokens
             ...
@@ -47,7 +47,7 @@ RESERVED = {field.name for field in dataclasses.fields(TrainConfig)} | {"vocab_s
 
 @dataclass(frozen=True)
 class CustomModelConfig:
-    """A model of the user's own: its code and its settings."""
+    """A custom model: its code and its settings."""
 
     source: str
     """FILE.py:Class, absolute; where the code came from"""
@@ -86,25 +86,25 @@ UNSAID = {field.name: field.default for field in dataclasses.fields(GPTConfig) i
 
 
 def settings_of(model: ModelConfig) -> dict[str, Any]:
-    """What of a model may be set, by name."""
+    """Returns the settings of a model by name."""
     return dict(model.settings) if isinstance(model, CustomModelConfig) else dict(vars(model))
 
 
 def described(model: ModelConfig) -> dict[str, Any]:
-    """What a model is, by name, without its code: its settings, and of an own one where it came from."""
+    """Returns the settings of a model by name, and of a custom model also where its code came from."""
     own = {"class": model.source, "sha256": model.sha256} if isinstance(model, CustomModelConfig) else {}
     return own | settings_of(model)
 
 
 def with_settings(model: ModelConfig, changes: dict[str, Any]) -> ModelConfig:
-    """The model with other settings. Raises InputError for those that it can't have."""
+    """Returns the model with other settings. Raises InputError for those that it can't have."""
     if isinstance(model, CustomModelConfig):
         return dataclasses.replace(model, settings=model.settings | changes)
     return dataclasses.replace(model, **changes)
 
 
 def fix_settings(model: ModelConfig, texts: Iterable[str]) -> ModelConfig:
-    """The model with the settings of `texts`, each NAME=VALUE. Raises InputError for the first that can't be."""
+    """Returns the model with the settings of `texts`, each NAME=VALUE. Raises InputError for the first that can't be."""
     texts = list(texts)
     known = {setting: value for setting, value in settings_of(model).items() if setting != "vocab_size"}
     changes = {}
@@ -124,14 +124,14 @@ def fix_settings(model: ModelConfig, texts: Iterable[str]) -> ModelConfig:
 
 
 def read_model(values: Any, where: str) -> ModelConfig:
-    """The model that a JSON file describes. Raises InputError."""
+    """Returns the model that a JSON file describes. Raises InputError."""
     if isinstance(values, dict) and "source" in values:
         return from_dict(CustomModelConfig, values, where)
     return from_dict(GPTConfig, values, where)
 
 
 def difference(model: ModelConfig, saved: dict[str, Any]) -> str | None:
-    """How a checkpoint's model differs from `model`, so that its weights can't go on there; None where it does not.
+    """Returns a difference between a checkpoint's model and `model` that makes the weights unusable, or None.
 
     The same class with other code is no obstacle by itself: what it changed shows where the weights are put in.
     """
@@ -159,7 +159,7 @@ def absolute(spec: str) -> str:
 
 
 def read_files(path: Path) -> dict[str, str]:
-    """The text of a Python file, and of the modules and packages beside it that it imports, by relative path.
+    """Returns the text of a Python file, and of the modules and packages beside it that it imports, by relative path.
 
     Raises InputError.
     """
@@ -191,17 +191,17 @@ def read_files(path: Path) -> dict[str, str]:
 
 
 def _is_elsewhere(module: str) -> bool:
-    """Whether `import module` means another one than that beside the file: one of Python's own, or one that is loaded."""
+    """Returns True if `import module` means one of Python's own or a loaded one, not the file beside the model."""
     return module in sys.stdlib_module_names or (module in sys.modules and module not in _beside)
 
 
 def digest(files: dict[str, str]) -> str:
-    """The SHA-256 of files' names and texts."""
+    """Returns the SHA-256 of files' names and texts."""
     return hashlib.sha256(json.dumps(list(files.items())).encode()).hexdigest()
 
 
 def is_changed(model: ModelConfig) -> bool:
-    """Whether an own model's files are no longer what its configuration holds, or gone."""
+    """Returns True if the files of a custom model have changed since the configuration was made, or are gone."""
     if not isinstance(model, CustomModelConfig):
         return False
     try:
@@ -266,19 +266,19 @@ def _load(source: str, sha256: str, code: str) -> type:
 
 
 def load_class(model: CustomModelConfig) -> type:
-    """The class of an own model, its code executed once a process. Raises InputError."""
+    """Returns the class of a custom model, its code executed once a process. Raises InputError."""
     return _load(model.source, model.sha256, json.dumps(model.files))
 
 
 def error_text(error: BaseException) -> str:
-    """An error of the user's code, in one line, with the line that raised it."""
+    """Returns an error of the user's code, in one line, with the line that raised it."""
     *_, last = traceback.extract_tb(error.__traceback__)
     where = f" ({os.path.basename(last.filename)}:{last.lineno}: {last.line})" if last.line else ""
     return f"{type(error).__name__}: {one_line(error)}"[:300] + where[:120]
 
 
 def custom_model(spec: str, vocab_size: int, block_size: int) -> CustomModelConfig:
-    """The model that --model names, with its own reference settings. Raises InputError."""
+    """Returns the model that --model names, with its own baseline settings. Raises InputError."""
     source = absolute(spec)
     try:
         files = read_files(Path(source.rpartition(":")[0]))
@@ -292,7 +292,7 @@ def custom_model(spec: str, vocab_size: int, block_size: int) -> CustomModelConf
 
 
 def builder(model: ModelConfig) -> Callable[[], Any]:
-    """What makes the torch module; an own model's file, which may draw random numbers, is executed before it is called."""
+    """Returns a function that builds the torch module. The file of a custom model is executed before it returns."""
     if isinstance(model, CustomModelConfig):
         return functools.partial(load_class(model), dict(model.settings), model.vocab_size)
     from myllm.models.gpt import GPT

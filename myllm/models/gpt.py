@@ -126,7 +126,7 @@ class GPT(nn.Module):
 
     @classmethod
     def from_gpt2_state_dict(cls, state_dict: dict[str, torch.Tensor], n_head: int) -> "GPT":
-        """The GPT with the weights of a Hugging Face GPT2LMHeadModel's state dict; `n_head` is not stored there.
+        """Returns the GPT with the weights of a Hugging Face GPT2LMHeadModel's state dict; `n_head` is not stored there.
 
         Raises InputError where the state dict is not that of a GPT-2.
         """

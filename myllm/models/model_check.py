@@ -1,4 +1,4 @@
-"""A model of the user's own, tried before anything heavy starts: that it can be built, and that its loss trains it."""
+"""Chooses the model of a training, and tries a custom model before anything heavy starts."""
 
 import contextlib
 import inspect
@@ -33,10 +33,10 @@ ODD = 1.25  # times one nat per token, or less than its inverse, is another unit
 
 
 def choose_model(given: dict[str, Any], config: dict[str, Any], where: str, preset: Preset, vocab_size: int) -> ModelConfig:
-    """The model that trainer.py's flags, the config of the file `where`, and the preset describe (the earlier wins), tried
-    where it is an own one. Another preset than the config's leaves of its model what was chosen beside its size.
+    """Returns the model that flags, the configuration of the file `where`, and the preset describe; the earlier wins.
 
-    Raises InputError.
+    Where the preset is not that of the configuration, the model keeps what was chosen beside its size. A custom model is
+    tried. Raises InputError.
     """
     model: ModelConfig = preset.model(vocab_size)
     if "model" in config:
@@ -74,7 +74,7 @@ def choose_model(given: dict[str, Any], config: dict[str, Any], where: str, pres
 
 
 def quiet() -> contextlib.AbstractContextManager[Any]:
-    """Within it nothing is printed: many models tell their size whenever they are built."""
+    """Suppresses prints while the block lasts: many models print their size whenever they are built."""
     return contextlib.redirect_stdout(io.StringIO())
 
 

@@ -28,7 +28,7 @@ def check_regular(path: Path) -> None:
 
 
 def obstacle(path: str | Path) -> str | None:
-    """Why the file `path` can't be written, or None where it can. Leaves nothing behind, folders included."""
+    """Returns why the file `path` can't be written, or None where it can. Leaves nothing behind, folders included."""
     try:
         path = Path(os.path.realpath(path))  # whole_file follows links, too
         if path.is_dir():
@@ -107,7 +107,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def is_disk_full(error: BaseException | None) -> bool:
-    """Whether `error` says that a disk, or the user's share of it, is full."""
+    """Returns True if `error` says that a disk, or the user's share of it, is full."""
     return isinstance(error, OSError) and (
         error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error)
     )

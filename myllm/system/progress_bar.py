@@ -1,4 +1,4 @@
-"""A progress bar on the terminal, with the time left; nothing where there is none."""
+"""A progress bar on the terminal, with the time left. Without a terminal nothing is shown."""
 
 import sys
 import time

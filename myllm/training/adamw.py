@@ -38,3 +38,11 @@ def build_optimizer(model: torch.nn.Module, config: TrainConfig, device: torch.d
         fused=True,
         capturable=device.type == "cuda",
     )
+
+
+def restore_averages(optimizer: AdamW, state: dict[str, Any]) -> None:
+    """Loads the averages of gradients from `state`. Weight decay, betas and all other settings stay the optimizer's own."""
+    settings = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, ours in zip(optimizer.param_groups, settings, strict=True):
+        group.update(ours)

@@ -1,4 +1,4 @@
-"""Whether a training's forward and backward passes are compiled, how long that took, and what it gained."""
+"""Decides whether forward and backward passes are compiled, and measures the gain."""
 
 import statistics
 import time
@@ -9,25 +9,25 @@ import torch
 
 from myllm.system.errors import RunError, warn
 
-SECONDS_PER_LAYER = 4.0  # of the first compilation; a machine with an H100 took 20 s for 6 layers, 59 s for 12
-COMPILED_SPEED = 1.3  # times that of a recorded step, for models that repay it; 1.3 to 1.6 were seen (experiments/LOG.md)
-WARM, TIMED = 2, 5  # passes: the first ones compile, allocate, and record
+SECONDS_PER_LAYER = 4.0  # cost of the first compilation; a machine with an H100 took 20 s for 6 layers, 59 s for 12
+COMPILED_SPEED = 1.3  # speed of compiled passes over that of recorded ones; 1.3 to 1.6 were seen (experiments/LOG.md)
+WARM, TIMED = 2, 5  # passes before and during the measurement; the first ones compile, allocate and record
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """What compiling took in one process, and what it gained there."""
+    """Cost and gain of compiling, as measured in one process."""
 
     compiling_seconds: float
-    """until the compiled passes had their speed; little where an earlier process left its work on the disk"""
+    """seconds until compiled passes run at full speed; few where the disk holds an earlier process's work"""
     plain_tok_per_sec: float
-    """tokens a second of forward and backward passes before"""
+    """tokens per second of plain forward and backward passes"""
     compiled_tok_per_sec: float
-    """the same after"""
+    """tokens per second of compiled forward and backward passes"""
 
     @property
     def gain(self) -> float:
-        """How many times as fast they are."""
+        """Returns the speed of compiled passes divided by that of plain ones."""
         return self.compiled_tok_per_sec / self.plain_tok_per_sec
 
     def __str__(self) -> str:
@@ -36,15 +36,15 @@ class Compiled:
 
 
 class Compilation:
-    """Whether a run's passes are compiled: `on` always, `off` never, `auto` where it repays.
+    """Decides whether a run's passes are compiled. The mode `on` means always, `off` never, `auto` where it saves time.
 
-    The rule of `auto`: if a whole training at the speed of plain passes takes so long that compiled ones save more than
-    compiling costs. The whole training counts, not what is left of it: trials of one `shape` share the compiled code, a
-    worker in memory and a machine on disk, so that only the first of them pays. `switch` makes passes compiled or plain.
+    With `auto` passes are compiled if that saves more time over a whole training than compiling takes. The whole training
+    counts, not the rest of it: trials of one `shape` share the compiled code in a worker's memory and on a machine's disk,
+    so that only the first of them pays. `set_compiled` makes passes compiled or plain.
     """
 
-    known: dict[Hashable, bool] = {}  # noqa: RUF012 (the process's own)
-    """shapes that this process has tried to compile -> whether they can be"""
+    known: dict[Hashable, bool] = {}  # noqa: RUF012 (shared by all runs of a process)
+    """shapes that this process has tried to compile -> True if that worked"""
 
     def __init__(
         self, mode: str, shape: Hashable, n_layer: int, set_compiled: Callable[[bool], None], device: torch.device
@@ -53,9 +53,10 @@ class Compilation:
         self._found: Compiled | None = None
 
     def decide(self, one_pass: Callable[[], None], tokens: int, passes: int) -> None:
-        """Before the first step: decides, compiles, and measures. `one_pass` is one of `tokens`, a training has `passes`.
+        """Decides, compiles and measures, before the first step.
 
-        Raises RunError where it is `on` and can't be done, for want of a C++ compiler say.
+        `one_pass` runs a pass over `tokens` tokens; a training has `passes` passes. Raises RunError where the mode is `on`
+        and compiling fails, for want of a C++ compiler for example.
         """
         if self.mode == "off":
             return
@@ -79,12 +80,12 @@ class Compilation:
         self._found = Compiled(seconds, tokens / plain, tokens / compiled)
 
     def pop_measurement(self) -> Compiled | None:
-        """What was measured where this run was the first of its shape in this process; told once."""
+        """Returns the measurement once, if this run was the first of its shape in this process; else None."""
         found, self._found = self._found, None
         return found
 
     def _time(self, one_pass: Callable[[], None]) -> tuple[float, float]:
-        """(seconds of a pass, seconds that the first ones took beyond that)."""
+        """Returns (seconds of a pass, extra seconds that the first passes took)."""
         took = []
         for _ in range(WARM + TIMED):
             begin = time.perf_counter()

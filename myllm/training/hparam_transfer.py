@@ -1,4 +1,4 @@
-"""What a search found, carried to another model size or another budget: which values move, by which rule.
+"""Carries the result of a search to another model size or another budget: which values move, by which rule.
 
 The batch (in tokens), the clip norm and the shares of the steps (warm-up, cooldown) stay. The learning rate is divided by
 the width: Adam moves a matrix of twice the inputs twice as far, so its rate halves (Yang et al., arXiv 2203.03466, table
@@ -27,7 +27,7 @@ WIDTH_LAW = "1/width, Yang et al., arXiv 2203.03466"
 
 @dataclass(frozen=True)
 class Transfer:
-    """A setting that is not what the search found."""
+    """A setting that differs from the result of the search."""
 
     name: str
     old: float
@@ -41,9 +41,9 @@ class Transfer:
 
 
 def times_as_wide(model: ModelConfig, before: ModelConfig) -> float:
-    """How many times as many inputs the matrices of `model` have as those of the same name in `before`: their median.
+    """Returns the median ratio of input widths of matrices with the same name in `model` and `before`.
 
-    Those that grow with the vocabulary are left out. 1 where none has the same name.
+    Matrices that grow with the vocabulary are left out. The ratio is 1 where no names agree.
     """
     sizes = []
     for one in (model, before):
@@ -63,7 +63,7 @@ def times_as_wide(model: ModelConfig, before: ModelConfig) -> float:
 def transferred(
     config: dict[str, Any], where: str, flags: dict[str, Any], model: ModelConfig, preset: Preset
 ) -> tuple[TrainConfig, list[Transfer]]:
-    """The training that a best_config.json, read from `where`, describes, with `flags` in it, for `model`; and what moved.
+    """Returns the training of a best_config.json, read from `where`, with `flags` and for `model`; and the moved settings.
 
     Where windows were the whole context they are that of the model again, and a step keeps its tokens. A preset other than
     the config's brings its micro-batch. A budget that is not a flag is rounded down to whole steps. Raises InputError.
@@ -96,8 +96,9 @@ def transferred(
 
 
 def rescaled_rate(config: dict[str, Any], training: TrainConfig, model: ModelConfig) -> tuple[TrainConfig, Transfer | None]:
-    """`training`, which `transferred` made of a best_config.json, with the learning rate for its model; the Change is None
-    where that is as wide as the config's.
+    """Returns a result of `transferred` with the learning rate for its model, and the change of the rate.
+
+    The change is None where the model is as wide as that of the configuration.
     """
     before = read_model(config["model"], "model") if "model" in config else model
     width = 1.0 if difference(model, vars(before)) is None else times_as_wide(model, before)
@@ -113,12 +114,12 @@ def rescaled_rate(config: dict[str, Any], training: TrainConfig, model: ModelCon
 def search_command(
     training: TrainConfig, model: ModelConfig, preset_name: str, tokens: int, found_rate: float, flags: dict[str, list[str]]
 ) -> str:
-    """The command that searches the learning rate anew, around `training`, all else as there; `flags` name the data."""
+    """Returns the command that searches the learning rate around that of `training`; `flags` name the data."""
     preset = PRESETS[preset_name]
-    reference = preset.training()
+    baseline = preset.training()
     names = ["batch_size", "warmup_ratio", "min_lr_ratio", "schedule", "cooldown_ratio", "clip_norm", "weight_decay"]
     names += ["beta1", "beta2", "beta2_half_life", "micro_batch_size"]
-    fixed = {n: getattr(training, n) for n in names if getattr(training, n) not in (None, getattr(reference, n))}
+    fixed = {n: getattr(training, n) for n in names if getattr(training, n) not in (None, getattr(baseline, n))}
     if training.beta2_half_life is not None:  # it decides beta2
         fixed.pop("beta2", None)
     source = model.source if isinstance(model, CustomModelConfig) else None

@@ -1,4 +1,4 @@
-"""What a search leaves behind for the final model, read from plain files: best_config.json, or a trial and its checkpoint.
+"""Reads what a final model needs of a search from plain files: best_config.json, or a trial and its checkpoint.
 
 Of a run's folder this needs, and no more: search.json's `data` (DATA_KEYS), its `options` with `preset`, `storage_path`
 and `name`, and the `run_id` of its `origin`; journal.jsonl, one event a line, of which `trial` has a `trial_id`,
@@ -37,7 +37,7 @@ class TrialCheckpoint:
 
 
 def read_config(path: str) -> dict[str, Any]:
-    """The parts of a best_config.json. Raises InputError for another file or an unknown key."""
+    """Returns the parts of a best_config.json. Raises InputError for another file or an unknown key."""
     config = _json(Path(path), f"--config {path}")
     for keys, part, where in ((CONFIG_KEYS, config, path), (DATA_KEYS, config.get("data", {}), f"{path}: data")):
         for key in part:
@@ -59,7 +59,7 @@ def _json(path: Path, where: str) -> dict[str, Any]:
 
 
 def find_trial(spec: str) -> TrialCheckpoint:
-    """The trial that RUN/TRIAL names, TRIAL an id or an unambiguous part of one. Raises InputError."""
+    """Returns the trial that RUN/TRIAL names, TRIAL an id or an unambiguous part of one. Raises InputError."""
     where, run_dir, name = f"--from_trial {spec}", Path(spec).parent, Path(spec).name
     if (Path(spec) / "search.json").is_file():
         raise InputError(
@@ -88,12 +88,12 @@ def find_trial(spec: str) -> TrialCheckpoint:
 
 
 def remote_folder(name: str, provenance: dict[str, Any]) -> str:
-    """A search's folder below a storage URI: its name and its `run_id`. Runs before 0.1.0 have the name alone."""
+    """Returns a search's folder below a storage URI: its name and its `run_id`. Runs before 0.1.0 have the name alone."""
     return f"{name}-{provenance['run_id']}" if "run_id" in provenance else name
 
 
 def uri_below(uri: str, *names: str) -> str:
-    """The URI of what lies below another, whose options (s3://bucket/runs?region=here) it keeps."""
+    """Returns the URI of what lies below another, whose options (s3://bucket/runs?region=here) it keeps."""
     folder, mark, options = uri.partition("?")
     scheme, _, path = folder.partition("://")
     return "/".join([f"{scheme}://{path.rstrip('/')}", *names]) + mark + options
@@ -123,7 +123,7 @@ def _checkpoints(journal: Path, where: str) -> dict[str, dict[int, str]]:
 
 
 def _match(name: str, ids: list[str], where: str) -> str:
-    """The id that is `name`, with or without leading zeros, or the only one that `name` is a part of."""
+    """Returns the id that is `name`, with or without leading zeros, or the only one that `name` is a part of."""
     for like in (lambda i: i == name, lambda i: i.lstrip("0") == name.lstrip("0"), lambda i: name in i):
         found = [trial_id for trial_id in ids if like(trial_id)]
         if len(found) == 1:

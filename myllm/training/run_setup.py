@@ -32,7 +32,7 @@ class StartConfig:
 
     @property
     def data(self) -> dict[str, Any]:
-        """The data part; empty where there is none."""
+        """Returns the data part; empty where there is none."""
         return self.values.get("data") or {}
 
 

@@ -17,12 +17,12 @@ from myllm.training.run import Run
 __all__ = ["Report", "Run", "learning_rate_at", "mean_loss", "train"]
 
 FINITE_CHECK_STEPS = 32
-"""optimizer steps between looks at whether all is finite, on a CPU; for a GPU one would have to wait: there reports look"""
+"""optimizer steps between two checks for non-finite numbers on a CPU; on a GPU, which a check would stall, reports check"""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What one evaluation saw."""
+    """The result of one evaluation."""
 
     step: int
     """optimizer steps so far"""
@@ -33,21 +33,21 @@ class Report:
     val_loss: float
     """nats per token over the fixed validation windows, dropout off"""
     val_loss_ema: float
-    """the same of the averaged weights; NaN without them"""
+    """val_loss of the averaged weights; NaN without them"""
     lr: float
-    """of the last step"""
+    """learning rate of the last step"""
     grad_norm: float
     """global L2 norm of the last step's gradient, before clipping; NaN in V1, which does not compute it"""
     train_seconds: float
-    """spent training and evaluating so far, over all restarts"""
+    """seconds of training and evaluating so far, over all restarts"""
     tok_per_sec: float
-    """training throughput since the last report, evaluations left out"""
+    """tokens trained on per second since the last report, evaluations left out"""
     diverged: bool
-    """loss, gradients or validation loss are no longer finite; the run has ended"""
+    """True if loss, gradients or validation loss are no longer finite: the run has ended"""
 
 
 def learning_rate_at(step: int, total_steps: int, config: TrainConfig) -> float:
-    """The learning rate of optimizer step `step` (from 0) of `total_steps`.
+    """Returns the learning rate of optimizer step `step` (from 0) of `total_steps`.
 
     V1: constant. V2: linear warm-up that reaches the peak at the end of warmup_ratio * total_steps steps, then down to
     min_lr_ratio times the peak at the last step: along half a cosine (Loshchilov and Hutter, arXiv 1608.03983, without

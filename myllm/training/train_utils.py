@@ -18,13 +18,13 @@ LEAST_TEMPERATURE = 1e-6
 
 
 def text_to_token_ids(text: str, tokenizer: Tokenizer) -> torch.Tensor:
-    """Ids of `text` as a batch of one, (1, n) int64; the end-of-text token may stand in the text."""
+    """Returns the ids of `text` as a batch of one, (1, n) int64. The end-of-text token may stand in the text."""
     allowed = tokenizer.special_tokens_set & set(ENDS_OF_TEXT)
     return torch.tensor([tokenizer.encode(text, allowed_special=allowed, disallowed_special=())], dtype=torch.int64)
 
 
 def token_ids_to_text(ids: torch.Tensor, tokenizer: Tokenizer) -> str:
-    """Text of `ids`, (n,) or (1, n); bytes that are not UTF-8 become the replacement character."""
+    """Returns the text of `ids`, (n,) or (1, n); bytes that are not UTF-8 become the replacement character."""
     return tokenizer.decode(ids.flatten().tolist())
 
 
@@ -129,7 +129,7 @@ def load_state(path: str | Path) -> dict[str, Any]:
 
 
 def load_trial(spec: str) -> tuple[TrialCheckpoint, dict[str, Any], str]:
-    """The trial that RUN/TRIAL names, its newest state that can be read, and where that is. Raises InputError."""
+    """Returns the trial that RUN/TRIAL names, its newest state that can be read, and where that is. Raises InputError."""
     trial = find_trial(spec)
     *newer, oldest = trial.checkpoints
     for place in newer:

@@ -62,7 +62,7 @@ class Job:
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        """The reports so far, those before a resume included."""
+        """Returns the reports so far, those before a resume included."""
         history: list[dict[str, Any]] = self.extras["history"]
         return history
 
@@ -234,7 +234,7 @@ def train_job(job: Job, given: dict[str, Any]) -> int:
                     save(job)
                 print_sample(job, given)
             if autosave.signal is not None and run.step < run.total_steps:
-                how = f"--load_model {path} goes on from there" if run.is_finite() else "not saved: weights are not finite"
+                how = f"--load_model {path} goes on from there" if is_finite(run) else "not saved: weights are not finite"
                 print(f"interrupted at step {run.step} of {run.total_steps}; {how}")
                 return 128 + autosave.signal
     return 0
@@ -242,8 +242,13 @@ def train_job(job: Job, given: dict[str, Any]) -> int:
 
 def save(job: Job) -> None:
     """Writes --save_model, if the weights are finite: a run that has diverged does not replace one that trains."""
-    if job.options.save_model and job.run.is_finite():
+    if job.options.save_model and is_finite(job.run):
         save_state(job.run.state_dict() | job.extras, job.options.save_model)
+
+
+def is_finite(run: Run) -> bool:
+    """Returns True if all weights are finite numbers. Waits for the device."""
+    return all(bool(parameter.isfinite().all()) for parameter in run.parameters)
 
 
 def print_report(job: Job, report: Report) -> None:
