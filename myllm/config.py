@@ -10,14 +10,16 @@ import math
 import typing
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from myllm.system.errors import InputError
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
 
-T = TypeVar("T", bound="DataclassInstance")
+class _Dataclass(Protocol):
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+T = TypeVar("T", bound=_Dataclass)
 ACTIVATIONS = ("gelu_tanh", "gelu")
 
 
@@ -252,15 +254,8 @@ class Preset:
 
     def model(self, vocab_size: int) -> GPTConfig:
         """Returns the preset's shape for a vocabulary of `vocab_size` token ids."""
-        return GPTConfig(
-            n_layer=self.n_layer,
-            n_head=self.n_head,
-            n_embd=self.n_embd,
-            block_size=self.block_size,
-            vocab_size=vocab_size,
-            dropout=self.dropout,
-            activation=self.activation,
-        )
+        shape = self.n_layer, self.n_head, self.n_embd, self.block_size
+        return GPTConfig(*shape, vocab_size, self.dropout, activation=self.activation)
 
     def training(self, **changes: Any) -> TrainConfig:
         """Returns the preset's baseline TrainConfig with `changes`. Without a length in them it trains budget_tokens."""

@@ -11,10 +11,9 @@ from myllm.system.errors import InputError
 from myllm.system.files import check_regular
 
 PIECE_BYTES = 2**20  # of plain text read at once
-KINDS = {
-    **{".bin": "bin", ".npy": "npy", ".parquet": "parquet", ".arrow": "arrow", ".feather": "arrow"},
-    **{".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".csv": "csv", ".tsv": "csv"},
-}
+TOKEN_KINDS = {".bin": "bin", ".npy": "npy"}
+TABLE_KINDS = {".parquet": "parquet", ".arrow": "arrow", ".feather": "arrow", ".csv": "csv", ".tsv": "csv"}
+KINDS = TOKEN_KINDS | TABLE_KINDS | {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl"}
 """endings of names -> what such a file is; all others are plain text"""
 COLUMNS = {"jsonl": read_jsonl, "csv": read_csv, "parquet": read_parquet, "arrow": read_arrow}
 

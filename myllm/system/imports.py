@@ -5,13 +5,13 @@ import sys
 from importlib.machinery import PathFinder
 
 OURS = {"myllm", "tune"}
-PACKAGES = {
-    *("joblib", "matplotlib", "mlflow", "numpy", "optuna", "pandas", "plotly", "psutil", "pyarrow", "ray", "rich", "scipy"),
-    *("sklearn", "tensorboardX", "threadpoolctl", "tiktoken", "tokenizers", "torch", "tqdm", "wandb"),
-}
-"""packages that are imported here"""
 SINGLE_FILES = {"threadpoolctl"}
 """packages that are themselves one file: a file of that name may be the right one"""
+COMPUTING = {"joblib", "numpy", "optuna", "pandas", "psutil", "pyarrow", "ray", "scipy", "sklearn", "torch"}
+READING = {"tiktoken", "tokenizers", "tqdm"}
+SHOWING = {"matplotlib", "mlflow", "plotly", "rich", "tensorboardX", "wandb"}
+PACKAGES = COMPUTING | READING | SHOWING | SINGLE_FILES
+"""packages that are imported here"""
 UNUSED = {"antigravity", "idlelib", "test", "this", "tkinter", "turtle", "turtledemo"}
 """modules of Python's that nothing imports; people give files some of these names"""
 STANDARD = os.path.dirname(os.path.realpath(os.__file__))

@@ -18,10 +18,8 @@ from myllm.training.run_artifacts import read_config
 from myllm.training.train_utils import generate, load_state, load_trial, text_to_token_ids, token_ids_to_text
 
 LENGTH, SAMPLE_LENGTH, TEMPERATURE, TOP_K = 200, 50, 0.8, 40
-ALLOWED = {
-    *("length", "temperature", "top_k", "seed", "device"),
-    *("generate", "load_model", "from_trial", "config", "model", "set", "tokenizer"),
-}
+DRAWING = {"length", "temperature", "top_k", "seed", "device"}
+ALLOWED = DRAWING | {"generate", "load_model", "from_trial", "config", "model", "set", "tokenizer"}
 """flags that go with --generate"""
 
 
