@@ -29,7 +29,6 @@ from tune.analysis.results import leaderboard, posterior_summary
 from tune.config.options import SearchOptions
 from tune.core.search_space import LINEAR, Range
 from tune.core.simulator import play
-from tune.core.trials import BASELINE_TRIAL
 
 LENGTHS = (4, 8, 16, 32)
 """full trainings' worth of time a slot"""
@@ -45,7 +44,7 @@ def search_in(world, length: int, order: str) -> dict | None:
     play(replay.coordinator, replay.loss, length * world.budget)
     trials = replay.trials
     table = leaderboard(trials)
-    best = posterior_summary(table).iloc[0]
+    best = posterior_summary(table, trials.baseline_id).iloc[0]
     if np.isnan(best["low"]) or table["tokens_seen"].iloc[0] < world.budget or table["seeds"].iloc[0] < 2:
         return None
     truth = {trial_id: world.truth[trials.by_id[trial_id].config["row"]] for trial_id in table.index}
@@ -58,8 +57,8 @@ def search_in(world, length: int, order: str) -> dict | None:
         "is_best": mine <= min(truth.values()),
         "width": best["high"] - best["low"],
     }
-    if BASELINE_TRIAL in truth and table.index[0] != BASELINE_TRIAL:
-        found["gain"] = best["gain_low"] <= truth[BASELINE_TRIAL] - mine <= best["gain_high"]
+    if trials.baseline_id in truth and table.index[0] != trials.baseline_id:
+        found["gain"] = best["gain_low"] <= truth[trials.baseline_id] - mine <= best["gain_high"]
     return found
 
 

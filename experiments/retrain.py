@@ -15,7 +15,6 @@ import torch
 from myllm.training.train import train
 from tune.analysis.results import load
 from tune.config.open_run import open_run
-from tune.core.trials import BASELINE_TRIAL
 
 
 def main() -> None:
@@ -30,7 +29,7 @@ def main() -> None:
         best = json.loads((run_dir / "best_config.json").read_text())["result"]["trial_id"]
         for seed in args.seeds:
             losses = {}
-            for name, trial_id in (("best", best), ("baseline", BASELINE_TRIAL)):
+            for name, trial_id in (("best", best), ("baseline", trials.baseline_id)):
                 changes = {"eval_freq": search.budget_tokens, "eval_windows": 16 * search.training.eval_windows}
                 *_, last = train(open_run(search, trials.by_id[trial_id].config, seed=seed, **changes))
                 losses[name] = last.val_loss

@@ -163,10 +163,10 @@ def test_the_best_is_named_among_those_that_ran_on_two_seeds():
     assert table.index.tolist() == ["00002", "00000", "00001"]  # of equal means the earlier first
     assert table["val_loss"].tolist() == pytest.approx([2.6, 3.0, 3.0])
     assert table["spread"].tolist() == pytest.approx([0.2, 0.0, 2.0])
-    belief = posterior_summary(table)
+    belief = posterior_summary(table, "00000")
     assert belief["probability_best"].sum() == pytest.approx(1) and belief["probability_best"].idxmax() == "00002"
     assert (belief["low"] < table["val_loss"]).all() and (belief["high"] > table["val_loss"]).all()
-    assert posterior_summary(leaderboard(trials_of(events[:6]))).isna().all(axis=None)  # nothing seen twice
+    assert posterior_summary(leaderboard(trials_of(events[:6])), "00000").isna().all(axis=None)  # nothing seen twice
     trials, _ = tables(trials_of(events), seed=7)
     assert trials["seed"].tolist() == [7, 8, 7, 8, 7, 8] and trials["parent_id"].tolist() == [
         "",

@@ -17,7 +17,6 @@ from tune.config.spec import SearchSpec
 from tune.core.ranking import ranking
 from tune.core.trials import (
     AUDIT,
-    BASELINE_TRIAL,
     DIVERGED,
     REPLICATE,
     SAMPLED,
@@ -101,7 +100,7 @@ def load_run(run_dir: str | Path) -> RunTables:
     table = table.astype({"tokens_seen": "int64", "step": "int64"}).set_index("trial_id")
     history = history.astype({"trial_id": "string", "tokens_seen": "int64", "step": "int64"})
     ahead = leaderboard(trials)
-    return RunTables(search, table, history, ahead.join(posterior_summary(ahead)))
+    return RunTables(search, table, history, ahead.join(posterior_summary(ahead, trials.baseline_id)))
 
 
 def tables(trials: Trials, seed: int = 0) -> tuple["pd.DataFrame", "pd.DataFrame"]:
@@ -123,7 +122,7 @@ def leaderboard(trials: Trials, most: int | None = None) -> "pd.DataFrame":
     import pandas as pd
 
     tokens, ordered = ranking(trials)
-    chosen, baseline = ordered[:most], trials.by_id.get(BASELINE_TRIAL)
+    chosen, baseline = ordered[:most], trials.baseline
     if baseline and tokens in baseline.losses and all(trial is not baseline for trial in chosen):
         chosen.append(baseline)
     rows = []
@@ -137,7 +136,7 @@ def leaderboard(trials: Trials, most: int | None = None) -> "pd.DataFrame":
     return pd.DataFrame(rows, columns=columns).set_index("trial_id")
 
 
-def posterior_summary(table: "pd.DataFrame") -> "pd.DataFrame":
+def posterior_summary(table: "pd.DataFrame", baseline_id: str) -> "pd.DataFrame":
     """Returns the posterior of the CONSIDERED best of `leaderboard` and the baseline, in the same order.
 
     Columns, NaN where no configuration has two seeds: low and high, the interval of the expected val_loss;
@@ -147,9 +146,9 @@ def posterior_summary(table: "pd.DataFrame") -> "pd.DataFrame":
     import pandas as pd
 
     finite = table[np.isfinite(table["val_loss"].astype(float))]
-    shown = finite[(np.arange(len(finite)) < CONSIDERED) | (finite.index == BASELINE_TRIAL)]
+    shown = finite[(np.arange(len(finite)) < CONSIDERED) | (finite.index == baseline_id)]
     ids = list(shown.index)
-    baseline = ids.index(BASELINE_TRIAL) if BASELINE_TRIAL in ids[1:] else None
+    baseline = ids.index(baseline_id) if baseline_id in ids[1:] else None
     drawn = expected_losses(shown["losses"].tolist(), baseline)
     names = ["low", "high", "probability_best", "regret", "gain_low", "gain_high"]
     found = pd.DataFrame(math.nan, index=shown.index, columns=names)
@@ -177,7 +176,7 @@ def write_best(run_dir: Path, trials: Trials, search: SearchSpec) -> None:
     if table.empty:
         return
     best = trials.by_id[table.index[0]]
-    result = table.join(posterior_summary(table)).drop(columns="losses").loc[best.trial_id]
+    result = table.join(posterior_summary(table, trials.baseline_id)).drop(columns="losses").loc[best.trial_id]
     known = {name: value for name, value in result.items() if math.isfinite(value)}
     config = {
         "preset": search.options.preset,

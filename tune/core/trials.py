@@ -12,7 +12,6 @@ RUNNING, PAUSED, STOPPED = "running", "paused", "stopped"
 COMPLETED, DIVERGED, FAILED = "completed", "diverged", "failed"
 STATUSES = (COMPLETED, PAUSED, STOPPED, DIVERGED, FAILED, RUNNING)
 SAMPLED, SUGGESTED, REPLICATE, AUDIT = "sampled", "suggested", "replicate", "audit"
-BASELINE_TRIAL = "00000"
 """the trial_id of the baseline, always the first trial"""
 UNLIMITED_TRIALS = 100_000  # the five digits of a trial's id hold fewer; a search decides quickly up to 10,000
 COMPILING = ("compiling_seconds", "plain_tok_per_sec", "compiled_tok_per_sec")
@@ -135,6 +134,16 @@ class Trials:
         self._ranked: defaultdict[int, list[Trial]] = defaultdict(list)
         for event in events:
             self.apply(event)
+
+    @property
+    def baseline(self) -> Trial | None:
+        """The trial of the baseline configuration, which begins first; None before it begins."""
+        return self.drawn[0] if self.drawn else None
+
+    @property
+    def baseline_id(self) -> str:
+        """The id of the baseline's trial; empty before it begins."""
+        return self.baseline.trial_id if self.baseline else ""
 
     @property
     def replicates(self) -> int:

@@ -13,7 +13,6 @@ from rich.text import Text
 from tune.core.ranking import ranking, seed_noise
 from tune.core.trials import (
     AUDIT,
-    BASELINE_TRIAL,
     COMPLETED,
     DIVERGED,
     FAILED,
@@ -141,7 +140,7 @@ def _best_rows(trials: Trials) -> list[tuple[str, Text]]:
     reached, ordered = ranking(trials)
     if not ordered:
         return [("best", Text("no trial has reported yet", WEAK))]
-    best, baseline = ordered[0], trials.by_id.get(BASELINE_TRIAL)
+    best, baseline = ordered[0], trials.baseline
     where = share_text(reached, trials.budget_tokens)
     at, where = (f" at {where}", where) if reached < trials.budget_tokens else ("", "the end")
     rows = []

@@ -18,7 +18,7 @@ from tune.analysis.stopping_audit import summarize_audit
 from tune.config.overrides import FLAGS, merge
 from tune.config.spec import SearchSpec
 from tune.core.clock import search_seconds
-from tune.core.trials import BASELINE_TRIAL, COMPILING, FAILED, RUNNING, UNLIMITED_TRIALS, Event, Trials
+from tune.core.trials import COMPILING, FAILED, RUNNING, UNLIMITED_TRIALS, Event, Trials
 from tune.reporting.summary import (
     Best,
     Compiled,
@@ -45,7 +45,7 @@ def summarize(run_dir: Path, search: SearchSpec, trials: Trials, events: list[Ev
     """Returns the summary of a search, as far as it has come."""
     options, model = search.options, search.model
     table = leaderboard(trials)
-    posterior = posterior_summary(table)
+    posterior = posterior_summary(table, trials.baseline_id)
     best = baseline = None
     found_edges: tuple[Edge, ...] = ()
     if not table.empty:
@@ -56,9 +56,9 @@ def summarize(run_dir: Path, search: SearchSpec, trials: Trials, events: list[Ev
             Edge(edge.axis.name, edge.value, edge.end, edge.flag)
             for edge in edges(axes_of(search), trials.by_id[trial_id].config)
         )
-    if BASELINE_TRIAL in table.index:
-        baseline = Standing(**_standing(BASELINE_TRIAL, trials, table, posterior))
-    gain = _gain(table, posterior)
+    if trials.baseline_id in table.index:
+        baseline = Standing(**_standing(trials.baseline_id, trials, table, posterior))
+    gain = _gain(table, posterior, trials.baseline_id)
     confidence, verdict = judge(best, baseline, gain, found_edges)
     return Summary(
         format=2,
@@ -108,11 +108,11 @@ def _standing(trial_id: str, trials: Trials, table: "pd.DataFrame", posterior: "
     return {"trial_id": trial_id, "config": trials.by_id[trial_id].config} | {k: finite(v) for k, v in row.items()}
 
 
-def _gain(table: "pd.DataFrame", posterior: "pd.DataFrame") -> Gain | None:
+def _gain(table: "pd.DataFrame", posterior: "pd.DataFrame", baseline_id: str) -> Gain | None:
     """Returns the gain of the best over the baseline; None where the baseline is the best or did not come as far."""
-    if BASELINE_TRIAL not in table.index[1:]:
+    if baseline_id not in table.index[1:]:
         return None
-    mean = table.loc[BASELINE_TRIAL, "val_loss"] - table["val_loss"].iloc[0]
+    mean = table.loc[baseline_id, "val_loss"] - table["val_loss"].iloc[0]
     low, high = posterior.reindex(table.index[:1])[["gain_low", "gain_high"]].iloc[0]
     return Gain(finite(mean), finite(low), finite(high))
 
@@ -141,7 +141,7 @@ def judge(
         return "no", "No answer yet: no trial has reported."
     share = best.share_of_budget
     guess = f"A first guess: no two trials came to the end, they are compared at {share:.3g} of the budget."
-    if best.trial_id == BASELINE_TRIAL:
+    if baseline and best.trial_id == baseline.trial_id:
         return (
             ("no", guess) if share < 1 else ("partly", "No trial was better than the baseline: keep it, or search longer.")
         )

@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterator
 
 from tune.analysis.posterior import LEVEL
-from tune.core.trials import BASELINE_TRIAL
 from tune.reporting.audit_text import audit_lines
 from tune.reporting.summary import Best, Compiled, Gain, Standing, Summary
 from tune.text.format import amount, format_settings
@@ -55,7 +54,7 @@ def _found(summary: Summary) -> Iterator[tuple[str, str]]:
         yield "best", f"trial {best.trial_id}: {format_settings(best.config)}{early}"
         yield "", _loss(best)
     if baseline:
-        yield "baseline", f"trial {BASELINE_TRIAL}: {format_settings(baseline.config)}"
+        yield "baseline", f"trial {baseline.trial_id}: {format_settings(baseline.config)}"
         if summary.moved:
             values = ", ".join(f"{name} {value}" for name, value in summary.moved.items())
             yield "", f"nearest to the {'model' if summary.model else 'preset'}'s {values}, outside of the ranges"

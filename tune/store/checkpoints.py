@@ -8,7 +8,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from tune.core.trials import BASELINE_TRIAL, COMPLETED, PAUSED, REPLICATE, RUNNING, STOPPED, Trial, Trials
+from tune.core.trials import COMPLETED, PAUSED, REPLICATE, RUNNING, STOPPED, Trial, Trials
 
 STATE_FILE = "state.pt"
 """file name of the training state in a checkpoint's folder"""
@@ -94,7 +94,7 @@ def worth_keeping(trials: Trials, trial: Trial, may_audit: bool = False) -> set[
         return set()
     if trial.status == PAUSED:
         rivals = trials.ranked_at(trial.tokens)
-        spared = trial.source == REPLICATE or trial.trial_id == BASELINE_TRIAL
+        spared = trial.source == REPLICATE or trial is trials.baseline
         waits = spared or rivals.index(trial) < math.ceil(len(rivals) / 2)
         return {stored[-1]} if waits else set()
     best = min(stored, key=lambda tokens: trial.losses.get(tokens, math.inf))

@@ -4,7 +4,7 @@ import math
 
 from tune.core.ranking import ranking
 from tune.core.schedulers.base import Action, Clock, Resume, Scheduler, replicate
-from tune.core.trials import BASELINE_TRIAL, COMPLETED, CONTINUE, PAUSED, REPLICATE, STOP, Trial, Trials
+from tune.core.trials import COMPLETED, CONTINUE, PAUSED, REPLICATE, STOP, Trial, Trials
 
 BASELINE_WORTH_TRAININGS = 16  # full trainings that a search must have room for, for each training of the baseline
 
@@ -22,7 +22,7 @@ class WithBaseline(Scheduler):
         self.factors, self.rung_tokens, self.stops = rule.factors, rule.rung_tokens, rule.stops
 
     def suggest(self, trials: Trials, clock: Clock) -> Action | None:
-        baseline = trials.by_id.get(BASELINE_TRIAL)
+        baseline = trials.baseline
         to_do = self._train_baseline(baseline, trials, clock) if baseline else None
         if to_do and clock.used >= clock.left:  # exploring comes first
             return to_do
@@ -30,13 +30,13 @@ class WithBaseline(Scheduler):
 
     def on_report(self, trials: Trials, trial: Trial, tokens: int, loss: float) -> str:
         decision = self.rule.on_report(trials, trial, tokens, loss)
-        return CONTINUE if decision == STOP and trial.trial_id == BASELINE_TRIAL else decision
+        return CONTINUE if decision == STOP and trial is trials.baseline else decision
 
     def _train_baseline(self, baseline: Trial, trials: Trials, clock: Clock) -> Action | None:
         budget = trials.budget_tokens
         room = trials.workers * (clock.used + clock.left) / budget / BASELINE_WORTH_TRAININGS  # trainings of the baseline
         if baseline.status == PAUSED and room >= 1 and clock.left >= budget - baseline.tokens:
-            return Resume(BASELINE_TRIAL, segment_end_tokens=budget)
+            return Resume(baseline.trial_id, segment_end_tokens=budget)
         if baseline.status == COMPLETED and room >= 2 and math.isfinite(clock.left) and self.confirm:
             return replicate([baseline], trials, clock, max_seeds=2)
         return None

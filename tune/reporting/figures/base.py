@@ -11,7 +11,7 @@ import pandas as pd
 
 from myllm.system.files import whole_file, write_text
 from tune.analysis.axes import Axis
-from tune.core.trials import AUDIT, BASELINE_TRIAL, REPLICATE, Trial
+from tune.core.trials import AUDIT, REPLICATE, Trial, Trials
 
 MOST_POINTS = 2000  # trials drawn in a figure
 NATS = "nats per token"
@@ -44,12 +44,12 @@ class Figure:
     """draws into an empty matplotlib figure"""
 
 
-def outcome(trial: Trial, best: str) -> str:
+def outcome(trials: Trials, trial: Trial, best: str) -> str:
     """Returns the key of COLOURS for a trial: audited, best, baseline, or its status; a replicate has its parent's."""
     if trial.source == AUDIT:
         return "audited"
     trial_id = trial.parent_id if trial.source == REPLICATE else trial.trial_id
-    return {best: "best", BASELINE_TRIAL: "baseline"}.get(trial_id, trial.status)
+    return {best: "best", trials.baseline_id: "baseline"}.get(trial_id, trial.status)
 
 
 def rounded(value: float) -> float | None:

@@ -13,7 +13,7 @@ from tune.analysis.posterior import Floats
 from tune.analysis.response_surface import ResponseSurface
 from tune.config.spec import SearchSpec
 from tune.core.searchers.gaussian_process import projected
-from tune.core.trials import BASELINE_TRIAL, Trials
+from tune.core.trials import Trials
 from tune.reporting.figures.base import (
     COLOURS,
     MOST_POINTS,
@@ -31,7 +31,7 @@ def known_losses(search: SearchSpec, trials: Trials, best: str) -> pd.DataFrame:
     """A row a configuration: its outcome, and its loss at the end in nats per token, `measured` or expected."""
     rung_tokens, budget = search.scheduler().stops, trials.budget_tokens
     rows = [
-        {"trial_id": trial.trial_id, "outcome": outcome(trial, best), "measured": budget in trial.losses}
+        {"trial_id": trial.trial_id, "outcome": outcome(trials, trial, best), "measured": budget in trial.losses}
         | {"end_loss": trial.mean_at(budget) if budget in trial.losses else math.exp(loss), "seeds": seeds}
         | trial.config
         for trial, loss, seeds in projected(trials, rung_tokens)
@@ -198,9 +198,9 @@ def _tried(trials: Trials, best: str) -> pd.DataFrame:
     """Returns a row for each configuration that has reported, the best one last: it is drawn on top."""
     rows = []
     for number, trial in enumerate(trial for trial in trials.drawn if trial.losses):
-        is_named = trial.trial_id in (best, BASELINE_TRIAL)
+        is_named = trial.trial_id in (best, trials.baseline_id)
         if number < MOST_POINTS or is_named:
-            word = outcome(trial, best)
+            word = outcome(trials, trial, best)
             where = (trial.config["learning_rate"], trial.config["batch_size"])
             rows.append((*where, f"trial {trial.trial_id}, {word}", COLOURS[word], is_named, trial.trial_id == best))
     columns = ["learning_rate", "batch_size", "text", "colour", "is_named", "is_best"]

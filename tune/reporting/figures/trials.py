@@ -18,7 +18,7 @@ MOST_CURVES = 300  # trials drawn: more hide each other
 
 def curves(search: SearchSpec, trials: Trials, history: pd.DataFrame, best: str) -> Figure:
     """Draws the loss over tokens, a line a trial, coloured by outcome, with the rungs."""
-    outcomes = {trial.trial_id: outcome(trial, best) for trial in trials.by_id.values()}
+    outcomes = {trial.trial_id: outcome(trials, trial, best) for trial in trials.by_id.values()}
     order = sorted(trials.by_id.values(), key=lambda trial: (-trial.tokens, trial.trial_id))
     drawn = order[: MOST_CURVES // 2] + order[MOST_CURVES // 2 :: max(1, math.ceil(2 * len(order) / MOST_CURVES))]
     drawn += [trial for trial in order if outcomes[trial.trial_id] in ("best", "baseline")]
