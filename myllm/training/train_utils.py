@@ -15,6 +15,8 @@ from myllm.training.run_artifacts import TrialCheckpoint, find_trial, local_file
 
 LEAST_TEMPERATURE = 1e-6
 """below it float32 can't hold logits divided by it, and no token but the likeliest has a chance"""
+HIGHEST_TEMPERATURE = 1e30
+"""above it float32 can't hold the temperature itself; logits divided by it are all the same"""
 
 
 def text_to_token_ids(text: str, tokenizer: Tokenizer) -> torch.Tensor:
@@ -62,7 +64,9 @@ def generate(
         if temperature < LEAST_TEMPERATURE:
             next_ids = logits.argmax(-1, keepdim=True)  # (B, 1)
         else:
-            next_ids = torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)
+            next_ids = torch.multinomial(
+                (logits / min(temperature, HIGHEST_TEMPERATURE)).softmax(-1), 1, generator=generator
+            )
         if eos_id is not None:
             next_ids = next_ids.masked_fill(done[:, None], eos_id)
             done |= next_ids[:, 0] == eos_id

@@ -6,6 +6,7 @@ from test_trainer_command import weights
 
 from myllm.system.errors import InputError
 from myllm.training.train import train
+from myllm.training.train_utils import generate
 
 
 @pytest.fixture
@@ -109,3 +110,10 @@ def test_the_cure_that_an_error_names_cures(byte_files, tmp_path, command):
     with pytest.raises(InputError, match="name their --tokenizer"):
         command(*flags)
     assert command(*flags, "--tokenizer", "byte") == 0
+
+
+@pytest.mark.parametrize("temperature", [1e-40, 1e-320, 1e-7])
+def test_next_to_no_temperature_takes_the_likeliest_token(make_run, temperature):
+    model, ids = make_run().model, torch.tensor([[1, 2, 3]])
+    assert torch.equal(generate(model, ids, 8, temperature, top_k=40), generate(model, ids, 8, 0.0))
+    assert generate(model, ids, 8, 1e300, top_k=40).shape == (1, 11)  # and next to all temperature draws evenly
