@@ -1,4 +1,4 @@
-"""A rule that somebody adds: the halfway better half goes on. It is all that they write, besides a line in the registry."""
+"""A rule that a user adds: the better half at half of the budget goes on. The registry needs one more line."""
 
 from tune.core.schedulers.base import Resume, Scheduler, Start
 from tune.core.trials import PAUSED

@@ -79,9 +79,7 @@ def _read_run(folder: Path, search: SearchSpec) -> tuple[list[dict[str, Any]], l
         status, tokens, loss = standing_of(trial, rung_tokens)
         known = {"status": status, "tokens_seen": tokens, "val_loss": None if math.isnan(loss) else loss}
         rows[trial.trial_id] = _carried(trial.config, earlier, search) | known
-    completed = [
-        trial_id for trial_id in (trial.trial_id for trial in ranking(trials)[1]) if rows[trial_id]["status"] == COMPLETED
-    ]
+    completed = [trial.trial_id for trial in ranking(trials)[1] if rows[trial.trial_id]["status"] == COMPLETED]
     if not completed:
         raise InputError(f"--warm_start {folder}: no trial of it has completed; let one end first, or leave that run out")
     others = [row for row in rows.values() if row["status"] in (PAUSED, DIVERGED)]

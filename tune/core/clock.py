@@ -1,4 +1,4 @@
-"""The time of a search: seconds of all its sessions, from their events, and what is left of a --time_budget."""
+"""The time of a search: the seconds of its sessions, and the rest of a --time_budget."""
 
 import statistics
 from collections import deque
@@ -8,22 +8,22 @@ from typing import Any
 from tune.core.schedulers.base import Clock
 from tune.core.trials import AUDIT, RecordedReport
 
-MEASURED_REPORTS = 8  # after which the speed is known well enough to plan by; the first ones are slow
-RECENT_REPORTS = 128  # by which it is judged: a machine that others use too changes its pace
+MEASURED_REPORTS = 8  # reports after which the pace is known; the first ones are slow
+RECENT_REPORTS = 128  # reports that the pace is computed from; a shared machine changes its pace
 ENDING_SECONDS = 1.26  # from a search's last report to its summary; measured, the median of experiments/overhead.py
-OVERRUN = 1.05  # of its time, within which what runs then may still end
+OVERRUN = 1.05  # share of the time budget after which running segments are late
 
 
 class SearchClock:
-    """Wall-clock seconds of all sessions, each from its command's beginning to its last event, however it ended.
+    """Wall-clock seconds of all sessions, each from its command's beginning to its last event.
 
-    Those of an audit, from its first trial until the rule does something again, are not those of the search.
+    An audit's seconds count apart: from its first trial until the rule begins or resumes another one.
     """
 
     def __init__(self, events: Iterable[dict[str, Any]] = ()):
         self.search = self.audit = self.starting = self.last = 0.0
-        """`starting` is that part of `search` which sessions took until their first trial; `last` is when the last event
-        came, seconds since 1970"""
+        """seconds, of which `starting` is the part of `search` before each session's first trial; `last` is the time of the
+        last event, in seconds since 1970"""
         self.auditing = self._starts = False
         for event in events:
             self.see(event)
@@ -44,16 +44,16 @@ class SearchClock:
 
 
 def search_seconds(events: Iterable[dict[str, Any]]) -> float:
-    """All of them together."""
+    """Wall-clock seconds of all sessions, audits included."""
     spent = SearchClock(events)
     return spent.search + spent.audit
 
 
 class TimeBudget:
-    """The clock of a search that has so many seconds, all sessions together; without them it has no end.
+    """The clock of a search that has `seconds` in all its sessions, or no end if None.
 
-    Seconds count as tokens at a worker's pace, evaluations included: that of the slower quarter of the recent reports, as
-    the best configurations often have small batches.
+    Seconds are converted to tokens at a worker's pace, evaluations included. The pace is the lower quartile of the recent
+    reports, as the best configurations often have small batches.
     """
 
     def __init__(self, seconds: float | None):
@@ -61,14 +61,15 @@ class TimeBudget:
         self.paces: deque[float] = deque(maxlen=RECENT_REPORTS)  # tokens a second
 
     def see(self, before: RecordedReport | None, report: dict[str, Any]) -> None:
-        """Takes a trial's report in, and the one before it."""
+        """Takes in a trial's report and the report before it."""
         tokens, seconds = (report[name] - getattr(before, name, 0) for name in ("tokens_seen", "train_seconds"))
         if seconds > 0:
             self.paces.append(tokens / seconds)
 
     def read(self, passed: float, starting: float) -> Clock:
-        """The clock after `passed` seconds, of which `starting` went by before there was anything to train: a rule that
-        shared them out, too, would explore too little in a short search.
+        """The clock after `passed` seconds, of which `starting` went by before the first trials began.
+
+        The clock leaves `starting` out: a rule that shared it would explore too little in a short search.
         """
         if self.seconds is not None and passed >= self.seconds:
             return Clock(0.0, 0.0)
@@ -78,5 +79,5 @@ class TimeBudget:
         return Clock(max(0.0, passed - starting) * pace, max(0.0, self.seconds - passed) * pace)
 
     def is_late(self, passed: float) -> bool:
-        """Whether what still runs after `passed` seconds has had its time to end, too."""
+        """True if segments that still run after `passed` seconds must be ended."""
         return self.seconds is not None and passed > OVERRUN * self.seconds

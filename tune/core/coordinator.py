@@ -1,4 +1,4 @@
-"""Asks the scheduler, journals its answers, and hands out what follows: the same for a live search and a simulated one."""
+"""Asks the scheduler, journals its answers and hands out trials, in live and in simulated searches."""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,13 +22,13 @@ from tune.core.trials import (
     Trials,
 )
 
-SEED_STEP = 1_000_003  # from the search's seed to that of a configuration's next repeat
+SEED_STEP = 1_000_003  # added to the search's seed for each replicate of a configuration
 Configure = Callable[[int, Trials, bool], Config]
-"""(index of the trial, the search so far, whether it is to be proposed) -> its hyper-parameters"""
+"""(index of the trial, the trials so far, True if the searcher suggests) -> the trial's hyper-parameters"""
 
 
 class Coordinator:
-    """One search. `append(event, **values)` makes an event last and returns it: only then it is acted on."""
+    """One search. `append(event, **values)` stores an event and returns it; the coordinator acts only afterwards."""
 
     def __init__(
         self,
@@ -42,32 +42,32 @@ class Coordinator:
         self.trials, self.scheduler, self.configure, self.append = trials, scheduler, configure, append
         self.seed, self.max_failures = seed, max_failures
         self.active: set[str] = set()
-        """trials that a worker holds at this moment; the only thing here that is not in the events"""
+        """ids of the trials that workers hold now; the only state that is not in the events"""
 
     def record(self, event: str, **values: Any) -> None:
-        """Makes an event last, then takes it in."""
+        """Stores an event, then applies it to the trials."""
         self.trials.apply(self.append(event, **values))
 
     def next_trial(self, clock: Clock) -> Trial | None:
-        """The trial that a free worker begins, or takes up where its last checkpoint is; None: none for now."""
+        """The trial that a free worker begins or continues from its last checkpoint; None: the worker waits."""
         trial = self._left_over(clock) or self._ask(clock)
         if trial is not None:
             self.active.add(trial.trial_id)
         return trial
 
     def is_over(self, clock: Clock) -> bool:
-        """Whether nothing is left to do."""
+        """True if nothing is left to do."""
         idle = not self.active and self._left_over(clock) is None
         return idle and self.scheduler.suggest(self.trials, clock) is None
 
     def _left_over(self, clock: Clock) -> Trial | None:
-        """A trial that runs but that no worker holds, of an earlier session or a lost process, while there is time."""
+        """A running trial that no worker holds, after an earlier session or a lost process, while there is time."""
         held = (trial for trial in self.trials.running.values() if clock.left > 0)
-        audits = (trial for trial in self.trials.audits.values() if trial.status == RUNNING)  # in time of their own
+        audits = (trial for trial in self.trials.audits.values() if trial.status == RUNNING)  # audits have no time limit
         return next((trial for trial in (*held, *audits) if trial.trial_id not in self.active), None)
 
     def on_report(self, trial: Trial, result: dict[str, Any], clock: Clock) -> str:
-        """The decision on a report. One made before (the trial went back to a checkpoint) is given again, not remade."""
+        """The decision on a report. A trial that went back to a checkpoint gets its earlier decision again."""
         tokens = result["tokens_seen"]
         if tokens in trial.reports:
             return CONTINUE if trial.status == RUNNING and tokens < trial.segment_end_tokens else STOP
@@ -81,23 +81,23 @@ class Coordinator:
             decision = self.scheduler.on_report(self.trials, trial, tokens, result[self.trials.metric])
         kept = {name: result[name] for name in (*REPORTED, *COMPILING) if name in result}
         self.record("report", trial_id=trial.trial_id, decision=decision, **kept)
-        if decision == PAUSE and self._ask(clock, only=trial):  # it is its turn at once: no need to store and load it
+        if decision == PAUSE and self._ask(clock, only=trial):  # the trial goes on at once, without storing its state
             return CONTINUE
         return decision
 
     def on_end(self, trial: Trial) -> None:
-        """A worker is done with `trial`, for now or for good."""
+        """Notes that no worker holds `trial` any more."""
         self.active.discard(trial.trial_id)
 
     def on_failure(self, trial: Trial, may_pass: bool, reason: str) -> None:
-        """A trial's process ended with an error: it begins again from its last checkpoint, or fails for good."""
+        """Journals that a trial's process ended with an error: it goes back to its last checkpoint, or fails for good."""
         if trial.status != RUNNING:
-            return  # it had done all it had to
+            return  # the trial had ended its segment
         lost = may_pass and trial.lost < self.max_failures
         self.record("worker_lost" if lost else "failed", trial_id=trial.trial_id, reason=reason)
 
     def _ask(self, clock: Clock, only: Trial | None = None) -> Trial | None:
-        """Does what the scheduler suggests; with `only`, nothing but letting that trial go on."""
+        """Does what the scheduler suggests. With `only`, does nothing but let that trial go on."""
         action = self.scheduler.suggest(self.trials, clock)
         if only is not None and not (isinstance(action, Resume) and action.trial_id == only.trial_id):
             return None

@@ -1,5 +1,6 @@
-"""Plays a search on a simulated clock, with the code that decides in a live one. Times are tokens that a worker trains, or
-seconds where `cost` and `pace` say so.
+"""Plays a search on a simulated clock, with the code that decides in a live search.
+
+Times are tokens that one worker trains, or seconds if `cost` and `pace` convert them.
 """
 
 import bisect
@@ -13,15 +14,15 @@ from tune.core.schedulers.base import Clock
 from tune.core.trials import AUDIT, CONTINUE, REPORTED, Trial
 
 Loss = Callable[[Trial, int], float]
-"""(trial, tokens_seen) -> loss in nats per token; not finite: it diverges there"""
+"""(trial, tokens_seen) -> loss in nats per token; the trial diverges where it is not finite"""
 Watch = Callable[[int, float, float, Trial], None]
-"""(worker, begin, end, trial) of each stretch between two reports"""
+"""called with (worker, begin, end, trial) for each stretch between two reports"""
 Cost = Callable[[Trial, int, bool], float]
-"""(trial, tokens_seen, whether a worker takes it up) -> time from its last report to that one"""
+"""(trial, tokens_seen, True if a worker has just taken it up) -> time from its last report to that one"""
 
 
 def in_tokens(trial: Trial, tokens: int, begins: bool) -> float:
-    """The time of a world in which nothing but tokens takes any."""
+    """The cost of a report where only training takes time: one unit a token."""
     return tokens - trial.tokens
 
 
@@ -36,12 +37,11 @@ def play(
     pace: float = 1.0,
     idle: float = 0.0,
 ) -> float:
-    """Plays the search from `begin` until nothing is left to do, or to `end`; returns when the last report came. In `idle`
-    of the time up to `begin` no worker trained.
+    """Plays the search from `begin` until nothing is left to do, or to `end`. Returns the time of the last report.
 
-    Trials report at the scheduler's milestones and at the full budget; what would come after `end` does not, but for an
-    audit, during which the clock stands still. The scheduler sees the end come only where it is `known_end`, at `pace`
-    tokens a unit of time.
+    No worker trained in `idle` of the time before `begin`. Trials report at the scheduler's stops. Reports after `end` are
+    dropped, except those of audits, during which the clock stands still. The scheduler's clock has an end only if
+    `known_end`; `pace` is in tokens a unit of time.
     """
     trials = coordinator.trials
     marks = coordinator.scheduler.stops
