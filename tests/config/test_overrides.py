@@ -44,7 +44,7 @@ def prepared(byte_files, tmp_path):
 def test_a_name_gets_the_scale_and_type_that_are_its_own():
     said = {name: one.values for name, one in parse_overrides(EVERYTHING, NANO.model(257)).items()}
     assert said["learning_rate"] == Range(1e-4, 3e-3, LOG) and said["dropout"] == Range(0.0, 0.3, LINEAR)
-    assert said["n_layer"] == Range(1, 4, LINEAR, whole=True) and said["beta2"] == Range(0.9, 0.999, LOG_BELOW_ONE)
+    assert said["n_layer"] == Range(1, 4, LINEAR, integer=True) and said["beta2"] == Range(0.9, 0.999, LOG_BELOW_ONE)
     assert said["weight_decay"] == Range(0.0, 0.1, LINEAR)
     assert said["batch_size"] == Choice((8, 16, 32)) and said["schedule"] == Choice(("wsd", "cosine"))
     assert said["bias"] == Choice((False, True)) and said["n_head"] is None
@@ -62,15 +62,15 @@ def test_every_setting_may_be_named_but_for_what_a_search_itself_decides():
     [Range(1, 4, LINEAR, True), Range(1, 64, LOG, True), Range(0.9, 0.999, LOG_BELOW_ONE), Range(-2.0, 3.0, LINEAR)],
 )
 def test_draws_of_every_scale_are_even_on_it_and_places_lead_back(values):
-    drawn = [values.at((i + 0.5) / 1000) for i in range(1000)]
+    drawn = [values.from_unit((i + 0.5) / 1000) for i in range(1000)]
     assert all(values.low <= value <= values.high for value in drawn) and drawn == sorted(drawn)
-    assert values.at(0.0) == pytest.approx(values.low) and values.at(1 - 1e-12) == pytest.approx(values.high)
-    assert all(abs(values.place(v) - (i + 0.5) / 1000) < (0.26 if values.whole else 1e-9) for i, v in enumerate(drawn))
+    assert values.from_unit(0.0) == pytest.approx(values.low) and values.from_unit(1 - 1e-12) == pytest.approx(values.high)
+    assert all(abs(values.to_unit(v) - (i + 0.5) / 1000) < (0.26 if values.integer else 1e-9) for i, v in enumerate(drawn))
     if values == Range(1, 4, LINEAR, True):
         assert [drawn.count(value) for value in (1, 2, 3, 4)] == [250] * 4
     if values.scale == LOG_BELOW_ONE:
         assert drawn[500] == pytest.approx(0.99, abs=1e-4)  # a tenth of what is missing to 1 a decade
-    assert values.place(1e9) == values.place(values.high) and values.place(-1e9) == values.place(values.low)
+    assert values.to_unit(1e9) == values.to_unit(values.high) and values.to_unit(-1e9) == values.to_unit(values.low)
 
 
 @pytest.mark.parametrize("searcher", ["random", "gp", "optuna"])
@@ -85,19 +85,19 @@ def test_every_searcher_draws_within_ranges_of_every_kind(searcher):
         assert draw.keys() == ranges.keys()
         for name, values in ranges.items():
             inside = draw[name] in values.values if isinstance(values, Choice) else values.low <= draw[name] <= values.high
-            assert inside and type(draw[name]) is type(values.at(0.5)), name
+            assert inside and type(draw[name]) is type(values.from_unit(0.5)), name
     assert len({draw["n_layer"] for draw in draws}) > 1 and len({draw["beta2"] for draw in draws}) > 10
 
 
 def test_categories_are_strangers_to_each_other_and_numbers_neighbours():
     three = Choice(("gelu", "relu", "silu"))
-    points = np.array([three.coordinates(value) for value in three.values])
+    points = np.array([three.encode(value) for value in three.values])
     distances = np.linalg.norm(points[:, None] - points[None], axis=-1)
     assert distances == pytest.approx(1 - np.eye(3))
     # What was learnt of one says nothing of which of two others to try.
     none = np.empty((0, 3))
     chosen = most_promising(points[[0, 1]], np.log([9.0, 1.0]), np.ones(2), none, points)
-    assert three.values[chosen] in ("relu", "silu") and Choice((1, 2, 3)).coordinates(2) == (0.5,)
+    assert three.values[chosen] in ("relu", "silu") and Choice((1, 2, 3)).encode(2) == (0.5,)
 
 
 def test_the_reference_is_the_nearest_within_the_ranges_and_what_moved_is_kept(prepared):

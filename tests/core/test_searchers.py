@@ -57,9 +57,9 @@ def test_proposals_lie_where_the_losses_are_low(space):
 def test_a_place_in_a_range_is_where_at_finds_it():
     for values in (Range(1e-4, 1e-1), Choice((4, 8, 16, 32, 64))):
         for place in (0.0, 0.25, 0.5, 0.75):
-            assert values.place(values.at(place)) == pytest.approx(place, abs=0.01) or isinstance(values, Choice)
-        assert values.place(values.at(0.0)) == 0 and 0 <= values.place(5.0) <= 1
-    assert Choice((4, 8, 16)).place(8) == 0.5 and Choice(("cosine", "wsd")).place("wsd") == 1
+            assert values.to_unit(values.from_unit(place)) == pytest.approx(place, abs=0.01) or isinstance(values, Choice)
+        assert values.to_unit(values.from_unit(0.0)) == 0 and 0 <= values.to_unit(5.0) <= 1
+    assert Choice((4, 8, 16)).to_unit(8) == 0.5 and Choice(("cosine", "wsd")).to_unit("wsd") == 1
 
 
 def test_the_surrogate_finds_the_valley_and_believes_many_seeds_more_than_one():

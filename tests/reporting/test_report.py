@@ -199,7 +199,7 @@ def test_edges_name_the_flag_that_looks_beyond():
     for axis, value, flag in (
         (Axis("beta2", Range(0.9, 0.999, LOG_BELOW_ONE)), 0.999, "--range beta2=0.99:0.9999"),
         (Axis("learning_rate", Range(0.001, 0.003, LINEAR)), 0.003, "--range learning_rate=0.002:0.004:linear"),
-        (Axis("n_layer", Range(2, 6, LINEAR, whole=True)), 6, "--range n_layer=4:8"),
+        (Axis("n_layer", Range(2, 6, LINEAR, integer=True)), 6, "--range n_layer=4:8"),
         (Axis("n_layer", Choice((1, 2, 4))), 4, "--choices n_layer=1,2,4,8,16"),
         (Axis("dropout", Choice((0.1, 0.2, 0.4))), 0.4, "--choices dropout=0.1,0.2,0.4,0.8"),
     ):

@@ -43,12 +43,12 @@ class Axis:
 
     def place(self, value: Any) -> float:
         """Returns the place of `value` on the axis, from 0 to 1."""
-        return self.values_of.place(value)
+        return self.values_of.to_unit(value)
 
     def value(self, place: float) -> float:
         """Returns the number at `place`, from 0 to 1; for a list it may lie between two values."""
         if isinstance(self.values_of, Range):
-            return self.values_of.at(place)
+            return self.values_of.from_unit(place)
         numbers = self.numbers or list(range(len(self.values)))
         scaled = np.log(numbers) if self.is_log else np.array(numbers)
         found = float(np.interp(place * (len(numbers) - 1), range(len(numbers)), scaled))

@@ -68,13 +68,13 @@ def _range_edge(axis: Axis, drawn_from: Range, value: float) -> RangeEdge | None
     place = axis.place(value)
     is_low = place < 0.5
     end = drawn_from.low if is_low else drawn_from.high
-    is_inside = EDGE < place < 1 - EDGE and not (drawn_from.whole and value == end)
+    is_inside = EDGE < place < 1 - EDGE and not (drawn_from.integer and value == end)
     if is_inside or (is_low and end == 0):
         return None
     low, high = _moved(axis.name, drawn_from, value)
     digits = ".6g" if drawn_from.scale == LOG_BELOW_ONE else ".2g"
     ends = f"{low:{digits}}:{high:{digits}}"
-    if drawn_from.whole:
+    if drawn_from.integer:
         ends = f"{max(1, round(low))}:{math.ceil(high)}"
     usual = SCALES.get(axis.name, LINEAR)
     scale = "" if drawn_from.scale == usual else ":linear" if drawn_from.scale == LINEAR else ":log"

@@ -139,7 +139,7 @@ def searched_space(options: SearchOptions, model: ModelConfig, overrides: Mappin
     ranges = {name: values for name, values in (base.ranges(preset) | named).items() if values is not None}
     reference = base.values(preset) | settings_of(model)
     baseline = {name: reference[name] for name in ranges}
-    baseline |= {name: values.nearest(reference[name]) for name, values in named.items() if values is not None}
+    baseline |= {name: values.clip(reference[name]) for name, values in named.items() if values is not None}
     return SearchedSpace(
         ranges,
         baseline,

@@ -98,6 +98,6 @@ def _carried(config: Config, earlier: SearchSpec, search: SearchSpec) -> dict[st
     """
     before = vars(earlier.training) | settings_of(earlier.model) | config
     here = search.sample(0)
-    here |= {name: values.nearest(before[name]) for name, values in search.ranges.items() if before.get(name) is not None}
+    here |= {name: values.clip(before[name]) for name, values in search.ranges.items() if before.get(name) is not None}
     now = vars(search.training) | settings_of(search.model) | here
     return {"config": here, "same": all(before.get(name) == now[name] for name in now if name not in IRRELEVANT)}

@@ -1,6 +1,6 @@
 """The search spaces. A published space is never edited: a better one gets a new name.
 
-Every range is around the preset's reference values, so one space serves 0.1M and 124M parameters.
+Every range lies around the preset's baseline values, so that one space serves 0.1M and 124M parameters.
 """
 
 import dataclasses
@@ -15,72 +15,72 @@ from myllm.config import Preset
 from myllm.system.errors import InputError
 
 LINEAR, LOG, LOG_BELOW_ONE = "linear", "log", "log of 1 - x"
-"""scales: equal steps of the value, of its logarithm, or, for rates close to 1, of the logarithm of what is missing to 1"""
+"""scales: uniform in the value x, in log(x), or in log(1 - x) for rates close to 1"""
 
 
 @dataclass(frozen=True)
 class Range:
-    """Uniform on `scale`, from `low` to `high`; whole numbers only where it is `whole`."""
+    """A uniform distribution on `scale` from `low` to `high`; of whole numbers if `integer`."""
 
     low: float
     high: float
     scale: str = LOG
-    whole: bool = False
+    integer: bool = False
 
     @property
     def _ends(self) -> tuple[float, float]:
-        """Where the scale begins and ends: each whole number has the same room around it."""
-        low, high = (self.low - 0.5, self.high + 0.5) if self.whole else (self.low, self.high)
+        """The ends of the scale: an integer range has half a step around each of its numbers."""
+        low, high = (self.low - 0.5, self.high + 0.5) if self.integer else (self.low, self.high)
         return (1 - low, 1 - high) if self.scale == LOG_BELOW_ONE else (low, high)
 
-    def at(self, place: float) -> float:
-        """The value at `place` of the range, 0 <= place < 1."""
+    def from_unit(self, place: float) -> float:
+        """The value at position `place` of the range, 0 <= place < 1."""
         low, high = self._ends
         if self.scale == LINEAR:
             value = low + place * (high - low)
         else:
             value = low * (high / low) ** place
             value = 1 - value if self.scale == LOG_BELOW_ONE else value
-        return self.nearest(round(value) if self.whole else value)
+        return self.clip(round(value) if self.integer else value)
 
-    def place(self, value: float) -> float:
-        """Where `value` lies in the range, from 0 to 1."""
-        (low, high), value = self._ends, self.nearest(value)
+    def to_unit(self, value: float) -> float:
+        """The position of `value` in the range, from 0 to 1."""
+        (low, high), value = self._ends, self.clip(value)
         if self.scale == LINEAR:
             return (value - low) / (high - low)
         value = 1 - value if self.scale == LOG_BELOW_ONE else value
         return math.log(value / low) / math.log(high / low)
 
-    def coordinates(self, value: float) -> tuple[float, ...]:
-        """`value` as a point whose distance from others says how alike they are."""
-        return (self.place(value),)
+    def encode(self, value: float) -> tuple[float, ...]:
+        """`value` as coordinates, whose distance to those of another value measures similarity."""
+        return (self.to_unit(value),)
 
-    def nearest(self, value: float) -> float:
-        """`value`, or the end of the range for one beyond it."""
+    def clip(self, value: float) -> float:
+        """`value`, or the nearest end of the range."""
         return min(max(value, self.low), self.high)
 
-    def coordinates_at(self, places: np.ndarray) -> np.ndarray:
+    def encode_units(self, places: np.ndarray) -> np.ndarray:
         """(n, 1) coordinates of the values at `places` (n,)."""
-        return np.array([self.place(self.at(float(p))) for p in places] if self.whole else places)[:, None]
+        return np.array([self.to_unit(self.from_unit(float(p))) for p in places] if self.integer else places)[:, None]
 
     def __str__(self) -> str:
-        ends = f"{self.low} to {self.high}" if self.whole else f"{self.low:.3g} to {self.high:.3g}"
+        ends = f"{self.low} to {self.high}" if self.integer else f"{self.low:.3g} to {self.high:.3g}"
         return ends if self.scale == LINEAR else f"{ends} ({self.scale})"
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One of `values`, each as likely."""
+    """A uniform distribution over `values`."""
 
     values: tuple[Any, ...]
 
-    def at(self, place: float) -> Any:
-        """The value at `place` of the list, 0 <= place < 1."""
+    def from_unit(self, place: float) -> Any:
+        """The value at position `place` of the list, 0 <= place < 1."""
         return self.values[int(place * len(self.values))]
 
     @property
     def ordered(self) -> bool:
-        """Whether these are numbers to choose from: neighbours, batches of 16 and 32, share what was learnt."""
+        """True if all values are numbers: neighbours, such as batches of 16 and 32, are then similar."""
         return all(isinstance(value, (int, float)) for value in self.values)
 
     def index(self, value: Any) -> int:
@@ -89,23 +89,23 @@ class Choice:
             return self.values.index(value)
         return min(range(len(self.values)), key=lambda index: abs(self.values[index] - value))
 
-    def place(self, value: Any) -> float:
-        """Where `value` lies in the list, from 0 to 1."""
+    def to_unit(self, value: Any) -> float:
+        """The position of `value` in the list, from 0 to 1."""
         return self.index(value) / max(1, len(self.values) - 1)
 
-    def coordinates(self, value: Any) -> tuple[float, ...]:
-        """`value` as a point: of numbers its place, of other things one at a distance of 1 from each other one."""
+    def encode(self, value: Any) -> tuple[float, ...]:
+        """`value` as coordinates: the position of a number; of other values points at a distance of 1 from each other."""
         if self.ordered:
-            return (self.place(value),)
+            return (self.to_unit(value),)
         return tuple(0.5**0.5 * (index == self.index(value)) for index in range(len(self.values)))
 
-    def nearest(self, value: Any) -> Any:
-        """`value`, or the number next to it; of other things the first where it is not among them."""
+    def clip(self, value: Any) -> Any:
+        """`value`, or the nearest number; of other values the first one where `value` is not in the list."""
         return self.values[self.index(value) if self.ordered or value in self.values else 0]
 
-    def coordinates_at(self, places: np.ndarray) -> np.ndarray:
+    def encode_units(self, places: np.ndarray) -> np.ndarray:
         """(n, k) coordinates of the values at `places` (n,)."""
-        points = np.array([self.coordinates(value) for value in self.values])
+        points = np.array([self.encode(value) for value in self.values])
         return np.take(points, (places * len(self.values)).astype(int), axis=0)
 
     def __str__(self) -> str:
@@ -123,7 +123,7 @@ def range_from_json(values: dict[str, Any]) -> Range | Choice:
 
 
 def preset_values(preset: Preset) -> dict[str, Any]:
-    """The reference value of every hyper-parameter that a space may have, by name."""
+    """The baseline value of every hyper-parameter that a space may have, by name."""
     config = preset.training()
     half_life = config.tokens_per_step * math.log(0.5) / math.log(config.beta2)
     return dataclasses.asdict(preset.model(1)) | dataclasses.asdict(config) | {"beta2_half_life": half_life}
@@ -131,12 +131,12 @@ def preset_values(preset: Preset) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Space:
-    """The loop's version, and as functions of the preset a distribution and a reference value for each hyper-parameter."""
+    """The training loop's version, with ranges and baseline values as functions of the preset."""
 
     version: str
     ranges: Callable[[Preset], Ranges]
     values: Callable[[Preset], dict[str, Any]] = preset_values
-    """reference values by name, of these hyper-parameters and maybe of more"""
+    """baseline values by name, of at least these hyper-parameters"""
 
 
 def _v1(preset: Preset) -> Ranges:
@@ -196,4 +196,4 @@ def even_draw(ranges: Ranges, seed: int, index: int) -> dict[str, Any]:
         ratio = (1 + ratio) ** (1 / (len(ranges) + 1))
     steps = ratio ** -np.arange(1.0, len(ranges) + 1)
     places = (np.random.default_rng(seed).random(len(ranges)) + index * steps) % 1
-    return {name: values.at(float(place)) for (name, values), place in zip(ranges.items(), places, strict=True)}
+    return {name: values.from_unit(float(place)) for (name, values), place in zip(ranges.items(), places, strict=True)}

@@ -30,7 +30,7 @@ class Proposals:
         for trial in trials:
             if trial.trial_id not in self._points:
                 self._points[trial.trial_id] = [
-                    x for name, values in self.ranges.items() for x in values.coordinates(trial.config[name])
+                    x for name, values in self.ranges.items() for x in values.encode(trial.config[name])
                 ]
         return np.array([self._points[trial.trial_id] for trial in trials])
 
@@ -40,10 +40,12 @@ class Proposals:
         known, chosen = projected(trials, self.rung_tokens), 0
         if known:
             told, losses, seeds = zip(*known, strict=True)
-            candidates = np.hstack([r.coordinates_at(drawn[:, i]) for i, r in enumerate(self.ranges.values())])
+            candidates = np.hstack([r.encode_units(drawn[:, i]) for i, r in enumerate(self.ranges.values())])
             pending = self.points(unjudged(trials, self.rung_tokens))
             chosen = most_promising(self.points(told), np.array(losses), np.array(seeds), pending, candidates)
-        return {name: r.at(float(place)) for (name, r), place in zip(self.ranges.items(), drawn[chosen], strict=True)}
+        return {
+            name: r.from_unit(float(place)) for (name, r), place in zip(self.ranges.items(), drawn[chosen], strict=True)
+        }
 
 
 def projected(trials: Trials, rung_tokens: Sequence[int]) -> list[tuple[Trial, float, int]]:

@@ -40,14 +40,14 @@ def suggest(ranges: Ranges, seed: int, index: int, known: list[tuple[Config, Sta
         state, result = told[status]
         params = {}
         for name, r in ranges.items():  # to_unit clips: preset micro's half-life of beta2 lies below v3's range
-            params[name] = r.place(config[name]) if isinstance(r, Range) else r.index(config[name])
+            params[name] = r.to_unit(config[name]) if isinstance(r, Range) else r.index(config[name])
         study.add_trial(
             optuna.trial.create_trial(
                 state=optuna.trial.TrialState[state], params=params, distributions=distributions, **result
             )
         )
     drawn = study.ask(distributions).params
-    return {name: r.at(drawn[name]) if isinstance(r, Range) else r.values[drawn[name]] for name, r in ranges.items()}
+    return {name: r.from_unit(drawn[name]) if isinstance(r, Range) else r.values[drawn[name]] for name, r in ranges.items()}
 
 
 def _distribution(values: Range | Choice) -> Any:
