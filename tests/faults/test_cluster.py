@@ -72,7 +72,7 @@ def test_checkpoints_on_another_filesystem_survive_a_kill(byte_files, undisturbe
     assert_same(whole, broken)
     assert list((tmp_path / "far").glob("broken-*/session_*/*/checkpoint_*/state.pt"))
     assert not (broken.folder / "ray").exists()
-    assert json.loads((broken.folder / "search.json").read_text())["config"]["storage_path"] == uri
+    assert json.loads((broken.folder / "search.json").read_text())["options"]["storage_path"] == uri
 
 
 def free_port():

@@ -70,9 +70,7 @@ def test_a_finished_search_grows_in_the_same_rungs_and_keeps_all_checkpoints_if_
     before, history = search.tables()
     grow = ["tune/search.py", "--resume", search.folder, "--num_samples", "8"]
     done = run_command_line(*grow)
-    assert done.returncode == 2 and "shape of preset nano" in done.stderr  # the harness made the model smaller
-    search.change(num_samples=8)
-    search.finish()
+    assert done.returncode == 0, done.stderr
     after, longer = search.tables()
     drawn = after[after["parent_id"].isna()]
     assert len(drawn) == 8
@@ -91,4 +89,4 @@ def test_a_folder_of_another_user_is_refused_unless_trusted(byte_files, tmp_path
     refused = run_command_line("tune/search.py", "--resume", search.folder)
     assert refused.returncode == 2 and "belongs to another user (id 12345)" in refused.stderr
     trusted = run_command_line("tune/search.py", "--resume", search.folder, "--allow_other_owner")
-    assert "shape of preset nano" in trusted.stderr  # the next check
+    assert trusted.returncode == 0, trusted.stderr
