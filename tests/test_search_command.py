@@ -21,7 +21,7 @@ from tune.config.resolve import resolve_search
 from tune.config.resources import Resources
 from tune.core.search_space import SPACES
 from tune.ray_backend.tuner import run_search
-from tune.search import resume
+from tune.search import resume, search, start
 
 RUNS = ROOT / "experiments" / "runs"
 TIMES = ["train_seconds", "tok_per_sec", "checkpoint"]
@@ -116,9 +116,9 @@ def test_interrupted_and_resumed_equals_never_stopped(small, run_name):
         for flag, other in (("preset", "micro"), ("budget_tokens", 524288), ("rung_metric", "val_loss_ema")):
             with pytest.raises(InputError, match=f"--{flag} can't change on --resume, it is "):
                 resume({"resume": str(broken), flag: other})
-        search = json.loads((broken / "search.json").read_text())
-        search["data"]["fingerprint"]["val"] = {"of": "another file"}
-        (broken / "search.json").write_text(json.dumps(search))
+        stored = json.loads((broken / "search.json").read_text())
+        stored["data"]["fingerprint"]["val"] = {"of": "another file"}
+        (broken / "search.json").write_text(json.dumps(stored))
         with pytest.raises(InputError, match=r"val\.bin has changed since the search began"):
             resume({"resume": str(broken)})
         again = run_command_line(*small)
@@ -284,6 +284,37 @@ def test_bad_input_is_one_line_and_exit_code_2_before_ray_starts(byte_files, tmp
         assert message.startswith("error: ") and message.count("\n") == 1, message
         assert not ray_started
     assert (set(RUNS.iterdir()) if RUNS.exists() else set()) - before <= {RUNS / ".cache"}
+
+
+class Started(Exception):
+    """The search got as far as Ray."""
+
+
+def test_two_searches_of_one_second_have_folders_of_their_own(byte_files, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("tune.search.cache_dir", lambda: tmp_path / "cache")
+    monkeypatch.setattr("time.strftime", lambda form: "20260101-000000")
+    train, val = ([str(path)] for path in byte_files)
+    given = {"train_file": train, "val_file": val, "budget_tokens": 262144, "storage_path": str(tmp_path)}
+    begun = []
+
+    class Runtime:
+        def start(self, options, resources):
+            begun.append(options.name)
+            raise Started
+
+    checked = [start(dict(given)) for _ in range(3)]  # all are checked before the first makes its folder
+    for run_dir, spec in (*checked, start(dict(given))):
+        with pytest.raises(Started):
+            search(run_dir, spec, Resources(1, 0, 1), Runtime(), resumed=False)
+    name = "nano-v2-20260101-000000"
+    assert begun == [name, f"{name}-2", f"{name}-3", f"{name}-4"] and all((tmp_path / one).is_dir() for one in begun)
+    assert capsys.readouterr().out.splitlines()[0] == f"note: {name} is taken; this search is in {tmp_path}/{name}-2"
+
+    checked = [start(given | {"name": "mine"}) for _ in range(2)]
+    with pytest.raises(Started):
+        search(*checked[0], Resources(1, 0, 1), Runtime(), resumed=False)
+    with pytest.raises(InputError, match=r"^--name mine: .*/mine exists; go on with: .* or choose another name$"):
+        search(*checked[1], Resources(1, 0, 1), Runtime(), resumed=False)
 
 
 def test_a_dry_run_tells_what_a_search_will_take_and_leaves_nothing_behind(byte_files, run_name):

@@ -21,6 +21,7 @@ RUNTIME = RayRuntime() if __name__ == "__main__" else None  # the search's time 
 import contextlib
 import dataclasses
 import importlib.util
+import itertools
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,14 +66,35 @@ def start(given: dict[str, Any]) -> tuple[Path, SearchSpec]:
     name = config.name or f"{config.preset}-{config.space}-{time.strftime('%Y%m%d-%H%M%S')}"
     local = config.storage_path if config.storage_path and "://" not in config.storage_path else None
     run_dir = (Path(os.path.realpath(local)) if local else runs_dir(RUNS_DIR)) / name
-    if os.path.lexists(run_dir):
-        again = command("tune/search.py", "--resume", run_dir)
-        raise InputError(f"--name {name}: {run_dir} exists; go on with: {again}; or choose another name")
+    if config.name and os.path.lexists(run_dir):
+        raise taken(run_dir)
     from tune.config.resolve import resolve_search
     from tune.config.warm_start import warm_start_trials
 
-    search = resolve_search(dataclasses.replace(config, name=name), cache_dir())
+    search = resolve_search(config, cache_dir())
     return run_dir, dataclasses.replace(search, warm_start=warm_start_trials(search))
+
+
+def taken(run_dir: Path) -> InputError:
+    """The error of a --name whose folder exists."""
+    again = command("tune/search.py", "--resume", run_dir)
+    return InputError(f"--name {run_dir.name}: {run_dir} exists; go on with: {again}; or choose another name")
+
+
+def make_folder(first: Path, spec: SearchSpec) -> tuple[Path, SearchSpec]:
+    """Makes the folder of a new run; without --name the next that is free, if another search took the `first` meanwhile."""
+    run_dir = first
+    for number in itertools.count(2):
+        try:
+            run_dir.mkdir(parents=True)
+            break
+        except FileExistsError:
+            if spec.options.name:
+                raise taken(run_dir) from None
+            run_dir = first.with_name(f"{first.name}-{number}")
+    if run_dir != first:
+        print(f"note: {first.name} is taken; this search is in {shown_path(run_dir)}")
+    return run_dir, dataclasses.replace(spec, options=dataclasses.replace(spec.options, name=run_dir.name))
 
 
 def resume(given: dict[str, Any]) -> tuple[Path, SearchSpec]:
@@ -194,10 +216,10 @@ def estimate(
 
 def search(run_dir: Path, spec: SearchSpec, resources: Resources, runtime: RayRuntime, resumed: bool) -> int:
     """Runs the search and prints its summary; returns the exit code, 130 where the search was interrupted."""
+    if not resumed:
+        run_dir, spec = make_folder(run_dir, spec)
+        runtime.start(spec.options, resources)  # a resumed search may have nothing left to do
     again = command("tune/search.py", "--resume", run_dir)
-    run_dir.mkdir(parents=True, exist_ok=resumed)
-    if not resumed:  # one that is may have nothing left to do
-        runtime.start(spec.options, resources)
     from tune.ray_backend.tuner import run_search
 
     with nothing_lost(again):

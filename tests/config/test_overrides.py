@@ -2,11 +2,12 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
 from conftest import BUDGET, summary
-from helpers import NANO, RECORDED, asha_search, draws_of, overridden, searched, write_run
+from helpers import BIGRAM, NANO, RECORDED, asha_search, draws_of, overridden, searched, write_run
 
 from myllm.config import PRESETS, GPTConfig, TrainConfig
 from myllm.system.errors import InputError
@@ -232,6 +233,21 @@ def test_small_budgets_have_fewer_reports_and_rungs_follow(prepared):
         ({"range": ("block_size=32:64",)}, "set it with --set block_size=VALUE"),
         ({"range": ("seed=1:4",)}, "there is no 'seed' to set"),
         ({"space": "custom"}, "nothing is left to search"),
+        ({"range": ("learning_rate=1e-3:1e-3",)}, "for one value: --set learning_rate=1e-3"),
+        ({"range": ("n_layer=2:2",)}, "for one value: --set n_layer=2"),
+        ({"choices": ("learning_rate=1e-3",)}, "use --set learning_rate=1e-3"),
+        ({"range": ("beta1=1e-20:1e-19",)}, "too narrow: floats can't tell its values apart; say beta1=1e-20:1e-19:linear"),
+        ({"range": ("beta2=1e-17:1e-15",)}, "say beta2=1e-17:1e-15:linear"),
+        (
+            {"range": ("learning_rate=3:3.0000000000000004",)},
+            "too narrow: floats can't tell its values apart; use --set learning_rate=3",
+        ),
+        (
+            {"range": ("weight_decay=1:1.0000000000000002:linear",)},
+            "too narrow: floats can't tell its values apart; use --set weight_decay=1",
+        ),
+        ({"range": ("learning_rate=1e-323:2e-323",)}, "use --set learning_rate=1e-323"),
+        ({"range": ("weight_decay=-1e308:1e308:linear",)}, "wider than numbers reach"),
     ],
 )
 def test_each_mistake_is_one_line_that_says_what_would_be_right(prepared, options, words):
@@ -284,3 +300,78 @@ def test_a_warm_start_across_two_spaces_takes_what_their_names_share(tmp_path):
     longer = dataclasses.replace(search, training=dataclasses.replace(search.training, budget_tokens=2 * BUDGET))
     warm = warm_start_trials(longer)  # another budget: tried, but what was lost at the end of half of it says another thing
     assert [trial["tried"] for trial in warm] == [True, True] and not any(trial["same"] for trial in warm)
+
+
+@pytest.mark.parametrize("text", ["1e-20:1e-19:linear", "1e-10:1e-9", "0.9:0.9000000001"])
+def test_the_cure_of_a_range_that_is_too_narrow_cures(prepared, text):
+    search = prepared(range=(f"beta1={text}",))
+    drawn = [search.sample(index)["beta1"] for index in range(1, 9)]
+    assert len(set(drawn)) == 8 and all(0 <= search.ranges["beta1"].place(value) <= 1 for value in drawn)
+
+
+@pytest.mark.parametrize("flag, text", [("range", "0:0.3"), ("choices", "0,0.1"), ("set", "0.1")])
+def test_a_fraction_for_a_setting_whose_default_is_whole_says_why(prepared, tmp_path, flag, text):
+    path = tmp_path / "own.py"
+    path.write_text(BIGRAM.replace('"width": 8', '"width": 8, "drop": 0'))
+    with pytest.raises(InputError, match=r"is no whole number.*its default 0 makes drop whole.*write 0\.0 in `settings`"):
+        prepared(model=f"{path}:Bigram", **{flag: (f"drop={text}",)})
+    with pytest.raises(InputError, match=r"'x' is no whole number$"):
+        prepared(model=f"{path}:Bigram", set=("drop=x",))
+    path.write_text(path.read_text().replace('"drop": 0', '"drop": 0.0'))
+    assert prepared(model=f"{path}:Bigram", **{flag: (f"drop={text}",)}).model.settings["drop"] in (0.0, 0.1)
+
+
+def test_an_experiment_in_another_encoding_or_with_a_byte_order_mark(tmp_path):
+    path = tmp_path / "mine.toml"
+    text = 'name = "größe"\n[space]\nbeta1 = 0.8\n'
+    path.write_text(text, encoding="utf-8-sig")
+    assert read_experiment(str(path), {})["name"] == "größe"
+    for encoding in ("latin-1", "utf-16", "utf-16-le"):
+        path.write_text(text, encoding=encoding)
+        with pytest.raises(InputError, match=r"mine\.toml: not UTF-8 .*save it as UTF-8"):
+            read_experiment(str(path), {})
+
+
+@pytest.mark.parametrize("line", ['set = ["beta1=0.8"]', 'fix = ["beta1=0.8"]', 'range = "beta1=0.8:0.9"', "choices = []"])
+def test_overrides_beside_a_table_of_them_are_refused_by_name(tmp_path, line):
+    path = tmp_path / "mine.toml"
+    path.write_text(f'{line}\n[space]\nbase = "v1"\nlearning_rate = "1e-4:3e-3"\n')
+    name = line.split()[0].replace("fix", "set")
+    with pytest.raises(InputError, match=f"{name} beside the table \\[space\\]; write its settings into the table"):
+        read_experiment(str(path), {})
+
+
+@pytest.fixture
+def from_text(tmp_path):
+    """(a search on text, its files by flag, its cache)."""
+    files = {"train_file": (str(tmp_path / "a.txt"),), "val_file": (str(tmp_path / "b.txt"),)}
+    rng = np.random.default_rng(0)
+    for (name,) in files.values():
+        (tmp_path / name).write_bytes(bytes(rng.integers(97, 123, 9000).tolist()))
+    search = resolve_search(SearchOptions(**files, budget_tokens=262144, name="x"), tmp_path / "cache")
+    return search, tmp_path / "a.txt", tmp_path / "cache"
+
+
+def test_text_that_changed_at_its_place_is_refused_on_resume(from_text):
+    search, text, cache = from_text
+    assert check_comparable(search, cache, {}) == search
+    before = text.read_bytes()
+    for changed in (before + b"\n", before[:100] + b"A" + before[101:]):
+        text.write_bytes(changed)
+        with pytest.raises(InputError, match=r"a\.txt has changed since .*put it back as it was, or start a new search$"):
+            check_comparable(search, cache, {})
+    text.write_bytes(before)
+    assert check_comparable(search, cache, {}) == search
+
+
+def test_text_that_is_gone_goes_on_from_its_cache_and_moved_text_is_named(from_text, capsys):
+    search, text, cache = from_text
+    moved = text.rename(text.with_name("moved.txt"))
+    assert check_comparable(search, cache, {}) == search
+    assert "note: " in (said := capsys.readouterr().out) and "a.txt" in said and said.count("\n") == 1
+    again = check_comparable(search, cache, {"train_file": (str(moved),)})
+    assert again.data.train_file == [str(moved)] and again.data.prepared == search.data.prepared
+    assert capsys.readouterr().out == ""
+    shutil.rmtree(cache)
+    with pytest.raises(InputError, match=r"a\.txt: no such file"):
+        check_comparable(search, cache, {})

@@ -92,16 +92,25 @@ def read_experiment(path: str, given: dict[str, Any]) -> dict[str, Any]:
     `given` stands in for it.
     """
     try:
-        written = tomllib.loads(Path(path).read_text("utf-8-sig"))
+        text = Path(path).read_text("utf-8-sig")
+        if "\0" in text:
+            raise InputError(f"--experiment {path}: not UTF-8 (it holds null bytes); save it as UTF-8")
+        written = tomllib.loads(text)
     except FileNotFoundError:
         raise InputError(f"--experiment {path}: no such file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+    except UnicodeDecodeError as error:
+        raise InputError(f"--experiment {path}: not UTF-8 ({error}); save it as UTF-8") from None
+    except (tomllib.TOMLDecodeError, OSError) as error:
         hint = '; beside a table [space] the space is named in it, base = "v2"' if "overwrite" in str(error) else ""
         raise InputError(f"--experiment {path}: not TOML ({error}){hint}") from None
     check_one_name(written, f"--experiment {path}: ")
     values = current_names(written)
     kinds = {field.name: value_type(field) for field in dataclasses.fields(SearchOptions)}
     if isinstance(values.get("space"), dict):
+        if beside := [flag for flag in overrides.FLAGS if flag in values]:
+            raise InputError(
+                f"--experiment {path}: {beside[0]} beside the table [space]; write its settings into the table"
+            )
         values |= current_names(overrides.from_table(values.pop("space"), f"--experiment {path}"))
     for key, value in values.items():
         if key not in kinds:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from myllm.config import GPTConfig, TrainConfig, get_preset, parse_value, value_type
-from myllm.models.custom_model import ModelConfig, settings_of
+from myllm.models.custom_model import CustomModelConfig, ModelConfig, settings_of
 from myllm.system.errors import InputError
 from tune.config.options import SearchOptions
 from tune.core.search_space import CUSTOM, LINEAR, LOG, LOG_BELOW_ONE, SPACES, Choice, Range, Ranges, get_space
@@ -34,6 +34,7 @@ SCALES = dict.fromkeys(
 ) | dict.fromkeys(("beta1", "beta2"), LOG_BELOW_ONE)
 """the scale of a hyper-parameter on which equal steps have equal weight; all others are linear"""
 MOST_SHAPES = 1000  # combinations of model settings that are checked before the start
+RESOLVED = 101  # places of a range that floats must tell apart
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,20 @@ def parse_overrides(texts: Mapping[str, Sequence[str]], model: ModelConfig) -> d
         try:
             found[name] = Override(flag, **_values(kind, name, types[name], value.strip()))
         except ValueError as error:
-            raise InputError(f"{flag}: {error}") from None
+            raise InputError(f"{flag}: {error}{_why_whole(kind, name, model, value.strip())}") from None
     return found
+
+
+def _why_whole(kind: str, name: str, model: ModelConfig, text: str) -> str:
+    """Says why a custom model's setting takes no fraction, if `text` would be right for one; otherwise empty."""
+    default = settings_of(model).get(name)
+    if not isinstance(model, CustomModelConfig) or type(default) is not int or name == "block_size":
+        return ""
+    try:
+        _values(kind, name, float, text)
+    except ValueError:
+        return ""
+    return f"; its default {default} makes {name} whole: write {default}.0 in `settings` of {model.source} for fractions"
 
 
 def _values(kind: str, name: str, of: type, text: str) -> dict[str, Any]:
@@ -102,7 +115,8 @@ def _values(kind: str, name: str, of: type, text: str) -> dict[str, Any]:
         raise ValueError(f"write {name}=MIN:MAX, or MIN:MAX:log, or MIN:MAX:linear")
     low, high = parse_value(of, first), parse_value(of, last)
     if low >= high:
-        raise ValueError(f"{low:g} is not less than {high:g}")
+        cure = f"; for one value: --set {name}={first}" if low == high else ""
+        raise ValueError(f"{low:g} is not less than {high:g}{cure}")
     own = SCALES.get(name, LINEAR)
     scale = own
     if scales:
@@ -113,9 +127,19 @@ def _values(kind: str, name: str, of: type, text: str) -> dict[str, Any]:
     if (scale == LOG and low <= 0) or (scale == LOG_BELOW_ONE and high >= 1):
         right = "begins above 0" if scale == LOG else "ends below 1"
         raise ValueError(f"a {scale} range {right}; or say {name}={low:g}:{high:g}:linear")
-    if scale == LOG and not math.isfinite(high / low):
+    if not math.isfinite(high / low if scale == LOG else high - low):
         raise ValueError(f"{low:g} to {high:g} is wider than numbers reach")
-    return {"values": Range(low, high, scale, of is int)}
+    found = Range(low, high, scale, of is int)
+    if not _is_resolved(found):
+        linear = scale != LINEAR and _is_resolved(dataclasses.replace(found, scale=LINEAR))
+        cure = f"say {name}={first}:{last}:linear" if linear else f"use --set {name}={first}"
+        raise ValueError(f"too narrow: floats can't tell its values apart; {cure}")
+    return {"values": found}
+
+
+def _is_resolved(values: Range) -> bool:
+    """True if floats tell the values at RESOLVED evenly spaced places apart, or if the values are whole numbers."""
+    return values.whole or len({values.at(index / (RESOLVED - 1)) for index in range(RESOLVED)}) == RESOLVED
 
 
 @dataclass(frozen=True)

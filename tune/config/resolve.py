@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from myllm.config import Preset, TrainConfig, get_preset
-from myllm.datasets.data_paths import absolute
+from myllm.datasets.data_paths import Source, absolute, find_files, is_builtin
 from myllm.datasets.load_tokens import default_tokenizer, prepare
 from myllm.datasets.overlap import check_separate
 from myllm.datasets.token_file import TokenFile, are_there
@@ -196,6 +196,15 @@ def changed_code(search: SearchSpec) -> str:
     return ", ".join(f"{name} {old} -> {new}" for name, (old, new) in changes.items() if old != new)
 
 
+def _is_there(source: Source) -> bool:
+    """True if the text or tokens of `source` can be read again. Prints a note if the files are gone."""
+    try:
+        return not is_builtin(source) and bool(find_files(source))
+    except InputError as error:
+        print(f"note: {error}; the search goes on with the tokens that were made of it")
+        return False
+
+
 def check_comparable(search: SearchSpec, cache_dir: Path, moved: dict[str, Any]) -> SearchSpec:
     """The search with its prepared data in place, once new trials are sure to be comparable with earlier ones.
 
@@ -208,12 +217,15 @@ def check_comparable(search: SearchSpec, cache_dir: Path, moved: dict[str, Any])
     how = {"token_dtype": data.token_dtype, "text_column": data.text_column}
     now: dict[str, tuple[Any, Any]] = {f"tokenizer {data.tokenizer}": (identity(encoding), data.tokenizer_sha256)}
     for split, file in (("train", data.train_file), ("val", data.val_file)):
-        if f"{split}_file" in moved or not are_there(prepared[split]):
+        if f"{split}_file" in moved or not are_there(prepared[split]) or _is_there(file):
             prepared[split] = prepare(file, split, data.tokenizer, encoding, cache_dir, **how).spec
         name = file if isinstance(file, str) else " ".join(file)
         now[name] = TokenFile(prepared[split]).fingerprint(), data.fingerprint[split]
     for what, (found, expected) in now.items():
         if found != expected:
-            raise InputError(f"{what} has changed since the search began: its trials could not be compared with new ones")
+            raise InputError(
+                f"{what} has changed since the search began: its trials could not be compared with new ones; "
+                "put it back as it was, or start a new search"
+            )
     options = dataclasses.replace(search.options, **moved)
     return dataclasses.replace(search, options=options, data=dataclasses.replace(data, prepared=prepared))
