@@ -306,7 +306,7 @@ def test_a_warm_start_across_two_spaces_takes_what_their_names_share(tmp_path):
 def test_the_cure_of_a_range_that_is_too_narrow_cures(prepared, text):
     search = prepared(range=(f"beta1={text}",))
     drawn = [search.sample(index)["beta1"] for index in range(1, 9)]
-    assert len(set(drawn)) == 8 and all(0 <= search.ranges["beta1"].place(value) <= 1 for value in drawn)
+    assert len(set(drawn)) == 8 and all(0 <= search.ranges["beta1"].to_unit(value) <= 1 for value in drawn)
 
 
 @pytest.mark.parametrize("flag, text", [("range", "0:0.3"), ("choices", "0,0.1"), ("set", "0.1")])

@@ -139,7 +139,7 @@ def _values(kind: str, name: str, of: type, text: str) -> dict[str, Any]:
 
 def _is_resolved(values: Range) -> bool:
     """True if floats tell the values at RESOLVED evenly spaced places apart, or if the values are whole numbers."""
-    return values.whole or len({values.at(index / (RESOLVED - 1)) for index in range(RESOLVED)}) == RESOLVED
+    return values.integer or len({values.from_unit(index / (RESOLVED - 1)) for index in range(RESOLVED)}) == RESOLVED
 
 
 @dataclass(frozen=True)
