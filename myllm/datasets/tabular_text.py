@@ -85,8 +85,7 @@ def _next_value(reader: io.BufferedReader) -> Any:
 
 def read_csv(path: Path, text_column: str | None) -> Iterator[Document]:
     """Reads a table whose first line names the columns and shows the delimiter."""
-    csv.field_size_limit(CELL_CHARS)
-    number = 1
+    usual_limit, number = csv.field_size_limit(CELL_CHARS), 1
     with opened(path) as (reader, raw):
         try:
             lines = io.TextIOWrapper(reader, "utf-8-sig", newline="")
@@ -113,6 +112,8 @@ def read_csv(path: Path, text_column: str | None) -> Iterator[Document]:
             raise InputError(f"{path}: the row after line {number} is no CSV: {reason}") from None
         except UnicodeDecodeError:
             raise InputError(f"{path}: not UTF-8 text, after line {number}") from None
+        finally:
+            csv.field_size_limit(usual_limit)  # it is the whole process's
 
 
 def _is_number(cell: str) -> bool:

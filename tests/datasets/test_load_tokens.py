@@ -227,19 +227,21 @@ def test_documents_without_text_are_none_or_one_line(command, tmp_path):
 
 
 def test_a_preparation_shows_the_time_left(tmp_path):
-    terminals = pytest.importorskip("test_live")
+    pytest.importorskip("pyte")
+    from terminal import Terminal
+
     (tmp_path / "a.txt").write_text("some words \n" * 2_500_000)
     code = (
         "import sys, myllm.datasets.load_tokens; from myllm.system.errors import run_command; from myllm.data import main;"
         "myllm.datasets.load_tokens.BAR_DELAY = 0; run_command(main)"
     )
     flags = ["--input", tmp_path / "a.txt", "--out_dir", tmp_path / "out", "--tokenizer", "byte"]
-    terminal = terminals.Terminal(60, ["-c", code, *flags], {})
+    terminal = Terminal(60, ["-c", code, *flags], {})
     found = []
 
     def look(text):
         found.extend(re.findall(r"tokenizing .*/30\.0 MB.* (0:00:\d\d)", text))
 
-    terminal.segment_end_tokens(look, seconds=60)
+    terminal.read_until(look, seconds=60)
     assert terminal.process.returncode == 0 and found, terminal.text
     assert "train_ids.bin: 27000000 tokens" in terminal.text and "tokenizing" not in terminal.text

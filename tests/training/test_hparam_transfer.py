@@ -122,7 +122,7 @@ def test_the_command_to_search_again_is_one(found, command, monkeypatch, capsys)
     *_, line = [line for line in capsys.readouterr().out.splitlines() if "search the rate again" in line]
     words = shlex.split(line.partition(" python ")[2])
     monkeypatch.setattr("sys.argv", words)
-    _, again = search.start(vars(search.parse_args()))
+    _, again = search.start(search.parse_args())
     assert again.range_texts == {"learning_rate": "0.0005 to 0.004 (log)"} and again.options.trials == 8
     assert (
         vars(again.model) == vars(PRESETS["micro"].model(257)) | {"n_layer": 1, "n_embd": 256}
