@@ -1,9 +1,10 @@
-"""Arrows run one way: search -> runner -> session -> coordinator -> schedulers -> trials; report reads only files."""
+"""Imports run one way: between packages, between the wings of tune/ and of myllm/, and without a circle of modules."""
 
 import ast
 import os
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,31 @@ from conftest import ROOT, run_command_line
 from myllm.system.imports import PACKAGES
 
 MODULES = sorted(path for folder in ("myllm", "tune") for path in (ROOT / folder).rglob("*.py"))
+TUNE = {
+    "text": (),
+    "core": (),
+    "ladder": ("core", "text"),
+    "store": ("core", "text"),
+    "config": ("core", "text", "store"),
+    "analysis": ("core", "text", "store", "config"),
+    "estimate": ("core", "text", "store", "config", "analysis"),
+    "monitor": ("core", "text", "store", "config", "analysis", "estimate"),
+    "ray_backend": ("core", "text", "store", "config", "analysis", "estimate", "monitor"),
+    "reporting": ("core", "text", "store", "config", "analysis"),
+    "report": ("core", "text", "store", "config", "analysis", "reporting"),
+    "search": ("core", "text", "store", "config", "analysis", "estimate", "monitor", "ray_backend", "reporting", "report"),
+    "__init__": ("analysis",),
+}
+MYLLM = {
+    "__init__": (),
+    "system": (),
+    "config": ("system",),
+    "datasets": ("system", "config"),
+    "models": ("system", "config"),
+    "training": ("system", "config", "datasets", "models"),
+    "data": ("system", "datasets"),
+}
+"""wing -> the wings that it may import"""
 WITHOUT_TORCH = ("tune/core/", "tune/store/", "tune/analysis/", "tune/reporting/", "tune/report.py")
 """what a report or a replay needs"""
 
@@ -37,6 +63,21 @@ def test_a_module_imports_only_downwards(path):
         assert "torch" not in roots
     if name.startswith("tune/core/schedulers/"):
         assert not roots & {"os", "time", "random", "pathlib"}  # a rule sees trials and clock alone
+
+
+@pytest.mark.parametrize(("package", "wings"), [("tune", TUNE), ("myllm", MYLLM)])
+def test_a_wing_imports_only_those_below_it(package, wings):
+    for path in (ROOT / package).rglob("*.py"):
+        wing = path.relative_to(ROOT / package).parts[0].removesuffix(".py")
+        for module in imports(path):
+            first, *rest = module.split(".")
+            assert first != package or rest[:1] in ([wing], []) or rest[0] in wings[wing], f"{path} imports {module}"
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    names = {path: ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in MODULES}
+    graph = {names[path]: {module for module in imports(path) if module in names.values()} for path in MODULES}
+    TopologicalSorter(graph).prepare()  # raises CycleError
 
 
 def test_every_package_that_is_imported_is_looked_for_in_the_way():
