@@ -30,6 +30,7 @@ from curves import Curves, read_curves
 from myllm.system.errors import InputError, Parser, run_command
 from tune.config.options import SearchOptions
 from tune.core.coordinator import Coordinator
+from tune.core.events import SessionStarted
 from tune.core.ranking import ranking
 from tune.core.schedulers import SCHEDULERS
 from tune.core.schedulers.baseline import WithBaseline
@@ -55,11 +56,9 @@ class Replay:
         self.waiting = list(self.order)
         self.mark_at = {tokens: index for index, tokens in enumerate(curves.marks)}
         rule = SCHEDULERS[config.scheduler](config.resolved_rungs, curves.budget, curves.marks[0])
-        self.trials = Trials(curves.budget, n, events=[{"event": "session", "workers": slots}])
+        self.trials = Trials(curves.budget, n, events=[SessionStarted(session=0, workers=slots)])
         scheduler = WithBaseline(rule, config.confirmations)
-        self.coordinator = Coordinator(
-            self.trials, scheduler, self.configure, lambda event, **values: {"event": event} | values
-        )
+        self.coordinator = Coordinator(self.trials, scheduler, self.configure, lambda event: event)
 
     def configure(self, index: int, trials: Trials, proposed: bool) -> dict[str, Any]:
         """The next configuration to arrive, as its row in the curves; proposed ones are chosen among those that wait."""

@@ -40,12 +40,13 @@ from tune.config.options import SearchOptions
 from tune.config.overrides import searched_space
 from tune.config.spec import Data, SearchSpec
 from tune.core.coordinator import Coordinator
+from tune.core.events import REPORTED, Reported, SessionStarted
 from tune.core.schedulers import SCHEDULERS
 from tune.core.schedulers.baseline import WithBaseline
 from tune.core.search_space import get_space, sample
 from tune.core.searchers.gaussian_process import Proposals
 from tune.core.simulator import play
-from tune.core.trials import CONTINUE, REPORTED, STOP, Trials
+from tune.core.trials import CONTINUE, STOP, Trials
 from tune.store.journal import FILE_NAME, events_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -70,12 +71,12 @@ def decisions(count: int) -> tuple[float, float]:
     levels = [2 + rng.random() for _ in range(count)]
     noise = [rng.random() / 20 for _ in range(997)]
     rule = SCHEDULERS["explore-finish"](SCHEDULERS["explore-finish"].default_rungs, BUDGET, BUDGET // MARKS)
-    trials = Trials(BUDGET, count, events=[{"event": "session", "workers": 8}])
+    trials = Trials(BUDGET, count, events=[SessionStarted(session=0, workers=8)])
     coordinator = Coordinator(
         trials,
         WithBaseline(rule, 3),
         lambda index, trials, proposed: configs[index % 64],
-        lambda event, **values: {"event": event} | values,
+        lambda event: event,
     )
     begin = time.process_time()
     play(
@@ -210,17 +211,17 @@ def busy(slots: int, seconds: float, wait: float, folder: Path) -> dict[str, flo
     search = dataclasses.replace(search, training=dataclasses.replace(search.training, weight_decay=wait))
     tuner.run_search(folder, search, Resources(1, 0, slots))
     events = list(events_of(folder))
-    reports = [event for event in events if event["event"] == "report"]
-    by_process: dict[int, list[dict[str, Any]]] = {}
+    reports = [event for event in events if isinstance(event, Reported)]
+    by_process: dict[int, list[Reported]] = {}
     for report in reports:
-        by_process.setdefault(report["step"], []).append(report)
-    first, last = max(rows[0]["lr"] for rows in by_process.values()), events[0]["time"] + seconds - wait
-    within = [report for report in reports if first < report["grad_norm"] <= last]
+        by_process.setdefault(report.step, []).append(report)
+    first, last = max(rows[0].lr for rows in by_process.values()), events[0].time + seconds - wait
+    within = [report for report in reports if first < report.grad_norm <= last]
     gaps = [
-        after["lr"] - before["grad_norm"]
+        after.lr - before.grad_norm
         for rows in by_process.values()
         for before, after in itertools.pairwise(rows)
-        if first < before["grad_norm"] <= last and after["lr"] != before["learning_rate"]
+        if first < before.grad_norm <= last and after.lr != before.lr
     ]
     driver, servers, machine = watch.shares(first, last)
     return {
@@ -229,7 +230,7 @@ def busy(slots: int, seconds: float, wait: float, folder: Path) -> dict[str, flo
         "reports/s": len(within) / (last - first),
         "wait, ms": 1e3 * statistics.median(gaps),
         "99%, ms": 1e3 * statistics.quantiles(gaps, n=100)[-1],
-        "report to journal, ms": 1e3 * statistics.median(report["time"] - report["grad_norm"] for report in within),
+        "report to journal, ms": 1e3 * statistics.median(report.time - report.grad_norm for report in within),
         "driver, cores": driver,
         "ms a report": 1e3 * driver * (last - first) / len(within),
         "Ray's servers": servers,

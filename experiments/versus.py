@@ -103,7 +103,7 @@ def our_pick(folder: Path, until: float, budget_tokens: int) -> Pick:
     from tune.core.trials import COMPLETED, Trials
     from tune.store.journal import read_journal
 
-    events = [event for event in read_journal(folder / "search") if event["time"] <= until]
+    events = [event for event in read_journal(folder / "search") if event.time <= until]
     trials = Trials(budget_tokens, num_samples=0, events=events)
     completed = sum(trial.status == COMPLETED for trial in trials.drawn)
     _, best = ranking(trials)

@@ -13,9 +13,10 @@ from myllm.datasets.token_file import TokenFile
 from myllm.datasets.windows import Windows
 from myllm.training.train import Run
 from tune.core.coordinator import Coordinator
+from tune.core.events import REPORTED, Reported, SessionStarted, TrialStarted
 from tune.core.schedulers import SCHEDULERS
 from tune.core.schedulers.baseline import WithBaseline
-from tune.core.trials import CONTINUE, REPORTED, SAMPLED, Trials
+from tune.core.trials import CONTINUE, SAMPLED, Trials
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
@@ -134,19 +135,15 @@ BUDGET, MARK = 3200, 100
 
 def begun(trial_id, source=SAMPLED, segment_end_tokens=BUDGET, config=None, **more):
     """A trial's first event."""
-    return {
-        "event": "trial",
-        "trial_id": trial_id,
-        "source": source,
-        "segment_end_tokens": segment_end_tokens,
-        "config": config or {},
-    } | more
+    return TrialStarted(
+        trial_id=trial_id, source=source, segment_end_tokens=segment_end_tokens, config=config or {}, **more
+    )
 
 
 def report(trial_id, tokens, loss, decision=CONTINUE, **changes):
     """A report event."""
-    values = {"event": "report", "trial_id": trial_id, "decision": decision, "tokens_seen": tokens, "val_loss": loss}
-    return values | dict.fromkeys(set(REPORTED) - set(values), 1.0) | {"diverged": False} | changes
+    values = {"trial_id": trial_id, "decision": decision, "tokens_seen": tokens, "val_loss": loss, "diverged": False}
+    return Reported(**dict.fromkeys(REPORTED, 1.0) | values | changes)
 
 
 def new_search(
@@ -155,11 +152,11 @@ def new_search(
     """A Coordinator whose events go to `record`, a list; with `confirm` the rule has the reference beside it."""
     scheduler = SCHEDULERS[name](SCHEDULERS[name].default_rungs if rungs is None else rungs, BUDGET, MARK)
     scheduler = scheduler if confirm is None else WithBaseline(scheduler, confirm)
-    trials = Trials(BUDGET, num_samples, events=[{"event": "session", "workers": workers}, *events])
+    trials = Trials(BUDGET, num_samples, events=[SessionStarted(session=0, workers=workers), *events])
     record = [] if record is None else record
 
-    def append(event, **values):
-        record.append({"event": event} | values)
-        return record[-1]
+    def append(event):
+        record.append(event)
+        return event
 
     return Coordinator(trials, scheduler, configure or (lambda index, trials, proposed: {}), append, seed=7)

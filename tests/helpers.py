@@ -106,9 +106,14 @@ def write_run(folder, rates_and_losses, search=None, others=()):
     events = []
     for index, (rate, loss) in enumerate(rates_and_losses):
         events += [begun(f"{index:05d}", config=config_at(rate)), report(f"{index:05d}", BUDGET, loss, STOP)]
-    (folder / FILE_NAME).write_text("".join(json.dumps(event) + "\n" for event in (*events, *others)))
+    write_events(folder, *events, *others)
     (search or asha_search("random", seed=99, num_samples=8)).write(folder)
     return str(folder)
+
+
+def write_events(folder, *events):
+    """Writes a journal."""
+    (folder / FILE_NAME).write_text("".join(json.dumps(event.to_json()) + "\n" for event in events))
 
 
 def copied(folder: Path, name: str = "nano-v2") -> Path:

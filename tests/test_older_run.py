@@ -27,7 +27,7 @@ def decided(events):
     return [
         {
             name: None if isinstance(value, float) and math.isnan(value) else value
-            for name, value in event.items()
+            for name, value in event.to_json().items()
             if name not in MEASURED
         }
         for event in events

@@ -26,7 +26,8 @@ from myllm.system.files import obstacle, write_text
 from tune.analysis.response_surface import ResponseSurface
 from tune.analysis.results import load, tables
 from tune.config.spec import FILE_NAME
-from tune.core.trials import DIVERGED, FAILED, Event, Trials
+from tune.core.events import Event, SessionStarted
+from tune.core.trials import DIVERGED, FAILED, Trials
 from tune.reporting.audit_text import audit_lines
 from tune.reporting.summarize import summarize
 from tune.reporting.summary import Summary
@@ -95,7 +96,7 @@ def write_report_behind(run_dir: Path) -> None:
 def time_spent(trials: Trials, events: list[Event], summary: Summary) -> str:
     """Returns a note: the share of the workers' time spent in training, and of tokens in trials that diverged or failed."""
     trained = sum(trial.train_seconds for trial in trials.by_id.values())
-    workers = max((event["workers"] for event in events if event["event"] == "session"), default=1)
+    workers = max((event.workers for event in events if isinstance(event, SessionStarted)), default=1)
     whole = workers * summary.cost.seconds
     lost = sum(trial.tokens - trial.begun_at for trial in trials.by_id.values() if trial.status in (DIVERGED, FAILED))
     share = f"{min(1.0, trained / whole):.0%}" if whole else "an unknown share"

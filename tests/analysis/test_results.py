@@ -19,6 +19,7 @@ from tune.config.options import SearchOptions
 from tune.config.resources import resolve_resources
 from tune.config.spec import SearchSpec
 from tune.core.clock import SearchClock, TimeBudget, search_seconds
+from tune.core.events import CheckpointStored, SessionEnded, SessionStarted, TrialFailed, TrialStarted
 from tune.core.search_space import SPACES, get_space, sample
 from tune.core.trials import PAUSE, REPLICATE, STOP, Trials
 from tune.store.journal import FILE_NAME, Journal, read_journal
@@ -84,15 +85,15 @@ def test_settings_are_read_back_as_they_were_written(tmp_path):
 
 def test_a_torn_last_line_is_dropped_and_other_damage_is_named(tmp_path):
     journal = Journal(tmp_path)
-    journal.append("trial", trial_id="00000", config={})
+    journal.append(begun("00000"))
     with pytest.raises(InputError, match="another search is running"):
         Journal(tmp_path)
     del journal
     with open(tmp_path / FILE_NAME, "a") as file:
         file.write('{"event": "rep')
     assert len(read_journal(tmp_path)) == 1
-    Journal(tmp_path).append("failed", trial_id="00000", reason="x")
-    assert [e["event"] for e in read_journal(tmp_path)] == ["trial", "failed"]
+    Journal(tmp_path).append(TrialFailed(trial_id="00000", reason="x"))
+    assert [type(event) for event in read_journal(tmp_path)] == [TrialStarted, TrialFailed]
     with open(tmp_path / FILE_NAME, "a") as file:
         file.write("garbage\n")
     with pytest.raises(InputError, match="line 3 is damaged"):
@@ -102,13 +103,13 @@ def test_a_torn_last_line_is_dropped_and_other_damage_is_named(tmp_path):
 def test_the_journal_is_json_and_what_is_no_number_comes_back_as_nan(tmp_path):
     journal = Journal(tmp_path)
     numbers = {"val_loss": math.inf, "val_loss_ema": math.nan, "train_loss": 2.5}
-    returned = journal.append("report", trial_id="00000", **numbers)
+    returned = journal.append(dataclasses.replace(report("00000", 100, 2.0), **numbers))
     (line,) = (tmp_path / FILE_NAME).read_text().splitlines()
     written = json.loads(line, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
     assert (written["val_loss"], written["val_loss_ema"], written["train_loss"]) == (None, None, 2.5)
-    (tmp_path / FILE_NAME).write_text(line + "\n" + json.dumps(numbers | {"event": "report", "val_loss": math.nan}) + "\n")
+    (tmp_path / FILE_NAME).write_text(line + "\n" + json.dumps(written | {"val_loss": math.nan}) + "\n")
     for event in (returned, *read_journal(tmp_path)):  # the last line is of an older version
-        assert math.isnan(event["val_loss"]) and math.isnan(event["val_loss_ema"]) and event["train_loss"] == 2.5
+        assert math.isnan(event.val_loss) and math.isnan(event.val_loss_ema) and event.train_loss == 2.5
 
 
 def trials_of(events, budget_tokens=200):
@@ -125,8 +126,8 @@ def test_tables_and_statuses():
         report("00003", 100, 1.0),
         report("00005", 200, 3.2, STOP),
         report("00006", 100, 2.5, PAUSE),
-        {"event": "failed", "trial_id": "00004", "reason": "boom"},
-        {"event": "checkpoint", "trial_id": "00005", "tokens_seen": 200, "path": "ray/x"},
+        TrialFailed(trial_id="00004", reason="boom"),
+        CheckpointStored(trial_id="00005", tokens_seen=200, path="ray/x"),
     ]
     trials, history = tables(trials_of(events), seed=7)
     assert trials["status"].tolist() == ["completed", "stopped", "diverged", "running", "failed", "completed", "paused"]
@@ -176,7 +177,7 @@ def test_the_best_is_named_among_those_that_ran_on_two_seeds():
         "",
         "00002",
     ]
-    once = [event for event in events if "-" not in event["trial_id"]]
+    once = [event for event in events if "-" not in event.trial_id]
     assert leaderboard(trials_of(once)).index[0] == "00001"
 
 
@@ -217,13 +218,15 @@ def test_intervals_hold_as_often_as_they_say_where_noise_is_normal():
 
 
 def test_seconds_count_every_session_and_no_pause():
-    kinds = [("session", 100), ("report", 110), ("session", 200), ("report", 203), ("session_end", 204)]
-    assert search_seconds([{"event": event, "time": time} for event, time in kinds]) == 14
+    sessions = [SessionStarted(time=time, session=0, workers=1) for time in (100, 200)]
+    reports = [report("00000", 100, 2.0, time=time) for time in (110, 203)]
+    ended = SessionEnded(time=204, session=1)
+    assert search_seconds([sessions[0], reports[0], sessions[1], reports[1], ended]) == 14
     assert search_seconds([]) == 0
     back = [
-        {"event": "session", "time": 100, "startup_seconds": 2.5},
-        {"event": "report", "time": 90},
-        {"event": "report", "time": 95},
+        SessionStarted(time=100, session=0, workers=1, startup_seconds=2.5),
+        report("00000", 100, 2.0, time=90),
+        report("00000", 200, 2.0, time=95),
     ]
     spent = SearchClock(back)  # the clock was set back by ten seconds
     assert (spent.search, spent.starting) == (7.5, 2.5)
@@ -259,7 +262,7 @@ def test_the_stopwatch_counts_tokens_at_the_pace_of_the_slower_reports():
     for index in range(8):
         pace = 100.0 if index < 4 else 50.0
         before = SimpleNamespace(tokens_seen=1000, train_seconds=5.0)
-        watch.see(before, {"tokens_seen": 2000, "train_seconds": 5.0 + 1000 / pace})
+        watch.see(before, SimpleNamespace(tokens_seen=2000, train_seconds=5.0 + 1000 / pace))
     clock = watch.read(40.0, 4.0)
     assert clock.used == pytest.approx(36 * 50) and clock.left == pytest.approx(60 * 50)
     later = watch.read(70.0, 4.0)  # while workers wait: what is shared out stays what it is

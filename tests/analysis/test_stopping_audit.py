@@ -1,5 +1,6 @@
 """A random few of those left behind go on to the end: unseen by the rule, and what is said of them. One live search."""
 
+import dataclasses
 import json
 import math
 import random
@@ -25,11 +26,12 @@ from tune.analysis.stopping_audit import (
     weighted_rank_correlation,
 )
 from tune.core.clock import SearchClock
+from tune.core.events import SessionStarted, TrialStarted
 from tune.core.ranking import ranking
 from tune.core.schedulers import SCHEDULERS
 from tune.core.schedulers.audit import WithAudit
 from tune.core.simulator import play
-from tune.core.trials import AUDIT, COMPLETED, DIVERGED, PAUSE, PAUSED, STOP, STOPPED, Trials
+from tune.core.trials import AUDIT, COMPLETED, DIVERGED, PAUSE, PAUSED, SAMPLED, STOP, STOPPED, Trials
 from tune.estimate.forecast import Throughput, simulate_rest
 from tune.report import write_report
 from tune.reporting.audit_text import audit_lines, rung_verdict
@@ -55,7 +57,7 @@ def played(name, audit=None, events=(), end=math.inf, num_samples=40, confirm=2)
 
 
 def audits_of(events):
-    return [event["trial_id"] for event in events if event["event"] == "trial" and event["source"] == AUDIT]
+    return [event.trial_id for event in events if isinstance(event, TrialStarted) and event.source == AUDIT]
 
 
 @pytest.mark.parametrize("end", [math.inf, 5 * BUDGET])
@@ -65,7 +67,7 @@ def test_the_rule_decides_as_it_would_have_and_the_audit_comes_last(name, end):
     audited, found = played(name, 0.3, end=end)
     assert found[: len(expected)] == expected
     rest, left = found[len(expected) :], [t for t in plain.trials.drawn if t.status in (PAUSED, STOPPED)]
-    chosen = {event["trial_id"] for event in rest}
+    chosen = {event.trial_id for event in rest}
     by_lot = sorted((trial.trial_id for trial in left), key=audited.scheduler.lot)
     assert chosen == {f"{trial_id}-audit" for trial_id in by_lot[: math.ceil(0.3 * len(left))]} and (left or name == "fifo")
     for trial in audited.trials.audits.values():
@@ -98,7 +100,8 @@ def test_the_rules_clock_stands_still_during_an_audit():
 
 def test_an_audit_that_was_broken_off_goes_on_with_the_same_trials():
     _, events = played("explore-finish", 0.3)
-    whole, first = set(audits_of(events)), events.index(next(e for e in events if e.get("source") == AUDIT))
+    whole = set(audits_of(events))
+    first = events.index(next(e for e in events if isinstance(e, TrialStarted) and e.source == AUDIT))
     assert len(whole) > 3
     for cut in range(first - 5, len(events), 3):
         again, found = played("explore-finish", 0.3, events=events[:cut])
@@ -116,10 +119,10 @@ def test_a_larger_share_keeps_those_chosen_before():
 
 def test_a_search_that_grows_after_its_audit_decides_as_if_there_had_been_none():
     _, events = played("explore-finish", 0.3, num_samples=20)
-    plain = [event for event in events if not event["trial_id"].endswith("-audit")]
+    plain = [event for event in events if not event.trial_id.endswith("-audit")]
     grown, expected = played("explore-finish", events=plain, num_samples=30)
     audited, found = played("explore-finish", 0.3, events=events, num_samples=30)
-    own = [event for event in found if not event["trial_id"].endswith("-audit")]
+    own = [event for event in found if not event.trial_id.endswith("-audit")]
     assert own == expected and len(own) > len(plain)
     assert audited.trials.drawn[-1].config == grown.trials.drawn[-1].config
 
@@ -146,17 +149,17 @@ def test_the_state_of_those_that_may_be_chosen_is_kept():
 
 
 def test_an_audits_time_is_not_the_searchs():
-    def at(time, event, **more):
-        return {"event": event, "time": time} | more
+    def session(time):
+        return SessionStarted(time=time, session=0, workers=1)
 
-    events = [at(100, "session"), at(110, "trial", source="sampled"), at(150, "report"), at(151, "trial", source=AUDIT)]
-    events += [
-        at(191, "report"),
-        at(1000, "session"),
-        at(1010, "report"),
-        at(1020, "trial", source="sampled"),
-        at(1050, "report"),
-    ]
+    def trial(time, source=SAMPLED):
+        return begun("00000", source, time=time)
+
+    def reported(time):
+        return report("00000", 100, 2.0, time=time)
+
+    events = [session(100), trial(110), reported(150), trial(151, AUDIT), reported(191)]
+    events += [session(1000), reported(1010), trial(1020), reported(1050)]
     assert (SearchClock(events[:4]).search, SearchClock(events[:4]).audit) == (51, 0)
     assert (SearchClock(events[:7]).search, SearchClock(events[:7]).audit, SearchClock(events[:7]).auditing) == (
         51,
@@ -164,8 +167,7 @@ def test_an_audits_time_is_not_the_searchs():
         True,
     )
     assert (SearchClock(events).search, SearchClock(events).audit, SearchClock(events).auditing) == (81, 60, False)
-    plain = [at(100, "session"), at(110, "trial"), at(150, "report")]
-    plain += [at(900, "session"), at(907, "report"), at(920, "report")]
+    plain = [session(100), trial(110), reported(150), session(900), reported(907), reported(920)]
     assert (SearchClock(plain).search, SearchClock(plain).starting) == (70, 17)
 
 
@@ -207,7 +209,7 @@ def test_the_cost_and_the_ranking_of_a_population_are_held():
     for _ in range(120):
         early = rng.gamma(2.0, 0.2, 60)
         end = 2 + 0.5 * early + 0.08 * rng.normal(size=60)
-        order, events = np.argsort(early), [{"event": "session", "workers": 1}]
+        order, events = np.argsort(early), [SessionStarted(session=0, workers=1)]
         for index in range(60):
             trial_id = f"{index:05d}"
             finished = index in order[:6]
@@ -228,7 +230,7 @@ def test_the_cost_and_the_ranking_of_a_population_are_held():
 
 def with_audits(*finals, better=2.5):
     """Ten trials of which two were finished, the better at `better`; audits of the first of the others end at `finals`."""
-    events = [{"event": "session", "workers": 1, "time": 0.0}]
+    events = [SessionStarted(session=0, workers=1)]
     for index in range(10):
         trial_id = f"{index:05d}"
         events += [begun(trial_id), report(trial_id, 400, 3 + index / 10, "continue" if index < 2 else PAUSE)]
@@ -236,7 +238,7 @@ def with_audits(*finals, better=2.5):
     for index, final in enumerate(finals, 2):
         trial_id, last = f"{index:05d}-audit", {"diverged": True} if math.isnan(final) else {}
         events += [begun(trial_id, AUDIT, parent_id=f"{index:05d}"), report(trial_id, BUDGET, final, STOP, **last)]
-    events = [event | {"time": float(at)} for at, event in enumerate(events)]
+    events = [dataclasses.replace(event, time=float(at)) for at, event in enumerate(events)]
     return summarize_audit(search_of(rungs="0.125:2"), Trials(BUDGET, 10, events=events), events)
 
 

@@ -6,8 +6,8 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import BUDGET, summary
-from helpers import BIGRAM, NANO, RECORDED, asha_search, draws_of, overridden, searched, write_run
+from conftest import BUDGET, begun, report, summary
+from helpers import BIGRAM, NANO, RECORDED, asha_search, draws_of, overridden, searched, write_events, write_run
 
 from myllm.config import PRESETS, GPTConfig, TrainConfig
 from myllm.system.errors import InputError
@@ -18,6 +18,7 @@ from tune.config.overrides import from_table, kinds, merge, parse_overrides
 from tune.config.resolve import check_comparable, resolve_marks, resolve_search
 from tune.config.spec import SearchSpec
 from tune.config.warm_start import warm_start_trials
+from tune.core.events import SessionStarted
 from tune.core.search_space import LINEAR, LOG, LOG_BELOW_ONE, Choice, Range
 from tune.core.searchers.gaussian_process import most_promising
 from tune.core.trials import Trials
@@ -125,15 +126,12 @@ def test_a_trial_has_its_own_shape_and_what_is_fixed(prepared, tmp_path):
     assert (model.n_layer, model.n_embd, model.dropout) == (draw["n_layer"], draw["n_embd"], draw["dropout"])
     assert model.n_head == 4 and training.warmup_ratio == 0.05 and training.micro_batch_size == 4
     assert training.eval_freq * training.tokens_per_step == search.report_tokens
-    events = [{"event": "trial", "trial_id": "00000", "source": "sampled", "segment_end_tokens": 1, "config": draw}]
+    events = [begun("00000", segment_end_tokens=1, config=draw)]
     trials = Trials(search.budget_tokens, 1, events=events)
-    metrics = dict.fromkeys(("step", "val_bpb", "train_loss", "tok_per_sec", "train_seconds", "val_loss_ema"), 1.0)
-    report = {"event": "report", "trial_id": "00000", "decision": "stop", "tokens_seen": search.budget_tokens}
-    report |= {"diverged": False, "val_loss": 2.0, "lr": 1.0, "grad_norm": 1.0} | metrics
-    trials.apply(report)
+    ended = report("00000", search.budget_tokens, 2.0, "stop")
+    trials.apply(ended)
     write_results(tmp_path, trials, search)
-    journal = [{"event": "session", "workers": 1}, *events, report]
-    (tmp_path / FILE_NAME).write_text("".join(json.dumps({"time": 0.0} | event) + "\n" for event in journal))
+    write_events(tmp_path, SessionStarted(session=0, workers=1), *events, ended)
     text = summary(tmp_path)
     assert "fixed       warmup_ratio=0.05; n_head=4; micro_batch_size=4" in text
     assert "nearest to the preset's n_embd 64, outside of the ranges" in text

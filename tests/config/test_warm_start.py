@@ -11,6 +11,7 @@ from helpers import MILESTONES, NANO, asha_search, config_at, draws_of, log_rate
 from myllm.system.errors import InputError
 from tune.config.spec import SearchSpec
 from tune.config.warm_start import warm_start_trials
+from tune.core.events import TrialResumed
 from tune.core.search_space import LINEAR, Range, get_space, sample
 from tune.core.searchers.tpe import known_configurations
 from tune.core.trials import COMPLETED, DIVERGED, PAUSE, PAUSED, REPLICATE, STOP, Trials
@@ -102,7 +103,7 @@ def test_tpe_learns_from_earlier_runs_at_once_and_counts_a_repeated_configuratio
     assert (
         known_configurations(trials, search.warm_start, MILESTONES)[0] == known[0]
     )  # it waits at a rung: what was known says more
-    trials.apply({"event": "resume", "trial_id": "00001", "segment_end_tokens": BUDGET})
+    trials.apply(TrialResumed(trial_id="00001", segment_end_tokens=BUDGET))
     trials.apply(report("00001", BUDGET, 3.7))
     assert known_configurations(trials, search.warm_start, MILESTONES)[0] == (
         trials.drawn[1].config,

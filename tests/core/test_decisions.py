@@ -10,6 +10,7 @@ import random
 from pathlib import Path
 
 from tune.core.coordinator import Coordinator
+from tune.core.events import SessionStarted
 from tune.core.ranking import ranking
 from tune.core.schedulers import SCHEDULERS
 from tune.core.schedulers.audit import WithAudit
@@ -60,12 +61,13 @@ def digest(case):
         rule = WithBaseline(rule, replicated)
     if audited:
         rule = WithAudit(rule, audited, case)
-    trials, found = Trials(BUDGET, num_samples, events=[{"event": "session", "workers": workers}]), hashlib.sha256()
+    trials, found = Trials(BUDGET, num_samples, events=[SessionStarted(session=0, workers=workers)]), hashlib.sha256()
 
-    def append(event, **values):
-        told = [event, *(values.get(name) for name in TOLD), values.get("config", {}).get("seed")]
+    def append(event):
+        values = event.to_json()
+        told = [values["event"], *(values.get(name) for name in TOLD), values.get("config", {}).get("seed")]
         found.update(json.dumps(told).encode())
-        return {"event": event} | values
+        return event
 
     search = Coordinator(trials, rule, lambda index, trials, proposed: {"index": index}, append, seed=7)
     play(search, loss, end=end, known_end=known_end)

@@ -5,17 +5,18 @@ import math
 import random
 
 import pytest
-from conftest import BUDGET, MARK, new_search
+from conftest import BUDGET, MARK, begun, new_search, report
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from myllm.system.errors import InputError
+from tune.core.events import REPORTED, Reported
 from tune.core.ranking import LEAD_STANDARD_ERRORS, by_expected_final_loss, expected_final_loss, ranking
 from tune.core.schedulers import SCHEDULERS, geometric_rungs, parse_rungs
 from tune.core.schedulers.asha import Asha
 from tune.core.schedulers.base import Clock, Replicate, Resume, Start
 from tune.core.simulator import play
-from tune.core.trials import COMPLETED, DIVERGED, PAUSED, REPLICATE, REPORTED, SAMPLED, STOPPED, SUGGESTED, Trials
+from tune.core.trials import COMPLETED, DIVERGED, PAUSED, REPLICATE, SAMPLED, STOPPED, SUGGESTED, Trials
 
 
 def test_rungs_lie_on_marks():
@@ -132,10 +133,9 @@ def trials_of(losses):
     for index, seeds in enumerate(losses):
         for number, reports in enumerate(seeds):
             trial_id, of = f"{index:05d}" + number * f"-seed{number}", f"{index:05d}"
-            event = {"event": "trial", "trial_id": trial_id, "source": REPLICATE if number else SAMPLED, "parent_id": of}
-            trials.apply(event | {"segment_end_tokens": BUDGET, "config": {}})
+            trials.apply(begun(trial_id, REPLICATE if number else SAMPLED, parent_id=of))
             for tokens, loss in reports.items():
-                trials.apply(report_of(tokens, loss) | {"event": "report", "trial_id": trial_id, "decision": "pause"})
+                trials.apply(report(trial_id, tokens, loss, "pause"))
     return trials
 
 
@@ -293,7 +293,7 @@ def test_what_is_read_back_is_what_was(name, seed, workers, samples):
     assert again.by_id == search.trials.by_id and ranking(again)[0] == ranking(search.trials)[0]
     for tokens in (100, 200, 400, BUDGET):
         assert again.ranked_at(tokens) == search.trials.ranked_at(tokens)
-        reported = [e["trial_id"] for e in events if e["event"] == "report" and e["tokens_seen"] == tokens]
+        reported = [e.trial_id for e in events if isinstance(e, Reported) and e.tokens_seen == tokens]
         came = [again.by_id[trial_id] for trial_id in reported if "-" not in trial_id]  # of equal losses the earlier first
         assert again.ranked_at(tokens) == sorted(filter(lambda t: tokens in t.losses, came), key=lambda t: t.losses[tokens])
         waits = [trial for trial in again.ranked_at(tokens) if trial.status == PAUSED and trial.tokens == tokens]

@@ -13,6 +13,7 @@ from conftest import BUDGET, ROOT, begun, report
 from helpers import MILESTONES, NANO, asha_search, draws_of, log_rate, loss_of, searched
 
 from myllm.config import PRESETS
+from tune.core.events import TrialFailed, TrialResumed, from_json
 from tune.core.search_space import SPACES, Choice, Range, get_space, sample
 from tune.core.searchers.gaussian_process import most_promising
 from tune.core.searchers.tpe import STARTUP_TRIALS, known_configurations
@@ -143,7 +144,7 @@ def test_a_resumed_search_draws_what_an_uninterrupted_one_would(name):
     search, events = asha_search(name, num_samples=24), []
     whole = searched(search, record=events)
     for count in (40, 180, len(events)):
-        part = json.loads(json.dumps(events[:count]))
+        part = [from_json(json.loads(json.dumps(event.to_json()))) for event in events[:count]]
         trials = Trials(BUDGET, 24, events=part)
         index = len(trials.drawn)
         if index < 24:
@@ -161,13 +162,13 @@ def test_what_tpe_is_told_of_each_trial():
         report("waits", 100, 6.0),
         report("waits", 200, 5.5, PAUSE),
         report("goes on", 200, 5.25, PAUSE),
-        {"event": "resume", "trial_id": "goes on", "segment_end_tokens": 800},
+        TrialResumed(trial_id="goes on", segment_end_tokens=800),
         report("goes on", 300, 4.0),
         report("new", 100, 7.0),
         report("diverged", 200, 2.0),
         report("diverged", 300, math.nan, STOP, diverged=True),
         report("failed", 200, 2.0),
-        {"event": "failed", "trial_id": "failed", "reason": "boom"},
+        TrialFailed(trial_id="failed", reason="boom"),
     ]
     for of, loss in (("twice", 3.5), ("done", 9.0)):
         again = begun(f"{of}-seed", REPLICATE, config={"learning_rate": of, "seed": 8}, parent_id=of)

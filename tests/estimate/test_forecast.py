@@ -37,10 +37,7 @@ def test_the_pace_is_found_in_measurements():
     assert (found.per_token, found.per_step) == pytest.approx((2e-5, 3e-3))
     alike = fit_throughput([(1000, 10, 2.0), (2000, 20, 4.0)])
     assert alike.seconds(1000, 100) == pytest.approx(2.0)
-    events = [
-        {"event": "report", "trial_id": "a", "tokens_seen": t, "step": t / 512, "train_seconds": pace.seconds(t, 512)}
-        for t in (1000, 3000)
-    ]
+    events = [report("a", t, 1.0, step=t / 512, train_seconds=pace.seconds(t, 512)) for t in (1000, 3000)]
     assert measured_throughput(events).seconds(1000, 512) == pytest.approx(pace.seconds(1000, 512))
     assert measured_throughput(events[:1]) is None
 
@@ -67,7 +64,6 @@ def test_a_search_is_played_on_from_where_it_stands():
         events.append(begun(trial_id, segment_end_tokens=budget, config={"learning_rate": 1e-3, "batch_size": 16}))
         tokens = budget if index < 2 else budget // 2
         events.append(report(trial_id, tokens, 3.0, STOP if index < 2 else CONTINUE))
-    events = [event | {"time": 0.0} for event in events]
     later = simulate_rest(search, events, pace, workers=1, used=100.0)  # half of one, and two more
     assert later.trials == 5 and later.seconds == pytest.approx(100 + 2.5 * budget * 1e-5)
     assert not is_finished(search, []) and not is_finished(search, events)

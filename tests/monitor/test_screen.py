@@ -11,6 +11,7 @@ import pytest
 from conftest import BUDGET, begun, report
 from rich.console import Console
 
+from tune.core.events import TrialFailed
 from tune.core.trials import PAUSE, REPLICATE, STOP, Trials
 from tune.estimate.forecast import Forecast
 from tune.monitor.progress import Terminal
@@ -28,7 +29,7 @@ EVENTS = [
     report("00002", 100, 9.0, STOP, diverged=True),
     report("00003", 100, 4.5, PAUSE),
     report("00004", 100, 4.2),
-    {"event": "failed", "trial_id": "00005", "reason": "boom"},
+    TrialFailed(trial_id="00005", reason="boom"),
 ]
 
 

@@ -8,6 +8,7 @@ from conftest import begun, report
 from helpers import search_of
 
 from tune.config.spec import SearchSpec
+from tune.core.events import SessionEnded
 from tune.core.trials import PAUSE
 from tune.monitor.trackers.base import BackgroundLogger
 from tune.monitor.trackers.mlflow_tracking import Mlflow
@@ -28,7 +29,7 @@ class Server:
 
     def report(self, trial_id, config, event):
         self.make()
-        self.taken.append((trial_id, config["x"], event["tokens_seen"]))
+        self.taken.append((trial_id, config["x"], event.tokens_seen))
 
     def end(self, trial_id, status):
         self.make()
@@ -51,7 +52,7 @@ def test_what_a_server_misses_is_missing_there_and_said_once(capfd):
     told(logger, begun("00000", config={"x": 1}), report("00000", 100, 3.0), report("00000", 200, 2.0))
     server.down = False
     told(logger, report("00000", 300, 2.0), begun("00001", config={"x": 2}), report("00001", 100, 2.0, PAUSE))
-    logger({"event": "session_end"})
+    logger(SessionEnded(session=0))
     logger.close()
     assert server.taken == [("00000", 1, 300), ("00001", 2, 100), ("00001", "paused"), ("00000", "paused")]
     said = capfd.readouterr().err
@@ -75,7 +76,7 @@ def follow(tracker, *losses, trial_id="00000", first=100):
     """One segment of a trial: its reports, 100 tokens apart, and its end."""
     for index, loss in enumerate(losses):
         at = first + 100 * index
-        tracker.report(trial_id, {"x": 0.5}, report(trial_id, at, loss) | {"time": 1.7e9 + at})
+        tracker.report(trial_id, {"x": 0.5}, report(trial_id, at, loss, time=1.7e9 + at))
     tracker.end(trial_id, "paused")
 
 

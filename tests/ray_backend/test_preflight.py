@@ -1,5 +1,6 @@
 """Machines as people have them: limits, read-only folders, files in the way, shells, terminals, and no silent wait."""
 
+import dataclasses
 import json
 import os
 import shlex
@@ -13,12 +14,13 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import ROOT, begun, report, run_command_line
-from helpers import search_of
+from helpers import search_of, write_events
 
 from myllm.system import imports, machine
 from myllm.system.errors import InputError, RunError
 from tune.config.options import SearchOptions
 from tune.config.resources import resolve_resources
+from tune.core.events import SessionStarted
 from tune.ray_backend import cluster, preflight, watchdog
 from tune.ray_backend.watchdog import Watchdog, cause
 from tune.text import commands
@@ -537,11 +539,11 @@ def test_output_into_head_and_into_ascii(arguments, tmp_path, request):
         search.write(run)
         config = {"learning_rate": 1e-3, "batch_size": 8, "warmup_ratio": 0.1, "clip_norm": 1.0}
         events = [
-            {"event": "session", "workers": 1, "session": 0},
+            SessionStarted(session=0, workers=1),
             begun("00000", config=config),
             report("00000", 100, 2.0),
         ]
-        (run / "journal.jsonl").write_text("".join(json.dumps(event | {"time": 1.0}) + "\n" for event in events))
+        write_events(run, *(dataclasses.replace(event, time=1.0) for event in events))
         arguments = [arguments[0], str(run)]
         done = run_command_line(*arguments, env=os.environ | ASCII)
         assert done.returncode == 0 and r"d\xe4t\xe4" in done.stdout, done.stderr

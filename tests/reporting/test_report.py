@@ -23,6 +23,7 @@ from tune.analysis.range_edges import edges
 from tune.analysis.response_surface import ResponseSurface
 from tune.analysis.results import UNITS, load, load_run
 from tune.core.clock import search_seconds
+from tune.core.events import Reported
 from tune.core.search_space import LINEAR, LOG_BELOW_ONE, Choice, Range
 from tune.report import write_report, write_report_behind
 from tune.reporting.compare import compare
@@ -281,7 +282,7 @@ def test_comparing_searches(tmp_path):
     assert (one / "compare" / "progress.png").read_bytes()[1:4] == b"PNG"
     progress, (_, trials, events) = pd.read_csv(one / "compare" / "progress.csv"), load(one)
     assert set(progress["run"]) == {os.path.relpath(run) for run in (one, other)}
-    assert progress["val_loss"].min() == min(event["val_loss"] for event in events if event["event"] == "report")
+    assert progress["val_loss"].min() == min(event.val_loss for event in events if isinstance(event, Reported))
     assert progress["tokens"].max() == trials.tokens  # a line goes on to where its search ended
     assert 0.9 * search_seconds(events) < progress["seconds"].max() <= search_seconds(events)
     assert re.search(r"^best learning_rate +0\.\d+ +0\.\d+$", said, re.MULTILINE)

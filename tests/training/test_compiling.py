@@ -15,7 +15,7 @@ from myllm.system.machine import cpp_compiler
 from myllm.training import compiling
 from myllm.training.compiling import Compilation
 from myllm.training.train import train
-from tune.core.trials import COMPILING
+from tune.core.events import COMPILING
 from tune.reporting.summarize import summarize_compiling
 from tune.reporting.summary import Compiled
 from tune.reporting.summary_text import compiled_words
@@ -76,8 +76,10 @@ def test_measuring_leaves_a_run_as_it_was(make_run):
 def test_the_summary_says_what_compiling_took():
     events = [report("00000", 100, 2.0), report("00001", 100, 2.0)]
     assert summarize_compiling(events) is None
-    for event, seconds, after in zip(events, (30.0, 6.0), (150.0, 130.0), strict=True):
-        event |= dict(zip(COMPILING, (seconds, 100.0, after), strict=True))
+    measured = [
+        dict(zip(COMPILING, (seconds, 100.0, after), strict=True)) for seconds, after in ((30.0, 150.0), (6.0, 130.0))
+    ]
+    events = [dataclasses.replace(event, **values) for event, values in zip(events, measured, strict=True)]
     found = summarize_compiling(events)
     assert found == Compiled((30.0, 6.0), before=100.0, after=140.0, gain=pytest.approx(1.4))
     assert compiled_words(found) == "in 6 to 30 s in each of 2 processes; 100 -> 140 tokens/s, 1.40 times"

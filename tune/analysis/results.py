@@ -4,8 +4,9 @@ import json
 import math
 import os
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from myllm.system.files import write_text
 from myllm.training.run_artifacts import DATA_KEYS
 from tune.analysis.posterior import CONSIDERED, expected_losses, interval, probability_of_best
 from tune.config.spec import SearchSpec
+from tune.core.events import Event
 from tune.core.ranking import ranking
 from tune.core.trials import (
     AUDIT,
@@ -22,7 +24,6 @@ from tune.core.trials import (
     SAMPLED,
     STATUSES,
     SUGGESTED,
-    RecordedReport,
     Trials,
 )
 from tune.store.journal import read_journal
@@ -66,7 +67,7 @@ UNITS = {
 SOURCES = (SAMPLED, SUGGESTED, REPLICATE, AUDIT)
 
 
-def load(run_dir: Path) -> tuple[SearchSpec, Trials, list[dict[str, Any]]]:
+def load(run_dir: Path) -> tuple[SearchSpec, Trials, list[Event]]:
     """Returns (settings, trials, events) of a run folder. Raises InputError for another folder, or without any event."""
     search, events = SearchSpec.read(run_dir), read_journal(run_dir)
     if not events:
@@ -109,8 +110,8 @@ def tables(trials: Trials, seed: int = 0) -> tuple["pd.DataFrame", "pd.DataFrame
 
     rows = [trial_row(trial, seed) for trial in by_id(trials)]
     reports = [report for trial in by_id(trials) for report in trial.own_reports]
-    history = pd.DataFrame(reports, columns=RecordedReport._fields)
-    return pd.DataFrame(rows, columns=trial_columns(trials)), history[HISTORY_COLUMNS]
+    history = pd.DataFrame(map(attrgetter(*HISTORY_COLUMNS), reports), columns=HISTORY_COLUMNS)
+    return pd.DataFrame(rows, columns=trial_columns(trials)), history
 
 
 def leaderboard(trials: Trials, most: int | None = None) -> "pd.DataFrame":

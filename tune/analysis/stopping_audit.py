@@ -17,8 +17,9 @@ from scipy.stats import betabinom
 from tune.analysis.posterior import LEVEL, Floats, interval
 from tune.config.spec import SearchSpec
 from tune.core.clock import SearchClock
+from tune.core.events import Event
 from tune.core.ranking import ranking
-from tune.core.trials import COMPLETED, DIVERGED, PAUSED, STOPPED, Event, Trial, Trials
+from tune.core.trials import COMPLETED, DIVERGED, PAUSED, STOPPED, Trial, Trials
 
 DRAWS = 1000  # samples of the bootstrap and of the regression's posterior
 SHARES = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)  # of the budget: rungs that the search might have had

@@ -3,10 +3,10 @@
 import statistics
 from collections import deque
 from collections.abc import Iterable
-from typing import Any
 
+from tune.core.events import Event, Reported, SessionStarted, TrialResumed, TrialStarted
 from tune.core.schedulers.base import Clock
-from tune.core.trials import AUDIT, RecordedReport
+from tune.core.trials import AUDIT
 
 MEASURED_REPORTS = 8  # reports after which the pace is known; the first ones are slow
 RECENT_REPORTS = 128  # reports that the pace is computed from; a shared machine changes its pace
@@ -20,7 +20,7 @@ class SearchClock:
     An audit's seconds count apart: from its first trial until the rule begins or resumes another one.
     """
 
-    def __init__(self, events: Iterable[dict[str, Any]] = ()):
+    def __init__(self, events: Iterable[Event] = ()):
         self.search = self.audit = self.starting = self.last = 0.0
         """seconds, of which `starting` is the part of `search` before each session's first trial; `last` is the time of the
         last event, in seconds since 1970"""
@@ -28,22 +28,27 @@ class SearchClock:
         for event in events:
             self.see(event)
 
-    def see(self, event: dict[str, Any]) -> None:
+    def see(self, event: Event) -> None:
         """Takes one more event in."""
-        begins = event["event"] == "session"
-        passed = event.get("startup_seconds", 0.0) if begins else max(0.0, event["time"] - self.last) if self.last else 0.0
-        self.last = event["time"]
+        begins = isinstance(event, SessionStarted)
+        if isinstance(event, SessionStarted):
+            passed = event.startup_seconds
+        else:
+            passed = max(0.0, event.time - self.last) if self.last else 0.0
+        self.last = event.time
         if self.auditing:
             self.audit += passed
         else:
             self.search += passed
             self.starting += passed * (begins or self._starts)
         self._starts = begins
-        if event["event"] in ("trial", "resume"):
-            self.auditing = event.get("source") == AUDIT
+        if isinstance(event, TrialStarted):
+            self.auditing = event.source == AUDIT
+        elif isinstance(event, TrialResumed):
+            self.auditing = False
 
 
-def search_seconds(events: Iterable[dict[str, Any]]) -> float:
+def search_seconds(events: Iterable[Event]) -> float:
     """Wall-clock seconds of all sessions, audits included."""
     spent = SearchClock(events)
     return spent.search + spent.audit
@@ -60,9 +65,9 @@ class TimeBudget:
         self.seconds = seconds
         self.paces: deque[float] = deque(maxlen=RECENT_REPORTS)  # tokens a second
 
-    def see(self, before: RecordedReport | None, report: dict[str, Any]) -> None:
+    def see(self, before: Reported | None, report: Reported) -> None:
         """Takes in a trial's report and the report before it."""
-        tokens, seconds = (report[name] - getattr(before, name, 0) for name in ("tokens_seen", "train_seconds"))
+        tokens, seconds = (getattr(report, name) - getattr(before, name, 0) for name in ("tokens_seen", "train_seconds"))
         if seconds > 0:
             self.paces.append(tokens / seconds)
 

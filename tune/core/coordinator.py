@@ -3,21 +3,19 @@
 from collections.abc import Callable
 from typing import Any
 
+from tune.core.events import COMPILING, REPORTED, Event, Reported, TrialFailed, TrialResumed, TrialStarted, WorkerLost
 from tune.core.schedulers.base import Audit, Clock, Replicate, Resume, Scheduler, Start
 from tune.core.search_space import Config
 from tune.core.trials import (
     AUDIT,
-    COMPILING,
     CONTINUE,
     PAUSE,
     PAUSED,
     REPLICATE,
-    REPORTED,
     RUNNING,
     SAMPLED,
     STOP,
     SUGGESTED,
-    Event,
     Trial,
     Trials,
 )
@@ -28,14 +26,14 @@ Configure = Callable[[int, Trials, bool], Config]
 
 
 class Coordinator:
-    """One search. `append(event, **values)` stores an event and returns it; the coordinator acts only afterwards."""
+    """One search. `append` stores an event and returns it as stored; the coordinator acts only afterwards."""
 
     def __init__(
         self,
         trials: Trials,
         scheduler: Scheduler,
         configure: Configure,
-        append: Callable[..., Event],
+        append: Callable[[Event], Event],
         seed: int = 0,
         max_failures: int = 3,
     ):
@@ -44,9 +42,9 @@ class Coordinator:
         self.active: set[str] = set()
         """ids of the trials that workers hold now; the only state that is not in the events"""
 
-    def record(self, event: str, **values: Any) -> None:
+    def record(self, event: Event) -> None:
         """Stores an event, then applies it to the trials."""
-        self.trials.apply(self.append(event, **values))
+        self.trials.apply(self.append(event))
 
     def next_trial(self, clock: Clock) -> Trial | None:
         """The trial that a free worker begins or continues from its last checkpoint; None: the worker waits."""
@@ -80,7 +78,7 @@ class Coordinator:
         else:
             decision = self.scheduler.on_report(self.trials, trial, tokens, result[self.trials.metric])
         kept = {name: result[name] for name in (*REPORTED, *COMPILING) if name in result}
-        self.record("report", trial_id=trial.trial_id, decision=decision, **kept)
+        self.record(Reported(trial_id=trial.trial_id, decision=decision, **kept))
         if decision == PAUSE and self._ask(clock, only=trial):  # the trial goes on at once, without storing its state
             return CONTINUE
         return decision
@@ -93,8 +91,8 @@ class Coordinator:
         """Journals that a trial's process ended with an error: it goes back to its last checkpoint, or fails for good."""
         if trial.status != RUNNING:
             return  # the trial had ended its segment
-        lost = may_pass and trial.lost < self.max_failures
-        self.record("worker_lost" if lost else "failed", trial_id=trial.trial_id, reason=reason)
+        kind = WorkerLost if may_pass and trial.lost < self.max_failures else TrialFailed
+        self.record(kind(trial_id=trial.trial_id, reason=reason))
 
     def _ask(self, clock: Clock, only: Trial | None = None) -> Trial | None:
         """Does what the scheduler suggests. With `only`, does nothing but let that trial go on."""
@@ -108,17 +106,17 @@ class Coordinator:
                     raise ValueError(f"trial {trial_id} is {by_id[trial_id].status}: it can't go on")
                 if trial_id in self.active and only is None:
                     return None  # still storing its state
-                self.record("resume", trial_id=trial_id, segment_end_tokens=end)
+                self.record(TrialResumed(trial_id=trial_id, segment_end_tokens=end))
             case Replicate(parent_id, end):
                 number = len(by_id[parent_id].replicates) + 1
                 trial_id = f"{parent_id}-seed{number if number > 1 else ''}"
                 config = by_id[parent_id].config | {"seed": (self.seed + number * SEED_STEP) % 2**31}
-                self._begin(trial_id, REPLICATE, end, config, parent_id=parent_id)
+                self._begin(trial_id, REPLICATE, end, config, parent_id)
             case Audit(parent_id):
                 if parent_id in self.active:
                     return None  # still storing its state
                 trial_id = f"{parent_id}-audit"
-                self._begin(trial_id, AUDIT, self.trials.budget_tokens, by_id[parent_id].config, parent_id=parent_id)
+                self._begin(trial_id, AUDIT, self.trials.budget_tokens, by_id[parent_id].config, parent_id)
             case Start(end, proposed):
                 index = len(self.trials.drawn)
                 trial_id, source = f"{index:05d}", SUGGESTED if proposed else SAMPLED
@@ -127,6 +125,8 @@ class Coordinator:
                 return None
         return by_id[trial_id]
 
-    def _begin(self, trial_id: str, source: str, end: int, config: dict[str, Any], **parent: str) -> None:
+    def _begin(self, trial_id: str, source: str, end: int, config: Config, parent_id: str = "") -> None:
         """Records that a trial begins, up to `end` tokens."""
-        self.record("trial", trial_id=trial_id, source=source, **parent, segment_end_tokens=end, config=config)
+        self.record(
+            TrialStarted(trial_id=trial_id, source=source, parent_id=parent_id, segment_end_tokens=end, config=config)
+        )

@@ -10,8 +10,9 @@ import math
 from collections.abc import Callable
 
 from tune.core.coordinator import Coordinator
+from tune.core.events import REPORTED
 from tune.core.schedulers.base import Clock
-from tune.core.trials import AUDIT, CONTINUE, REPORTED, Trial
+from tune.core.trials import AUDIT, CONTINUE, Trial
 
 Loss = Callable[[Trial, int], float]
 """(trial, tokens_seen) -> loss in nats per token; the trial diverges where it is not finite"""

@@ -5,45 +5,27 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
+
+from tune.core.events import (
+    CheckpointsDeleted,
+    CheckpointStored,
+    Event,
+    Reported,
+    SessionStarted,
+    TrialEvent,
+    TrialFailed,
+    TrialResumed,
+    TrialStarted,
+    WorkerLost,
+)
 
 CONTINUE, PAUSE, STOP = "continue", "pause", "stop"
 RUNNING, PAUSED, STOPPED = "running", "paused", "stopped"
 COMPLETED, DIVERGED, FAILED = "completed", "diverged", "failed"
 STATUSES = (COMPLETED, PAUSED, STOPPED, DIVERGED, FAILED, RUNNING)
 SAMPLED, SUGGESTED, REPLICATE, AUDIT = "sampled", "suggested", "replicate", "audit"
-"""the trial_id of the baseline, always the first trial"""
 UNLIMITED_TRIALS = 100_000  # the five digits of a trial's id hold fewer; a search decides quickly up to 10,000
-COMPILING = ("compiling_seconds", "plain_tok_per_sec", "compiled_tok_per_sec")
-"""metrics of the first report after a process has compiled (myllm/training/compiling.py)"""
-Event = dict[str, Any]
-
-
-class RecordedReport(NamedTuple):
-    """A report event as Trials keeps it, in a third of a dict's memory."""
-
-    trial_id: str
-    step: int
-    """optimizer steps"""
-    tokens_seen: int
-    train_loss: float
-    """nats per token, as the next two"""
-    val_loss: float
-    val_loss_ema: float
-    """of the averaged weights"""
-    val_bpb: float
-    """bits per UTF-8 byte"""
-    lr: float
-    """the learning rate of the last step"""
-    grad_norm: float
-    train_seconds: float
-    """of training and evaluation since the trial began"""
-    tok_per_sec: float
-    diverged: bool
-
-
-REPORTED = RecordedReport._fields[1:]
-"""the metrics that a report event keeps"""
 
 
 @dataclass
@@ -63,7 +45,7 @@ class Trial:
     """tokens_seen of the last report"""
     losses: dict[int, float] = field(default_factory=dict)
     """tokens_seen -> the loss that rungs compare, nats per token"""
-    reports: dict[int, RecordedReport] = field(default_factory=dict)
+    reports: dict[int, Reported] = field(default_factory=dict)
     """tokens_seen -> the report"""
     checkpoints: dict[int, str] = field(default_factory=dict)
     """tokens_seen -> the checkpoint's path below the storage root"""
@@ -85,7 +67,7 @@ class Trial:
         return last - first
 
     @property
-    def own_reports(self) -> list[RecordedReport]:
+    def own_reports(self) -> list[Reported]:
         """The trial's own reports in the order of tokens_seen."""
         return [self.reports[tokens] for tokens in sorted(self.reports) if tokens > self.begun_at]
 
@@ -169,38 +151,37 @@ class Trials:
 
     def apply(self, event: Event) -> None:
         """Takes one more event in. Raises KeyError for an event of an unknown trial."""
-        kind = event["event"]
-        if kind == "session":
-            self.workers = event["workers"]
-        if "trial_id" not in event:
+        if isinstance(event, SessionStarted):
+            self.workers = event.workers
+        if not isinstance(event, TrialEvent):
             return
-        if kind == "trial":
+        if isinstance(event, TrialStarted):
             self._begin(event)
-        trial = self.by_id[event["trial_id"]]
-        if kind == "resume":
-            self.segments_by_end[trial.source, trial.segment_end_tokens] -= 1
-            trial.segment_end_tokens = event["segment_end_tokens"]
-            self.segments_by_end[trial.source, trial.segment_end_tokens] += 1
-            self._set(trial, RUNNING)
-        elif kind == "report":
-            self._report(trial, event)
-        elif kind == "checkpoint":
-            trial.checkpoints[event["tokens_seen"]] = event["path"]
-        elif kind == "checkpoints_deleted":
-            for tokens in event["tokens_seen"]:
-                trial.checkpoints.pop(tokens, None)
-        elif kind == "worker_lost":
-            trial.lost += 1
-        elif kind == "failed":
-            trial.reason = event["reason"]
-            self._set(trial, FAILED)
+        trial = self.by_id[event.trial_id]
+        match event:
+            case TrialResumed():
+                self.segments_by_end[trial.source, trial.segment_end_tokens] -= 1
+                trial.segment_end_tokens = event.segment_end_tokens
+                self.segments_by_end[trial.source, trial.segment_end_tokens] += 1
+                self._set(trial, RUNNING)
+            case Reported():
+                self._report(trial, event)
+            case CheckpointStored():
+                trial.checkpoints[event.tokens_seen] = event.path
+            case CheckpointsDeleted():
+                for tokens in event.tokens_seen:
+                    trial.checkpoints.pop(tokens, None)
+            case WorkerLost():
+                trial.lost += 1
+            case TrialFailed():
+                trial.reason = event.reason
+                self._set(trial, FAILED)
         trial.cache.clear()
         self.by_id[trial.parent_id].cache.clear()
 
-    def _begin(self, event: Event) -> None:
-        trial_id: str = event["trial_id"]
-        parent_id: str = event.get("parent_id", trial_id)
-        trial = Trial(trial_id, event["config"], event["source"], parent_id, event["segment_end_tokens"])
+    def _begin(self, event: TrialStarted) -> None:
+        trial_id, parent_id = event.trial_id, event.parent_id or event.trial_id
+        trial = Trial(trial_id, event.config, event.source, parent_id, event.segment_end_tokens)
         self.by_id[trial_id] = trial
         if trial.source == AUDIT:
             audited = self.by_id[parent_id]
@@ -215,14 +196,14 @@ class Trials:
         else:
             self.drawn.append(trial)
 
-    def _report(self, trial: Trial, event: Event) -> None:
-        tokens = event["tokens_seen"]
+    def _report(self, trial: Trial, event: Reported) -> None:
+        tokens = event.tokens_seen
         self.tokens += tokens - trial.tokens
-        trial.reports[tokens] = RecordedReport(trial.trial_id, *(event[name] for name in REPORTED))
+        trial.reports[tokens] = event
         trial.tokens = tokens
-        if event["diverged"]:
+        if event.diverged:
             return self._set(trial, DIVERGED)
-        loss = event["val_loss" if tokens >= self.budget_tokens else self.metric]
+        loss: float = getattr(event, "val_loss" if tokens >= self.budget_tokens else self.metric)
         trial.losses[tokens] = math.inf if math.isnan(loss) else loss  # averaged weights may overflow alone
         if trial.source != AUDIT:
             self.count_by_rung[tokens, trial.source] += 1
@@ -234,8 +215,8 @@ class Trials:
                     total, count = self._changes.get(mark, (0.0, 0))
                     self._changes[mark] = total + trial.losses[tokens] - before, count + 1
             self._set(trial, COMPLETED)
-        elif event["decision"] != CONTINUE:
-            self._set(trial, PAUSED if event["decision"] == PAUSE else STOPPED)
+        elif event.decision != CONTINUE:
+            self._set(trial, PAUSED if event.decision == PAUSE else STOPPED)
 
     def mean_change_from(self, tokens: int) -> float:
         """The mean change of the loss from `tokens` to the full budget, nats per token, over the trials that ended."""

@@ -24,7 +24,7 @@ from myllm.system.machine import gpu_names, peak_memory
 from tune.config.resources import Resources
 from tune.config.spec import RUNS_DIR, SearchSpec
 from tune.core.clock import ENDING_SECONDS, search_seconds
-from tune.core.trials import Event
+from tune.core.events import Event
 from tune.estimate.forecast import Throughput, fit_throughput, is_finished, simulate_rest
 from tune.store.checkpoints import STATE_FILE
 from tune.text.durations import duration

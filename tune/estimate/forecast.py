@@ -11,9 +11,10 @@ import numpy as np
 from tune.config.spec import SearchSpec
 from tune.core.clock import ENDING_SECONDS, SearchClock
 from tune.core.coordinator import Coordinator
+from tune.core.events import Event, Reported
 from tune.core.schedulers.base import Clock, Scheduler
 from tune.core.simulator import Cost, Loss, play
-from tune.core.trials import AUDIT, REPLICATE, Event, Trial, Trials
+from tune.core.trials import AUDIT, REPLICATE, Trial, Trials
 from tune.store.checkpoints import worth_keeping
 
 MOST_TRIALS = 300  # trials simulated: a longer search is simulated as a shorter one and multiplied, to save time
@@ -75,16 +76,15 @@ def fit_throughput(rows: Iterable[tuple[float, float, float]], per_segment: floa
 
 def measured_throughput(events: Iterable[Event], per_segment: float = 0.0) -> Throughput | None:
     """The Throughput of the last RECENT_REPORTS reports; None before the second report."""
-    names = ("tokens_seen", "step", "train_seconds")
     rows: list[tuple[float, float, float]] = []
     before: dict[str, tuple[float, ...]] = {}
     for event in events:
-        if event["event"] == "report":
-            now = tuple(event[name] for name in names)
-            tokens, steps, seconds = np.subtract(now, before.get(event["trial_id"], (0.0, 0.0, 0.0))).tolist()
+        if isinstance(event, Reported):
+            now = float(event.tokens_seen), float(event.step), event.train_seconds
+            tokens, steps, seconds = np.subtract(now, before.get(event.trial_id, (0.0, 0.0, 0.0))).tolist()
             if min(tokens, steps, seconds) > 0:
                 rows.append((tokens, steps, seconds))
-            before[event["trial_id"]] = now
+            before[event.trial_id] = now
     return fit_throughput(rows[-RECENT_REPORTS:], per_segment) if len(rows) > 1 else None
 
 
@@ -157,7 +157,7 @@ def simulate_rest(
             audit_starts.append(begin)
 
     last = play(
-        Coordinator(trials, scheduler, _configure(search, scheduler), _event, config.seed),
+        Coordinator(trials, scheduler, _configure(search, scheduler), lambda event: event, config.seed),
         plausible_losses(search),
         end=end / scale,
         known_end=config.time_budget is not None,
@@ -180,7 +180,7 @@ def is_finished(search: SearchSpec, events: Iterable[Event]) -> bool:
     if config.time_budget is not None and throughput:
         speed = _slow_worker(search, throughput)
         clock = Clock(passed * speed, max(0.0, config.time_budget - passed) * speed)
-    return Coordinator(trials, scheduler, _configure(search, scheduler), _event, config.seed).is_over(clock)
+    return Coordinator(trials, scheduler, _configure(search, scheduler), lambda event: event, config.seed).is_over(clock)
 
 
 def _slow_worker(search: SearchSpec, throughput: Throughput) -> float:
@@ -206,10 +206,6 @@ def _cost(search: SearchSpec, throughput: Throughput) -> Cost:
         return throughput.seconds(tokens - trial.tokens, step_tokens) + throughput.per_segment * begins
 
     return cost
-
-
-def _event(event: str, **values: Any) -> Event:
-    return {"event": event} | values
 
 
 def _forecast(trials: Trials, scheduler: Scheduler, scale: float, seconds: float, audit_seconds: float) -> Forecast:

@@ -4,6 +4,7 @@ import os
 import sys
 
 from tune.core.coordinator import Coordinator
+from tune.core.events import CheckpointsDeleted, CheckpointStored
 from tune.core.trials import AUDIT, Trial
 from tune.store.checkpoints import Storage, worth_keeping
 
@@ -32,7 +33,7 @@ class CheckpointKeeper:
         relative = os.path.relpath(path, self.storage.path)
         replaced = trial.checkpoints.get(tokens)  # by the same state, made again after a crash
         self.written_here.add(relative)
-        self.coordinator.record("checkpoint", trial_id=trial.trial_id, tokens_seen=tokens, path=relative)
+        self.coordinator.record(CheckpointStored(trial_id=trial.trial_id, tokens_seen=tokens, path=relative))
         if replaced and replaced != relative:
             self.storage.delete(replaced)
         self.delete_worthless(trial)
@@ -45,7 +46,7 @@ class CheckpointKeeper:
         kept = worth_keeping(self.trials, trial, may_audit)
         deleted = {tokens: path for tokens, path in trial.checkpoints.items() if tokens not in kept}
         if deleted:
-            self.coordinator.record("checkpoints_deleted", trial_id=trial.trial_id, tokens_seen=sorted(deleted))
+            self.coordinator.record(CheckpointsDeleted(trial_id=trial.trial_id, tokens_seen=sorted(deleted)))
             for path in deleted.values():
                 self.storage.delete(path)
 

@@ -11,6 +11,7 @@ from myllm.system.files import is_disk_full, write_text
 from tune.config.spec import SearchSpec
 from tune.core.clock import ENDING_SECONDS, SearchClock, TimeBudget
 from tune.core.coordinator import Coordinator
+from tune.core.events import Event, Reported, SessionEnded, SessionStarted
 from tune.core.schedulers.base import Clock
 from tune.core.trials import AUDIT, CONTINUE, STOP, Trial, Trials
 from tune.monitor.trackers import start_trackers
@@ -41,7 +42,7 @@ class SearchSession:
         for event in events_of(run_dir):
             self._see(event)
             self.trials.apply(event)
-            self.number += event["event"] == "session"
+            self.number += isinstance(event, SessionStarted)
         self.seconds_before = self.spent.search + self.spent.audit
         self.coordinator = Coordinator(
             self.trials, search.scheduler(), search.searcher(), self._append, options.seed, options.max_failures
@@ -52,20 +53,20 @@ class SearchSession:
             search.write(run_dir)
         self.trackers = start_trackers(run_dir, search, self.trials)
 
-    def _append(self, event: str, **values: Any) -> dict[str, Any]:
+    def _append(self, event: Event) -> Event:
         """Journals an event and tells all that follow the search; returns it."""
-        entry = self.journal.append(event, **values)
+        entry = self.journal.append(event)
         self._see(entry)
         for tracker in self.trackers:
             tracker(entry)
         return entry
 
-    def _see(self, event: dict[str, Any]) -> None:
+    def _see(self, event: Event) -> None:
         """Shows the clock and the tables an event that the trials have not taken in yet."""
         self.tables.see(event)
         self.spent.see(event)
-        if event["event"] == "report":
-            trial = self.trials.by_id[event["trial_id"]]
+        if isinstance(event, Reported):
+            trial = self.trials.by_id[event.trial_id]
             if trial.source != AUDIT:
                 self.time_budget.see(trial.reports.get(trial.tokens), event)
 
@@ -138,14 +139,14 @@ class SearchSession:
     def begin(self, startup_seconds: float, **versions: Any) -> None:
         """Journals the beginning of the session, `startup_seconds` after the command's, with the `versions` of its code."""
         self.coordinator.record(
-            "session", session=self.number, workers=self.workers, startup_seconds=startup_seconds, **versions
+            SessionStarted(session=self.number, workers=self.workers, startup_seconds=startup_seconds, **versions)
         )
 
     def end(self) -> None:
         """Journals the end of the session where it began a segment, and closes the trackers."""
         if self.started:
             with contextlib.suppress(OSError):  # a full disk: the last event before it counts
-                self.coordinator.record("session_end", session=self.number)
+                self.coordinator.record(SessionEnded(session=self.number))
         for tracker in self.trackers:
             tracker.close()
 

@@ -15,7 +15,8 @@ from myllm.system.files import write_text
 from tune.analysis.results import load
 from tune.config.spec import SearchSpec
 from tune.core.clock import search_seconds
-from tune.core.trials import AUDIT, Event, Trials
+from tune.core.events import Event, Reported, SessionStarted
+from tune.core.trials import AUDIT, Trials
 from tune.reporting.figures.base import Figure, write_figures
 from tune.reporting.html_report import document, escaped, figure_section, payload
 from tune.reporting.summarize import summarize
@@ -109,15 +110,16 @@ def best_so_far(runs: dict[str, tuple[SearchSpec, Trials, list[Event]]], metric:
         row: dict[str, Any] = {}
         tokens, seen, best, past, session = 0, Counter[str](), math.inf, 0.0, list[Event]()
         for event in events:
-            if event["event"] == "session":
+            if isinstance(event, SessionStarted):
                 past, session = past + search_seconds(session), []
-            session.append(event if event["event"] == "session" else {"event": "", "time": event["time"]})
-            if event["event"] != "report" or trials.by_id[event["trial_id"]].source == AUDIT:
+            session.append(event if isinstance(event, SessionStarted) else Event(time=event.time))
+            if not isinstance(event, Reported) or trials.by_id[event.trial_id].source == AUDIT:
                 continue
-            tokens += max(0, event["tokens_seen"] - seen[event["trial_id"]])
-            seen[event["trial_id"]] = event["tokens_seen"]
-            is_better, best = event[metric] < best, min(best, event[metric])
-            seconds = round(past + event["time"] - session[0]["time"], 1)
+            tokens += max(0, event.tokens_seen - seen[event.trial_id])
+            seen[event.trial_id] = event.tokens_seen
+            loss = getattr(event, metric)
+            is_better, best = loss < best, min(best, loss)
+            seconds = round(past + event.time - session[0].time, 1)
             row = {"run": name, "tokens": tokens, "seconds": seconds, metric: best}
             rows += [row] if is_better else []
         if math.isfinite(best) and row != rows[-1]:

@@ -18,7 +18,8 @@ from tune.analysis.stopping_audit import summarize_audit
 from tune.config.overrides import FLAGS, merge
 from tune.config.spec import SearchSpec
 from tune.core.clock import search_seconds
-from tune.core.trials import COMPILING, FAILED, RUNNING, UNLIMITED_TRIALS, Event, Trials
+from tune.core.events import COMPILING, Event, Reported, WorkerLost
+from tune.core.trials import FAILED, RUNNING, UNLIMITED_TRIALS, Trials
 from tune.reporting.summary import (
     Best,
     Compiled,
@@ -79,7 +80,7 @@ def summarize(run_dir: Path, search: SearchSpec, trials: Trials, events: list[Ev
             seconds=search_seconds(events),
             tokens=trials.tokens,
             checkpoint_bytes=disk_use(run_dir / "ray"),
-            lost=sum(event["event"] == "worker_lost" for event in events),
+            lost=sum(isinstance(event, WorkerLost) for event in events),
         ),
         compiled=summarize_compiling(events),
         failed={trial.trial_id: trial.reason for trial in trials.by_id.values() if trial.status == FAILED},
@@ -119,7 +120,8 @@ def _gain(table: "pd.DataFrame", posterior: "pd.DataFrame", baseline_id: str) ->
 
 def summarize_compiling(events: Iterable[Event]) -> Compiled | None:
     """Returns what compiling took and gained; None where nothing was compiled."""
-    rows = [[event[name] for name in COMPILING] for event in events if COMPILING[0] in event]
+    reports = [event for event in events if isinstance(event, Reported) and event.compiling_seconds is not None]
+    rows = [[getattr(report, name) for name in COMPILING] for report in reports]
     if not rows:
         return None
     seconds, before, after = zip(*rows, strict=True)

@@ -1,9 +1,6 @@
 """The memory of a search: one JSON object a line, appended and synced before anything acts on it.
 
-Events: `session`, `session_end` (one run of the command, `startup_seconds` after it began), `trial` (a configuration
-begins), `resume` (a paused trial goes on), `report` (an evaluation, its decision), `checkpoint` (its state is stored),
-`checkpoints_deleted` (before they are), `worker_lost` (a process died, the trial starts again), `failed` (an error ended
-it). myllm/training/run_artifacts.py reads some of them, too.
+tune/core/events.py has the events and their keys. myllm/training/run_artifacts.py reads some of them, too.
 """
 
 import errno
@@ -14,10 +11,12 @@ import math
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from myllm.system.errors import InputError
+from tune.core.events import Event, from_json
 from tune.store.old_formats import upgraded_event
 
 FILE_NAME = "journal.jsonl"
@@ -25,7 +24,7 @@ BLOCK_BYTES = 2**16  # read at once where the end is looked for
 BATCH = 1000  # lines parsed together: they share the strings of their keys, a quarter of the memory
 
 
-def events_of(run_dir: Path) -> Iterator[dict[str, Any]]:
+def events_of(run_dir: Path) -> Iterator[Event]:
     """All events, in order. A last line that a crash cut short is left out. Raises InputError for any other damage."""
     path, before = run_dir / FILE_NAME, 0
     if not path.is_file():
@@ -36,29 +35,29 @@ def events_of(run_dir: Path) -> Iterator[dict[str, Any]]:
                 lines.pop()
             try:
                 yield from map(_restored, json.loads(b"[" + b",".join(lines) + b"]"))
-            except ValueError:
-                number = before + 1 + next(at for at, line in enumerate(lines) if not _is_json(line))
+            except (ValueError, KeyError, TypeError, AttributeError):
+                number = before + 1 + next(at for at, line in enumerate(lines) if not _is_event(line))
                 raise InputError(f"{path}: line {number} is damaged; restore the file from a backup") from None
             before += len(lines)
 
 
-def _restored(event: dict[str, Any]) -> dict[str, Any]:
-    """Returns an event as it was before it was written, with the keys of today; a null in a report was NaN."""
-    event = upgraded_event(event)
-    if event["event"] == "report":
-        event |= {name: math.nan for name, value in event.items() if value is None}
-    return event
+def _restored(line: dict[str, Any]) -> Event:
+    """Returns the event of a line of any version; a null in a report was NaN."""
+    line = upgraded_event(line)
+    if line["event"] == "report" and None in line.values():
+        line |= {name: math.nan for name, value in line.items() if value is None}
+    return from_json(line)
 
 
-def read_journal(run_dir: Path) -> list[dict[str, Any]]:
+def read_journal(run_dir: Path) -> list[Event]:
     """The same as a list."""
     return list(events_of(run_dir))
 
 
-def _is_json(line: bytes) -> bool:
+def _is_event(line: bytes) -> bool:
     try:
-        json.loads(line)
-    except ValueError:
+        _restored(json.loads(line))
+    except (ValueError, KeyError, TypeError, AttributeError):
         return False
     return True
 
@@ -98,16 +97,16 @@ class Journal:
         """Lets another search have the folder."""
         self._file.close()
 
-    def append(self, event: str, **values: Any) -> dict[str, Any]:
-        """Writes one event and returns it, its `time` (seconds, UNIX) added; once this returns it survives a crash.
+    def append(self, event: Event) -> Event:
+        """Writes one event and returns it, its `time` set; once this returns it survives a crash.
 
         An infinite number is recorded as NaN, and NaN is written as null.
 
         Raises OSError where it can't be written, on a full disk for example; the journal is then as it was.
         """
-        entry = {"event": event, "time": round(time.time(), 3)} | values
-        entry |= {name: math.nan for name, value in entry.items() if isinstance(value, float) and math.isinf(value)}
-        written_as = {name: None if value != value else value for name, value in entry.items()}  # JSON has no NaN
+        infinite = [name for name, value in event.to_json().items() if isinstance(value, float) and math.isinf(value)]
+        event = replace(event, time=round(time.time(), 3), **dict.fromkeys(infinite, math.nan))
+        written_as = {name: None if value != value else value for name, value in event.to_json().items()}  # JSON has no NaN
         line = (json.dumps(written_as) + "\n").encode()
         try:
             written = self._file.write(line)
@@ -118,4 +117,4 @@ class Journal:
             self._file.truncate(self._size)
             raise
         self._size += len(line)
-        return entry
+        return event

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from myllm.system.files import write_text
-from tune.core.trials import AUDIT, REPLICATE, REPORTED, Event, Trial, Trials
+from tune.core.events import REPORTED, Event, Reported, TrialEvent
+from tune.core.trials import AUDIT, REPLICATE, Trial, Trials
 
 TRIALS, HISTORY = "trials.csv", "history.csv"
 HISTORY_COLUMNS = ["trial_id", *(name for name in REPORTED if name != "diverged")]
@@ -38,7 +39,7 @@ def trial_columns(trials: Trials) -> list[str]:
 
 def trial_row(trial: Trial, seed: int) -> dict[str, Any]:
     """A trial's row. `seed` is the search's; a replicate has its own."""
-    last = trial.reports[trial.tokens]._asdict() if trial.reports else {}
+    last = trial.reports[trial.tokens].to_json() if trial.reports else {}
     finite = [report.val_loss for report in trial.reports.values() if math.isfinite(report.val_loss)]
     row = {"trial_id": trial.trial_id, "seed": seed} | trial.config
     row |= {
@@ -62,7 +63,7 @@ def write_tables(run_dir: Path, trials: Trials, seed: int) -> None:
     """Writes both tables: one row a trial, and one row a report."""
     rows = (trial_row(trial, seed) for trial in by_id(trials))
     write_text(run_dir / TRIALS, _text(trial_columns(trials), rows, header=True))
-    reports = (report._asdict() for trial in by_id(trials) for report in trial.own_reports)
+    reports = (report.to_json() for trial in by_id(trials) for report in trial.own_reports)
     write_text(run_dir / HISTORY, _text(HISTORY_COLUMNS, reports, header=True))
 
 
@@ -79,8 +80,8 @@ class GrowingTables:
 
     def see(self, event: Event) -> None:
         """Takes one event of the journal."""
-        if self._events is not None and "trial_id" in event:
-            self._events.append((event["trial_id"], event["tokens_seen"] if event["event"] == "report" else 0))
+        if self._events is not None and isinstance(event, TrialEvent):
+            self._events.append((event.trial_id, event.tokens_seen if isinstance(event, Reported) else 0))
 
     def flush(self) -> None:
         """Appends the missing rows. The first call in a session writes both tables whole."""
@@ -92,7 +93,7 @@ class GrowingTables:
             changed = [trial for trial in seen if self._shown.get(trial.trial_id) != trial.status]
             self._add(TRIALS, trial_columns(self.trials), (trial_row(trial, self.seed) for trial in changed))
             reports = (self.trials.by_id[trial_id].reports[tokens] for trial_id, tokens in self._events if tokens)
-            self._add(HISTORY, HISTORY_COLUMNS, (report._asdict() for report in reports))
+            self._add(HISTORY, HISTORY_COLUMNS, (report.to_json() for report in reports))
             self._shown |= {trial.trial_id: trial.status for trial in changed}
         self._events = []
 

@@ -10,21 +10,22 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from tune.core.trials import CONTINUE, PAUSE, REPORTED, Event, Trial
+from tune.core.events import REPORTED, Event, Reported, SessionEnded, TrialFailed, TrialStarted, WorkerLost
+from tune.core.trials import CONTINUE, PAUSE, Trial
 
 METRICS = tuple(name for name in REPORTED if name not in ("step", "tokens_seen", "diverged"))
 CLOSE_SECONDS = 60.0  # wait at the end of a search for a slow server
 
 
-def finite_metrics(event: Event) -> dict[str, float]:
+def finite_metrics(event: Reported) -> dict[str, float]:
     """The METRICS of a report that are finite numbers."""
-    return {name: float(event[name]) for name in METRICS if math.isfinite(event[name])}
+    return {name: float(getattr(event, name)) for name in METRICS if math.isfinite(getattr(event, name))}
 
 
 class Tracker(Protocol):
     """A place that shows the runs of a search, one run a trial. One thread makes all calls."""
 
-    def report(self, trial_id: str, config: dict[str, Any], event: Event) -> None:
+    def report(self, trial_id: str, config: dict[str, Any], event: Reported) -> None:
         """Records one report of a trial; opens the trial's run where it is not open."""
 
     def end(self, trial_id: str, status: str) -> None:
@@ -50,8 +51,8 @@ class BackgroundLogger:
 
     def __call__(self, event: Event) -> None:
         """Takes one event of the journal."""
-        if event["event"] == "trial":
-            self.configs[event["trial_id"]] = event["config"]
+        if isinstance(event, TrialStarted):
+            self.configs[event.trial_id] = event.config
         else:
             self.queue.put(event)
 
@@ -64,7 +65,7 @@ class BackgroundLogger:
             self._warn(f"not all was taken {CLOSE_SECONDS:.0f} s after the end")
 
     def _work(self) -> None:
-        event: Event | None = {"event": "begun"}  # connects at once, so that an unreachable server is named early
+        event: Event | None = Event()  # connects at once, so that an unreachable server is named early
         while event is not None and not (self.failing and self.closing):
             try:
                 self.tracker = self.tracker or self.make()
@@ -81,20 +82,20 @@ class BackgroundLogger:
         self.warned = True
 
     def _pass_on(self, tracker: Tracker, event: Event) -> None:
-        trial_id = event.get("trial_id", "")
-        if event["event"] == "report":
-            self.running.add(trial_id)
-            tracker.report(trial_id, self.configs[trial_id], event)
-            if event["diverged"] or event["decision"] != CONTINUE:
+        match event:
+            case Reported(trial_id=trial_id):
+                self.running.add(trial_id)
+                tracker.report(trial_id, self.configs[trial_id], event)
+                if event.diverged or event.decision != CONTINUE:
+                    self.running.discard(trial_id)
+                    paused = event.decision == PAUSE
+                    tracker.end(trial_id, "diverged" if event.diverged else "paused" if paused else "ended")
+            case TrialFailed(trial_id=trial_id):
                 self.running.discard(trial_id)
-                paused = event["decision"] == PAUSE
-                tracker.end(trial_id, "diverged" if event["diverged"] else "paused" if paused else "ended")
-        elif event["event"] == "failed":
-            self.running.discard(trial_id)
-            tracker.end(trial_id, "failed")
-        elif event["event"] == "worker_lost" and trial_id in self.running:
-            self.running.discard(trial_id)
-            tracker.end(trial_id, "paused")
-        elif event["event"] == "session_end":
-            while self.running:
-                tracker.end(self.running.pop(), "paused")
+                tracker.end(trial_id, "failed")
+            case WorkerLost(trial_id=trial_id) if trial_id in self.running:
+                self.running.discard(trial_id)
+                tracker.end(trial_id, "paused")
+            case SessionEnded():
+                while self.running:
+                    tracker.end(self.running.pop(), "paused")

@@ -3,7 +3,7 @@
 import os
 from typing import Any
 
-from tune.core.trials import Event
+from tune.core.events import Reported
 from tune.monitor.trackers.base import finite_metrics
 
 
@@ -24,11 +24,11 @@ class Mlflow:
         found = self.client.get_experiment_by_name(name)
         self.experiment = found.experiment_id if found else self.client.create_experiment(name)
 
-    def report(self, trial_id: str, config: dict[str, Any], event: Event) -> None:
+    def report(self, trial_id: str, config: dict[str, Any], event: Reported) -> None:
         from mlflow.entities import Metric
 
         run = self._run(trial_id, config)
-        when, step = int(1000 * event["time"]), event["tokens_seen"]
+        when, step = int(1000 * event.time), event.tokens_seen
         metrics = [Metric(name, value, when, step) for name, value in finite_metrics(event).items()]
         self.client.log_batch(run, metrics=metrics)
 

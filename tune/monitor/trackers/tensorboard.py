@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tune.core.trials import Event
+from tune.core.events import Reported
 from tune.monitor.trackers.base import finite_metrics
 
 
@@ -38,11 +38,11 @@ class TensorBoard:
         self.folder = run_dir / "tensorboard"
         self.files: dict[str, RecordWriter] = {}
 
-    def report(self, trial_id: str, config: dict[str, Any], event: Event) -> None:
+    def report(self, trial_id: str, config: dict[str, Any], event: Reported) -> None:
         from tensorboardX import summary
         from tensorboardX.proto.event_pb2 import Event as Record
 
-        step, seconds = event["tokens_seen"], event["time"]
+        step, seconds = event.tokens_seen, event.time
         with contextlib.suppress(OSError):  # the journal reports a full disk
             if trial_id not in self.files:
                 self._open(trial_id, config, step)

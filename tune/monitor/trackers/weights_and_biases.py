@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from tune.core.trials import Event
+from tune.core.events import Reported
 from tune.monitor.trackers.base import finite_metrics
 
 
@@ -23,7 +23,7 @@ class WeightsAndBiases:
         self.wandb, self.project, self.name, self.run_id, self.run_dir = wandb, project, name, run_id, run_dir
         self.runs: dict[str, wandb.Run] = {}
 
-    def report(self, trial_id: str, config: dict[str, Any], event: Event) -> None:
+    def report(self, trial_id: str, config: dict[str, Any], event: Reported) -> None:
         if trial_id not in self.runs:
             self.runs[trial_id] = self.wandb.init(
                 project=self.project,
@@ -36,8 +36,8 @@ class WeightsAndBiases:
                 reinit="create_new",
                 settings=self.wandb.Settings(console="off", silent=True),
             )
-        values = finite_metrics(event) | {"tokens_seen": event["tokens_seen"]}
-        self.runs[trial_id].log(values, step=event["tokens_seen"])
+        values = finite_metrics(event) | {"tokens_seen": event.tokens_seen}
+        self.runs[trial_id].log(values, step=event.tokens_seen)
 
     def end(self, trial_id: str, status: str) -> None:
         run = self.runs.pop(trial_id, None)
