@@ -1,6 +1,7 @@
 """Small things that several tests need. Nothing here needs a network or a GPU."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -80,6 +81,18 @@ def undisturbed(byte_files, tmp_path_factory):
         return searches[key]
 
     return find
+
+
+OLDER = ROOT / "tests" / "recorded" / "release-0"
+"""a search of before 0.1.0, written on another machine, and its data"""
+
+
+@pytest.fixture
+def older_run(tmp_path):
+    """(the run's folder, flags that name its data where it is now)."""
+    run_dir = shutil.copytree(OLDER / "run", tmp_path / "release-0")
+    data = [shutil.copy(OLDER / name, tmp_path) for name in ("train.txt", "val.txt")]
+    return run_dir, ["--train_file", data[0], "--val_file", data[1]]
 
 
 TINY = GPTConfig(n_layer=1, n_head=2, n_embd=16, block_size=16, vocab_size=257)

@@ -5,21 +5,12 @@ import math
 import shutil
 
 import pytest
-from conftest import ROOT, run_command_line
+from conftest import OLDER, run_command_line
 
 from tune.store.journal import FILE_NAME, read_journal
 
-OLDER = ROOT / "tests" / "recorded" / "release-0"
 MEASURED = {"time", "train_seconds", "tok_per_sec", "startup_seconds", "python", "packages", "git_commit", "path"}
 """fields that differ between machines and versions"""
-
-
-@pytest.fixture
-def older_run(tmp_path):
-    """(the run's folder, flags that name its data where it is now)."""
-    run_dir = shutil.copytree(OLDER / "run", tmp_path / "release-0")
-    data = [shutil.copy(OLDER / name, tmp_path) for name in ("train.txt", "val.txt")]
-    return run_dir, ["--train_file", data[0], "--val_file", data[1]]
 
 
 def decided(events):

@@ -10,7 +10,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import TINY
+from conftest import TINY, report
 
 from myllm.config import GPTConfig
 from myllm.data import main as data_main
@@ -21,6 +21,7 @@ from myllm.datasets.windows import BatchStream, Windows
 from myllm.system.errors import InputError
 from myllm.training.train import mean_loss, train
 from myllm.training.train_utils import load_state, save_state
+from tune.search import resume
 
 
 def weights(run):
@@ -29,6 +30,12 @@ def weights(run):
 
 def same(first, second):
     return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def resumed(older_run, **options):
+    """The options of search.py --resume for the older run, its data named where it is now."""
+    run_dir, (_, train, _, val) = older_run
+    return {"resume": str(run_dir), "train_file": [str(train)], "val_file": [str(val)]} | options
 
 
 def test_dropout_does_not_act_in_an_evaluation(make_run):
@@ -214,3 +221,29 @@ def test_data_that_is_prepared_twice_is_the_same(tmp_path, monkeypatch):
         written.append([TokenFile(tmp_path / name / f"{split}_ids.bin").ids.tolist() for split in ("train", "val")])
     assert written[0] == written[1]
     assert written[0][0] == [*b"one", 256, *b"two"] and written[0][1] == [*b"three"]
+
+
+def test_mlflow_takes_names_beyond_ascii_and_long_values(tmp_path):
+    """mlflow/mlflow#4202, #9425, #1976: a parameter's name or length ended the training that logged it."""
+    pytest.importorskip("mlflow")
+    from tune.monitor.trackers.mlflow_tracking import Mlflow
+
+    tracker = Mlflow(f"sqlite:///{tmp_path}/mlflow.db", "searches", "id")
+    for number, config in enumerate(({"größe": 1}, {"kind": "x" * 600}, {"kind": "x" * 7000})):
+        tracker.report(f"t0000{number}", config, report(f"t0000{number}", 100, 2.0) | {"time": 1.7e9})
+        run = tracker.client.get_run(tracker.runs[f"t0000{number}"])
+        assert run.data.params.keys() == config.keys() and run.data.metrics["val_loss"] == 2.0
+
+
+def test_a_search_does_not_go_on_over_other_choices(older_run):
+    """optuna/optuna#2199, #2564: a study that is loaded with other choices ends in a traceback, after its first trial."""
+    with pytest.raises(InputError, match="--choices can't change on --resume"):
+        resume(resumed(older_run, choices=["batch_size=64,128"]))
+
+
+def test_a_search_that_has_ended_takes_more_trials_and_not_fewer(older_run):
+    """ray-project/ray#20886, #30861: a finished run could not be given more samples, or forgot how many it had."""
+    _, search = resume(resumed(older_run, num_samples=9))
+    assert search.options.trials == 9
+    with pytest.raises(InputError, match="--num_samples is 3, the total"):
+        resume(resumed(older_run, num_samples=3))
