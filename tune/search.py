@@ -185,7 +185,7 @@ def estimate(
     else:
         available = join_cluster(spec.options.address)
     if any(getattr(spec.options, name) == AUTO for name in PICKED):
-        from tune.estimate.auto_resources import resolve_auto
+        from tune.estimate.benchmark import resolve_auto
 
         with runtime.before_the_search():
             spec, found = resolve_auto(spec, *available)

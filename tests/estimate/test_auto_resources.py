@@ -9,7 +9,7 @@ from helpers import search_of
 from myllm.system.errors import InputError
 from tune.config.resources import Resources
 from tune.config.spec import SearchSpec
-from tune.estimate.auto_resources import ConcurrencyTrial, candidates, choose, resolve_auto, time_concurrency
+from tune.estimate.benchmark import ConcurrencyTrial, candidates, choose, resolve_auto, time_concurrency
 
 
 def rated(*rates, fits=True):

@@ -10,10 +10,7 @@ from helpers import search_of
 from tune.config.spec import SearchSpec
 from tune.core.events import SessionEnded
 from tune.core.trials import PAUSE
-from tune.monitor.trackers.base import BackgroundLogger
-from tune.monitor.trackers.mlflow_tracking import Mlflow
-from tune.monitor.trackers.tensorboard import TensorBoard
-from tune.monitor.trackers.weights_and_biases import WeightsAndBiases
+from tune.monitor.trackers import BackgroundLogger, Mlflow, TensorBoard, WeightsAndBiases
 
 
 class Server:

@@ -23,7 +23,7 @@ DEFAULT_TRIALS = 16
 CONFIRMED = 3  # trials by default
 AUTO = "auto"
 PICKED = ("cpus_per_trial", "gpus_per_trial")
-"""options that may be AUTO: estimate/auto_resources.py then finds the number"""
+"""options that may be AUTO: estimate/benchmark.py then finds the number"""
 
 
 def is_mlflow_folder(uri: str) -> bool:

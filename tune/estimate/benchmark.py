@@ -1,26 +1,28 @@
-"""Times a few real steps of a search on this machine, with as many processes at once as it will have.
+"""Times a few real steps of a search here, with as many processes at once as it will have: for --dry_run and `auto`.
 
-python -m tune.estimate.benchmark FOLDER_WITH_SEARCH_JSON BATCH_SIZE,BATCH_SIZE DEVICE THREADS SECONDS
+python -m tune.estimate.benchmark FOLDER_WITH_SEARCH_JSON ARGUMENTS_OF_MEASURE_AS_JSON
 """
 
+import dataclasses
 import functools
 import json
 import os
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import PIPE, Popen, TimeoutExpired
 from typing import Any
 
 import psutil
 
-from myllm.system.errors import RunError
+from myllm.system.errors import InputError, RunError
 from myllm.system.machine import gpu_names, peak_memory
+from tune.config.options import AUTO, PICKED
 from tune.config.resources import Resources
 from tune.config.spec import RUNS_DIR, SearchSpec
 from tune.core.clock import ENDING_SECONDS, search_seconds
@@ -37,7 +39,10 @@ REPORT_SECONDS = 3.0  # from the summary until all files are written; on a termi
 MOST_IMPORT_SECONDS = 20.0  # a command that is older has done more than start
 DRIVER_BYTES = 1.2e9  # memory of the command and of Ray's own processes
 GIVE_UP_SECONDS = 600.0  # for all timings together
-BEGAN = "MYLLM_BENCHMARK_BEGAN"  # environment variable: when a process was started, in seconds since 1970
+AUTO_SECONDS = 0.5  # for each batch size, where `auto` chooses
+MIN_SPEEDUP = 1.1  # of more trials at once over fewer: fewer at once know more when the next begins
+MOST_ON_A_GPU = 8  # trials at once
+GPU_SHARE = 0.9  # of a GPU's memory that trials may fill; each process' own context takes some
 
 
 @dataclass(frozen=True)
@@ -45,20 +50,13 @@ class StepTimings:
     """The measurements of all processes: their mean."""
 
     throughput: Throughput
-    steps: dict[int, float]
-    """batch size -> seconds of an optimizer step"""
-    evaluation: float
-    """seconds"""
-    memory: int
-    """peak bytes of one process"""
-    device_memory: int
-    """peak bytes on its GPU; 0 without one"""
-    device_total: int
-    """bytes of its whole GPU"""
-    checkpoint: int
-    """bytes"""
-    ready: float
-    """seconds from the start of a process until it could train"""
+    steps: dict[int, float]  # batch size -> seconds of an optimizer step
+    evaluation: float  # seconds
+    memory: float  # peak bytes of one process
+    device_memory: float  # peak bytes on its GPU; 0 without one
+    device_total: float  # bytes of its whole GPU
+    checkpoint: float  # bytes
+    ready: float  # seconds from the start of a process until it could train
 
 
 def time_steps(search: SearchSpec, resources: Resources, seconds: float = TIMED_SECONDS) -> StepTimings:
@@ -66,34 +64,23 @@ def time_steps(search: SearchSpec, resources: Resources, seconds: float = TIMED_
 
     Raises RunError with the reason where a training fails.
     """
-    batches = search.batch_sizes
-    chosen = ",".join(str(batch) for batch in sorted({min(batches), max(batches)}))
-    device = "cuda" if resources.gpus_per_trial else "cpu"
+    batches = sorted({min(search.batch_sizes), max(search.batch_sizes)})
+    device, processes = "cuda" if resources.gpus_per_trial else "cpu", []
     with tempfile.TemporaryDirectory() as folder:
         search.write(Path(folder))
-        command = [sys.executable, "-m", "tune.estimate.benchmark", folder, chosen, device]
-        command += [str(resources.cpus_per_trial), str(seconds)]
-        processes = []
+        command = [sys.executable, "-m", "tune.estimate.benchmark", folder]
+        asked = {"batches": batches, "device": device, "threads": resources.cpus_per_trial, "seconds": seconds}
         for worker in range(resources.workers):
-            environment = os.environ | {BEGAN: str(time.time())}
-            if resources.gpus_per_trial:
-                environment["CUDA_VISIBLE_DEVICES"] = _gpus(worker, resources.gpus_per_trial)
+            shown = {"CUDA_VISIBLE_DEVICES": _gpus(worker, resources.gpus_per_trial)} if resources.gpus_per_trial else {}
+            arguments, environment = json.dumps(asked | {"start": time.time()}), os.environ | shown
             processes.append(
-                subprocess.Popen(
-                    command,
-                    env=environment,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.PIPE,
-                    encoding="utf-8",
-                    errors="replace",
-                )
+                Popen([*command, arguments], env=environment, stdout=PIPE, stderr=PIPE, encoding="utf-8", errors="replace")
             )
         try:
             answers = [process.communicate(timeout=GIVE_UP_SECONDS) for process in processes]
-        except subprocess.TimeoutExpired:
-            raise RunError(
-                f"not one step of batch {max(batches)} in {GIVE_UP_SECONDS:g} s: the model is too large for {device}"
-            ) from None
+        except TimeoutExpired:
+            late = f"not one step of batch {batches[-1]} in {GIVE_UP_SECONDS:g} s"
+            raise RunError(f"{late}: the model is too large for {device}") from None
         finally:
             for process in processes:
                 process.kill()
@@ -101,69 +88,45 @@ def time_steps(search: SearchSpec, resources: Resources, seconds: float = TIMED_
         if process.returncode:
             raise RunError(f"a training can't begin: {errors.strip().splitlines()[-1] if errors.strip() else 'killed'}")
     found = [json.loads(output) for output, _ in answers]
-
-    def mean(name: str) -> float:
-        return statistics.fmean(one[name] for one in found)
-
-    steps = {int(batch): statistics.fmean(one["steps"][batch] for one in found) for batch in found[0]["steps"]}
-    each = search.report_tokens
-    rows = []
+    steps = {batch: statistics.fmean(one.pop(str(batch)) for one in found) for batch in batches}
+    mean = {name: statistics.fmean(one[name] for one in found) for name in found[0]}
+    tokens, rows = search.report_tokens, []
     for batch, step in steps.items():
-        count = each / (batch * search.training.max_len)
-        rows.append((each, count, count * step + mean("evaluation")))
-    return StepTimings(
-        throughput=fit_throughput(rows, per_segment=mean("segment")),
-        steps=steps,
-        evaluation=mean("evaluation"),
-        memory=int(mean("memory")),
-        device_memory=int(mean("device_memory")),
-        device_total=found[0]["device_total"],
-        checkpoint=found[0]["checkpoint"],
-        ready=mean("ready"),
-    )
+        count = tokens / (batch * search.training.max_len)
+        rows.append((tokens, count, count * step + mean["evaluation"]))
+    return StepTimings(fit_throughput(rows, per_segment=mean.pop("segment")), steps, **mean)
 
 
-def forecast(search: SearchSpec, resources: Resources, events: Iterable[Event] = ()) -> str:
+def forecast(search: SearchSpec, resources: Resources, events: Sequence[Event] = ()) -> str:
     """Tells in a few lines how the search, or its rest after `events`, will end. Times steps here, then simulates."""
-    before, events = time.time() - psutil.Process().create_time(), list(events)
+    before = time.time() - psutil.Process().create_time()
     if is_finished(search, events):
-        return (
-            f"  nothing is left to do; a larger --{'time_budget' if search.options.time_budget else 'num_samples'} goes on"
-        )
+        more = "time_budget" if search.options.time_budget else "num_samples"
+        return f"  nothing is left to do; a larger --{more} goes on"
     timings = time_steps(search, resources)
-    start = min(before, MOST_IMPORT_SECONDS) + RAY_SECONDS + timings.ready
-    used = start + search_seconds(events)
-    rest = simulate_rest(search, events, timings.throughput, resources.workers, used, start)
-    seconds = rest.seconds - used + start + ENDING_SECONDS + (0.0 if sys.stdout.isatty() else REPORT_SECONDS)
-    budget = search.budget_tokens
+    start, passed = min(before, MOST_IMPORT_SECONDS) + RAY_SECONDS + timings.ready, search_seconds(events)
+    rest = simulate_rest(search, events, timings.throughput, resources.workers, start + passed, start)
+    seconds = rest.seconds - passed + ENDING_SECONDS + (0.0 if sys.stdout.isatty() else REPORT_SECONDS)
+    budget, runs = search.budget_tokens, Path(search.options.storage_path or RUNS_DIR)
+    free = shutil.disk_usage(next(folder for folder in (runs, *runs.parents) if folder.exists())).free
     disk, memory = rest.checkpoints * timings.checkpoint + 2e6, timings.memory * resources.workers + DRIVER_BYTES
     steps = ", ".join(f"{1000 * step:,.3g} ms with a batch of {batch}" for batch, step in timings.steps.items())
     rungs = ", ".join(f"{share_text(tokens, budget)}: {count}" for tokens, count in rest.came.items())
     gpu = f"; {timings.device_memory / 1e9:,.1f} GB of a GPU for each" if timings.device_memory else ""
-    lines = [
-        f"  step      {steps}; {1000 * timings.evaluation:,.3g} ms an evaluation (here, {resources.workers} at once)",
-        f"  trials    {rest.trials}, and {rest.replicates} replicates on other seeds",
-        f"  rungs     trials that come to {rungs}",
-    ]
-    if rest.audits:
-        after = f"go on to the end after that, in about {duration(rest.audit_seconds)}"
-        lines.append(f"  audit     {rest.audits} of those left behind {after}")
-    lines += [
-        f"  tokens    {amount(rest.tokens)}, {rest.tokens / budget:,.1f} full trainings",
-        f"  time      about {duration(seconds)}",
-        f"  disk      about {disk / 1e6:,.0f} MB; {free_bytes(search) / 1e9:,.1f} GB are free",
-        f"  memory    about {memory / 1e9:,.1f} GB, {timings.memory / 1e9:,.2f} for each at once{gpu}; "
+    rows = {
+        "step": f"{steps}; {1000 * timings.evaluation:,.3g} ms an evaluation (here, {resources.workers} at once)",
+        "trials": f"{rest.trials}, and {rest.replicates} replicates on other seeds",
+        "rungs": f"trials that come to {rungs}",
+        "audit": f"{rest.audits} of those left behind go on to the end after that, in about {duration(rest.audit_seconds)}",
+        "tokens": f"{amount(rest.tokens)}, {rest.tokens / budget:,.1f} full trainings",
+        "time": f"about {duration(seconds)}",
+        "disk": f"about {disk / 1e6:,.0f} MB; {free / 1e9:,.1f} GB are free",
+        "memory": f"about {memory / 1e9:,.1f} GB, {timings.memory / 1e9:,.2f} for each at once{gpu}; "
         f"{psutil.virtual_memory().available / 1e9:,.1f} GB are free",
-    ]
-    return "\n".join(lines)
-
-
-def free_bytes(search: SearchSpec) -> int:
-    """Free bytes on the disk of the runs' folder, or of its nearest parent that exists."""
-    path = Path(search.options.storage_path or RUNS_DIR)
-    while not path.exists():
-        path = path.parent
-    return shutil.disk_usage(path).free
+    }
+    if not rest.audits:
+        del rows["audit"]
+    return "\n".join(f"  {name:9} {text}" for name, text in rows.items())
 
 
 def _gpus(worker: int, each: float) -> str:
@@ -174,75 +137,143 @@ def _gpus(worker: int, each: float) -> str:
     return ",".join(every[first : first + max(1, int(each))])
 
 
-def measure(search: SearchSpec, batches: list[int], device: str, threads: int, seconds: float) -> dict[str, Any]:
-    """The measurements of one worker, as JSON holds them."""
+def measure(
+    search: SearchSpec, batches: list[int], device: str, threads: int, seconds: float, start: float
+) -> dict[str, Any]:
+    """Times baseline trainings with batches of each of `batches` windows, for about `seconds` each.
+
+    The process was started at `start`, in seconds since 1970. Returns the fields of StepTimings, the seconds of a
+    `segment`, and of a step by batch size.
+    """
     import torch  # here: only processes that train need it
 
-    torch.set_num_threads(threads)
-    steps, evaluations = {}, []
-    for batch in batches:
-        measured = measure_batch(search, batch, device, seconds)
-        steps[batch] = measured["step"]
-        evaluations.append(measured["evaluation"])
-        if batch == batches[0]:
-            ready = measured["ready"]
-    return {
-        "ready": ready - float(os.environ[BEGAN]),
-        "steps": steps,
-        "evaluation": sum(evaluations) / len(evaluations),
-        "segment": measured["segment"],
-        "checkpoint": int(measured["checkpoint"]),
-        "memory": peak_memory(),
-        "device_memory": torch.cuda.max_memory_reserved() if device == "cuda" else 0,
-        "device_total": torch.cuda.get_device_properties(0).total_memory if device == "cuda" else 0,
-    }
-
-
-def measure_batch(search: SearchSpec, batch: int, device: str, seconds: float) -> dict[str, float]:
-    """Times a baseline training with batches of `batch` windows for about `seconds`.
-
-    Returns seconds (`step`, `evaluation`, `segment`), bytes (`checkpoint`), and when it was `ready`, in seconds since 1970.
-    """
     from myllm.training.train import train
     from myllm.training.train_utils import load_state, save_state
     from tune.config.open_run import open_run
 
-    hyper_parameters = search.sample(0) | {"batch_size": batch}
-    timed = min(batch, 2 * (search.train_config(hyper_parameters).micro_batch_size or batch))  # two micro-batches tell all
-
-    opened = functools.partial(open_run, search, hyper_parameters, device, batch_size=timed, eval_freq=10**9)
-    run = opened()
-    next(train(run, WARM_STEPS[device]))
-    ready, count, took = time.time(), 1, 0.0
-    while took < seconds:
-        before = run.train_seconds
-        report = next(train(run, run.step + count))
-        took = run.train_seconds - before
-        step = run.config.tokens_per_step / report.tok_per_sec
-        count *= 2
-    evaluation = max(0.0, took - count // 2 * step)
-    with tempfile.TemporaryDirectory() as folder:
-        begin, path = time.monotonic(), Path(folder) / STATE_FILE
-        save_state(run.state_dict(), path)
-        del run
-        run = opened()  # again, as a worker does that takes up a trial
-        run.load_state_dict(load_state(path))
-        next(train(run, run.step + 1))
-        segment, checkpoint = max(0.0, time.monotonic() - begin - step - evaluation), path.stat().st_size
-    return {
-        "step": step * batch / timed,
-        "evaluation": evaluation,
-        "segment": segment,
-        "checkpoint": checkpoint,
-        "ready": ready,
+    torch.set_num_threads(threads)
+    found: dict[str, Any] = {}
+    evaluations = []
+    for batch in batches:
+        values = search.sample(0) | {"batch_size": batch}
+        timed = min(batch, 2 * (search.train_config(values).micro_batch_size or batch))  # two micro-batches tell all
+        opened = functools.partial(open_run, search, values, device, batch_size=timed, eval_freq=10**9)
+        run = opened()
+        next(train(run, WARM_STEPS[device]))
+        found.setdefault("ready", time.time() - start)
+        count, took = 1, 0.0
+        while took < seconds:
+            before = run.train_seconds
+            report = next(train(run, run.step + count))
+            took = run.train_seconds - before
+            step = run.config.tokens_per_step / report.tok_per_sec
+            count *= 2
+        evaluations.append(max(0.0, took - count // 2 * step))
+        found[str(batch)] = step * batch / timed
+        with tempfile.TemporaryDirectory() as folder:
+            begin, path = time.monotonic(), Path(folder) / STATE_FILE
+            save_state(run.state_dict(), path)
+            del run
+            run = opened()  # again, as a worker does that takes up a trial
+            run.load_state_dict(load_state(path))
+            next(train(run, run.step + 1))
+            found["segment"] = max(0.0, time.monotonic() - begin - step - evaluations[-1])
+            found["checkpoint"] = path.stat().st_size
+        del run  # memory is measured for one training at a time
+    on_gpu = device == "cuda"
+    return found | {
+        "evaluation": statistics.fmean(evaluations),
+        "memory": peak_memory(),
+        "device_memory": torch.cuda.max_memory_reserved() if on_gpu else 0,
+        "device_total": torch.cuda.get_device_properties(0).total_memory if on_gpu else 0,
     }
 
 
-def main() -> None:
-    folder, batches, device, threads, seconds = sys.argv[1:]
-    sizes = [int(batch) for batch in batches.split(",")]
-    print(json.dumps(measure(SearchSpec.read(Path(folder)), sizes, device, int(threads), float(seconds))))
+@dataclass(frozen=True)
+class ConcurrencyTrial:
+    """The speed of a number of trials at once, as it was timed."""
+
+    resources: Resources
+    rate: float  # tokens a second of all together, the mean over the search's batch sizes
+    fits: bool  # all of them into memory
+
+    def __str__(self) -> str:
+        cores, share = self.resources.cpus_per_trial, self.resources.gpus_per_trial
+        each = f"{share:g} of a GPU" if share else f"{cores} core{'s' if cores > 1 else ''} each"
+        speed = f"{self.rate:,.0f} tokens/s" if self.fits else "too little memory"
+        return f"{self.resources.workers} at once with {each}: {speed}"
+
+
+def time_concurrency(search: SearchSpec, resources: Resources) -> ConcurrencyTrial:
+    """Times a few steps of `resources.workers` trainings at once. Raises RunError where one fails."""
+    timings, workers, window = time_steps(search, resources, AUTO_SECONDS), resources.workers, search.training.max_len
+    per_token = statistics.fmean(timings.throughput.seconds(1, batch * window) for batch in search.batch_sizes)
+    fits = timings.memory * workers + DRIVER_BYTES <= psutil.virtual_memory().available
+    fits_gpu = timings.device_memory * workers <= GPU_SHARE * timings.device_total  # both are 0 without a GPU
+    return ConcurrencyTrial(resources, workers / per_token, fits and fits_gpu)
+
+
+def choose(tried: Iterable[ConcurrencyTrial]) -> tuple[Resources, str]:
+    """The best of `tried`, which has at least one and is ordered by trials at once; and the reason in one line.
+
+    More at once must be MIN_SPEEDUP times as fast. The first that is slower than the best, or does not fit, ends the
+    search: none is timed after it.
+    """
+    remaining = iter(tried)
+    best = next(remaining)
+    seen = [best]
+    for one in remaining:
+        seen.append(one)
+        if not one.fits or one.rate < best.rate:
+            break
+        if one.rate > MIN_SPEEDUP * best.rate:
+            best = one
+    return best.resources, "; ".join(map(str, seen))
+
+
+def candidates(cpus: int, gpus: int, most: int | None) -> list[Resources]:
+    """The divisions to time, by trials at once, `most` at most: shares of one GPU, or of the cores where `gpus` is 0."""
+    if gpus:
+        counts = [count for count in (1, 2, 4, MOST_ON_A_GPU) if count == 1 or count * gpus <= min(cpus, most or cpus)]
+        return [Resources(max(1, cpus // (count * gpus)), 1 if count == 1 else 1 / count, count) for count in counts]
+    counts = [2**power for power in range(cpus.bit_length()) if 2**power < cpus] + [cpus]
+    return [Resources(cpus // count, 0, count) for count in counts if count <= (most or cpus)]
+
+
+def resolve_auto(
+    search: SearchSpec,
+    cpus: int,
+    gpus: int,
+    timed: Callable[[SearchSpec, Resources], ConcurrencyTrial] = time_concurrency,
+) -> tuple[SearchSpec, str]:
+    """The search with numbers in the place of `auto`, and a message with the timings. The message is empty without `auto`.
+
+    Raises InputError on a cluster, whose machines can't be timed from here.
+    """
+    options = search.options
+    asked = [name for name in PICKED if getattr(options, name) == AUTO]
+    if not asked:
+        return search, ""
+    if options.address is not None:
+        where = f"times steps on this machine, not on the cluster {options.address}"
+        raise InputError(f"--{asked[0]} auto {where}; give a number")
+    if options.gpus_per_trial == AUTO and not gpus:
+        search, message = _with(search, {"gpus_per_trial": 0}, "no GPU here, so trials train on the cores")
+        search, more = resolve_auto(search, cpus, 0, timed)
+        return search, f"{message}\n{more}".strip()
+    if gpus and options.gpus_per_trial not in (0, AUTO):
+        return _with(search, {"cpus_per_trial": None}, "trials have GPUs, so an even share of the cores")
+    divisions = candidates(cpus, gpus if options.gpus_per_trial == AUTO else 0, options.max_concurrent)
+    resources, why = choose(timed(search, each) for each in divisions)
+    return _with(search, {name: getattr(resources, name) for name in asked}, why)
+
+
+def _with(search: SearchSpec, values: dict[str, Any], why: str) -> tuple[SearchSpec, str]:
+    """The search with these settings, whose reason search.json keeps; and a message with both."""
+    message = ", ".join(f"--{name} auto: {'unset' if value is None else f'{value:g}'}" for name, value in values.items())
+    options, reasons = dataclasses.replace(search.options, **values), search.auto_resolved | dict.fromkeys(values, why)
+    return dataclasses.replace(search, options=options, auto_resolved=reasons), f"{message} ({why})"
 
 
 if __name__ == "__main__":
-    main()
+    print(json.dumps(measure(SearchSpec.read(Path(sys.argv[1])), **json.loads(sys.argv[2]))))

@@ -2,18 +2,19 @@
 
 import math
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from tune.config.spec import SearchSpec
 from tune.core.clock import ENDING_SECONDS, SearchClock
 from tune.core.coordinator import Coordinator
 from tune.core.events import Event, Reported
-from tune.core.schedulers.base import Clock, Scheduler
-from tune.core.simulator import Cost, Loss, play
+from tune.core.schedulers.base import Clock
+from tune.core.simulator import Loss, play
 from tune.core.trials import AUDIT, REPLICATE, Trial, Trials
 from tune.store.checkpoints import worth_keeping
 
@@ -29,18 +30,12 @@ class ExpectedLosses:
     the ranks alone, and a rule lets a fixed share go on, so the numbers matter little.
     """
 
-    learning_rate: float = 0.2
-    """for one decade of distance from the baseline's learning rate; grows with the square of the distance"""
-    batch_size: float = 0.06
-    """for each doubling of the baseline's batch size"""
-    configuration: float = 0.045
-    """standard deviation between configurations, for all other hyper-parameters together"""
-    seed: float = 0.01
-    """standard deviation between seeds of one configuration"""
-    early: float = 0.05
-    """standard deviation of the error of an early loss, at the start; falls linearly to 0 at the end"""
-    progress: float = 0.14
-    """for each factor of e that the tokens seen are below the budget"""
+    learning_rate: float = 0.2  # for one decade from the baseline's learning rate; grows with the square of the distance
+    batch_size: float = 0.06  # for each doubling of the baseline's batch size
+    configuration: float = 0.045  # standard deviation between configurations, of all other hyper-parameters together
+    seed: float = 0.01  # standard deviation between seeds of one configuration
+    early: float = 0.05  # standard deviation of an early loss's error at the start; falls linearly to 0 at the end
+    progress: float = 0.14  # for each factor of e that the tokens seen are below the budget
 
 
 EXPECTED = ExpectedLosses()
@@ -48,24 +43,18 @@ EXPECTED = ExpectedLosses()
 
 @dataclass(frozen=True)
 class Throughput:
-    """The time that a worker needs, in seconds, evaluations included.
-
-    A TimeBudget knows a worker's pace as one cautious number of tokens a second, because a rule plans in tokens. A
-    forecast adds up seconds, which depend on the batch size as well.
-    """
+    """The seconds that a worker needs, evaluations included: they depend on the batch size."""
 
     per_token: float
-    per_step: float
-    """of an optimizer step, whatever its batch"""
-    per_segment: float = 0.0
-    """to load a trial, and to store it"""
+    per_step: float  # of an optimizer step, whatever its batch
+    per_segment: float = 0.0  # to load a trial, and to store it
 
     def seconds(self, tokens: float, step_tokens: int) -> float:
         """Seconds to train on `tokens` in steps of `step_tokens`."""
         return tokens * (self.per_token + self.per_step / step_tokens)
 
 
-def fit_throughput(rows: Iterable[tuple[float, float, float]], per_segment: float = 0.0) -> Throughput:
+def fit_throughput(rows: Iterable[ArrayLike], per_segment: float = 0.0) -> Throughput:
     """The Throughput that fits rows of (tokens, optimizer steps, seconds) with the least squared relative error."""
     tokens, steps, seconds = np.array(list(rows), float).T
     (per_token, per_step), *_ = np.linalg.lstsq(np.stack([tokens, steps], 1) / seconds[:, None], np.ones(len(seconds)))
@@ -76,14 +65,14 @@ def fit_throughput(rows: Iterable[tuple[float, float, float]], per_segment: floa
 
 def measured_throughput(events: Iterable[Event], per_segment: float = 0.0) -> Throughput | None:
     """The Throughput of the last RECENT_REPORTS reports; None before the second report."""
-    rows: list[tuple[float, float, float]] = []
-    before: dict[str, tuple[float, ...]] = {}
+    rows: list[ArrayLike] = []
+    before: dict[str, Any] = {}
     for event in events:
         if isinstance(event, Reported):
-            now = float(event.tokens_seen), float(event.step), event.train_seconds
-            tokens, steps, seconds = np.subtract(now, before.get(event.trial_id, (0.0, 0.0, 0.0))).tolist()
-            if min(tokens, steps, seconds) > 0:
-                rows.append((tokens, steps, seconds))
+            now = np.array([event.tokens_seen, event.step, event.train_seconds], float)
+            passed = now - before.get(event.trial_id, 0.0)
+            if passed.min() > 0:
+                rows.append(passed)
             before[event.trial_id] = now
     return fit_throughput(rows[-RECENT_REPORTS:], per_segment) if len(rows) > 1 else None
 
@@ -92,20 +81,14 @@ def measured_throughput(events: Iterable[Event], per_segment: float = 0.0) -> Th
 class Forecast:
     """The end of a search as it was simulated."""
 
-    seconds: float
-    """time of the last report, on the clock of all sessions"""
-    tokens: int
-    """tokens trained on by then"""
+    seconds: float  # time of the last report, on the clock of all sessions
+    tokens: int  # trained on by then
     trials: int
     replicates: int
-    came: dict[int, int]
-    """tokens_seen of each rung and of the full budget -> trials that came there; replicates count at the end only"""
-    checkpoints: int
-    """checkpoints on the disk at once"""
-    audits: int = 0
-    """stopped trials that train to the end for the audit"""
-    audit_seconds: float = 0.0
-    """seconds of the audit, after everything else; a part of `seconds`"""
+    came: dict[int, int]  # tokens_seen of each rung and at the end -> trials that came there, replicates only at the end
+    checkpoints: int  # on the disk at once
+    audits: int = 0  # stopped trials that train to the end for the audit
+    audit_seconds: float = 0.0  # of the audit, after everything else; a part of `seconds`
 
 
 def plausible_losses(search: SearchSpec) -> Loss:
@@ -129,58 +112,52 @@ def plausible_losses(search: SearchSpec) -> Loss:
 
 
 def simulate_rest(
-    search: SearchSpec,
-    events: Iterable[Event],
-    throughput: Throughput,
-    workers: int,
-    used: float = 0.0,
-    starting: float = 0.0,
+    search: SearchSpec, events: Sequence[Event], throughput: Throughput, workers: int, used: float = 0.0, idle: float = 0.0
 ) -> Forecast:
     """Simulates the rest of a search that stands where `events` say after `used` seconds. A new search has no events.
 
-    `starting` is the part of `used` that a new session takes before it trains.
+    `idle` is the part of `used` that a new session takes before it trains.
     """
-    config, scheduler, events = search.options, search.scheduler(), list(events)
-    end = config.time_budget if config.time_budget is not None else math.inf
-    speed = _slow_worker(search, throughput)
-    most = min(config.trials, 2 * workers * end * speed / search.budget_tokens)  # trials that may come to be
+    options, speed = search.options, _slow_worker(search, throughput)
+    end = options.time_budget if options.time_budget is not None else math.inf
+    most = min(options.trials, 2 * workers * end * speed / search.budget_tokens)  # trials that may come to be
     scale = max(1.0, most / MOST_TRIALS)
     if scale > 1:
-        events, used, starting = [], 0.0, 0.0
-    trials = Trials(search.budget_tokens, math.ceil(config.trials / scale), config.rung_metric, events)
-    trials.workers = workers
-    clock = SearchClock(events)
+        events, used, idle = [], 0.0, 0.0
+    coordinator, clock = _coordinator(search, events, math.ceil(options.trials / scale)), SearchClock(events)
+    coordinator.trials.workers = workers
     audit_starts: list[float] = []
+
+    def cost(trial: Trial, tokens: int, begins: bool) -> float:
+        step_tokens = trial.config.get("batch_size", search.training.batch_size) * search.training.max_len
+        return throughput.seconds(tokens - trial.tokens, step_tokens) + throughput.per_segment * begins
 
     def watch(worker: int, begin: float, end: float, trial: Trial) -> None:
         if trial.source == AUDIT:
             audit_starts.append(begin)
 
     last = play(
-        Coordinator(trials, scheduler, _configure(search, scheduler), lambda event: event, config.seed),
+        coordinator,
         plausible_losses(search),
         end=end / scale,
-        known_end=config.time_budget is not None,
+        known_end=options.time_budget is not None,
         watch=watch,
         begin=used - clock.audit,  # an audit's seconds do not count on the rule's clock
-        cost=_cost(search, throughput),
+        cost=cost,
         pace=speed,
-        idle=starting + clock.starting,
+        idle=idle + clock.starting,
     )
-    audit_seconds = last - min(audit_starts) if audit_starts else 0.0
-    return _forecast(trials, scheduler, scale, last + clock.audit, audit_seconds)
+    audit_seconds = last - min(audit_starts, default=last)
+    return _counted(coordinator, scale, scale * (last + clock.audit), scale * audit_seconds)
 
 
-def is_finished(search: SearchSpec, events: Iterable[Event]) -> bool:
+def is_finished(search: SearchSpec, events: Sequence[Event]) -> bool:
     """True if the search of these events has nothing left to do."""
-    events, config, scheduler = list(events), search.options, search.scheduler()
-    trials = Trials(search.budget_tokens, config.trials, config.rung_metric, events)
-    passed, throughput = SearchClock(events).search + ENDING_SECONDS, measured_throughput(events)
-    clock = Clock(0.0)
-    if config.time_budget is not None and throughput:
-        speed = _slow_worker(search, throughput)
-        clock = Clock(passed * speed, max(0.0, config.time_budget - passed) * speed)
-    return Coordinator(trials, scheduler, _configure(search, scheduler), lambda event: event, config.seed).is_over(clock)
+    budget, throughput, clock = search.options.time_budget, measured_throughput(events), Clock(0.0)
+    if budget is not None and throughput:
+        passed, speed = SearchClock(events).search + ENDING_SECONDS, _slow_worker(search, throughput)
+        clock = Clock(passed * speed, max(0.0, budget - passed) * speed)
+    return _coordinator(search, events, search.options.trials).is_over(clock)
 
 
 def _slow_worker(search: SearchSpec, throughput: Throughput) -> float:
@@ -189,40 +166,35 @@ def _slow_worker(search: SearchSpec, throughput: Throughput) -> float:
     return statistics.quantiles(speeds, n=4)[0] if len(speeds) > 1 else speeds[0]
 
 
-def _configure(search: SearchSpec, scheduler: Scheduler) -> Callable[[int, Trials, bool], dict[str, Any]]:
-    """Stands in for the searcher, which would take most of a forecast's time: it suggests the best configuration again."""
+def _coordinator(search: SearchSpec, events: Sequence[Event], num_samples: int) -> Coordinator:
+    """Returns the search with its own rule after `events`; it writes nothing.
+
+    A searcher would take most of a forecast's time. The best configuration stands in for each suggestion.
+    """
+    scheduler = search.scheduler()
 
     def configure(index: int, trials: Trials, suggested: bool) -> dict[str, Any]:
         return dict(trials.ranked_at(scheduler.rung_tokens[-1])[0].config) if suggested else search.sample(index)
 
-    return configure
+    trials = Trials(search.budget_tokens, num_samples, search.options.rung_metric, events)
+    return Coordinator(trials, scheduler, configure, lambda event: event, search.options.seed)
 
 
-def _cost(search: SearchSpec, throughput: Throughput) -> Cost:
-    """Seconds of each stretch between two reports."""
-
-    def cost(trial: Trial, tokens: int, begins: bool) -> float:
-        step_tokens = trial.config.get("batch_size", search.training.batch_size) * search.training.max_len
-        return throughput.seconds(tokens - trial.tokens, step_tokens) + throughput.per_segment * begins
-
-    return cost
-
-
-def _forecast(trials: Trials, scheduler: Scheduler, scale: float, seconds: float, audit_seconds: float) -> Forecast:
-    """Counts what the simulated trials came to, for a search that is `scale` times as long."""
-    stops = scheduler.stops
+def _counted(coordinator: Coordinator, scale: float, seconds: float, audit_seconds: float) -> Forecast:
+    """Counts the simulated trials, for a search that is `scale` times as long."""
+    trials, scheduler = coordinator.trials, coordinator.scheduler
     for trial in trials.by_id.values():
-        trial.checkpoints = {tokens: "" for tokens in stops if tokens in trial.losses and tokens > trial.begun_at}
-    came = {tokens: trials.count_at(tokens) for tokens in stops}
+        trial.checkpoints = {tokens: "" for tokens in scheduler.stops if trial.begun_at < tokens and tokens in trial.losses}
+    came = {tokens: trials.count_at(tokens) for tokens in scheduler.stops}
     came[trials.budget_tokens] += trials.count_by_rung[trials.budget_tokens, REPLICATE]
     kept = (worth_keeping(trials, trial, scheduler.may_audit(trials, trial)) for trial in trials.by_id.values())
     return Forecast(
-        seconds=seconds * scale,
+        seconds=seconds,
         tokens=round(scale * trials.tokens),
         trials=round(scale * len(trials.drawn)),
         replicates=round(scale * trials.replicates),
         came={tokens: round(scale * count) for tokens, count in came.items()},
         checkpoints=round(scale * sum(map(len, kept))) + 2 * trials.workers,
         audits=round(scale * len(trials.audits)),
-        audit_seconds=scale * audit_seconds,
+        audit_seconds=audit_seconds,
     )

@@ -9,14 +9,15 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from rich.console import Console, ConsoleDimensions, RenderableType
 from rich.live import Live
 
 from tune.config.spec import SearchSpec
 from tune.core.clock import ENDING_SECONDS
-from tune.core.trials import Trial, Trials
+from tune.core.coordinator import Coordinator
+from tune.core.trials import Trial
 from tune.estimate.forecast import Forecast, measured_throughput, simulate_rest
 from tune.monitor.screen import View, line, render
 from tune.store.journal import read_journal
@@ -24,20 +25,6 @@ from tune.store.journal import read_journal
 SCREEN_SECONDS, LOG_SECONDS = 0.5, 60.0  # between two refreshes, on a terminal and in a log
 FORECAST_SECONDS = 5.0  # between two forecasts, at least
 FORECAST_SHARE = 0.03  # largest share of the time that forecasts take
-
-
-class RunningSearch(Protocol):
-    """The part of a session that Progress shows."""
-
-    run_dir: Path
-    search: SearchSpec
-    trials: Trials
-    workers: int
-    seconds_before: float
-    """wall-clock seconds of earlier sessions"""
-
-    def active(self) -> list[Trial]:
-        """The trials that a worker trains now."""
 
 
 class Terminal(Console):
@@ -65,17 +52,15 @@ class Terminal(Console):
 class Progress:
     """Shows the state of a search whenever `show()` is called and a refresh is due. A context manager."""
 
-    def __init__(self, session: RunningSearch):
-        self.session, self.search, self.trials = session, session.search, session.trials
-        self.workers: list[Trial | None] = [None] * session.workers
-        self.rung_tokens = session.search.scheduler().rung_tokens
-        self.began = time.monotonic()
-        self.trained_before, self.segments = self._trained(), 0
-        self.first_segment: float | None = None
+    def __init__(self, run_dir: Path, search: SearchSpec, coordinator: Coordinator, seconds_before: float):
+        """`seconds_before` are the wall-clock seconds of earlier sessions."""
+        self.run_dir, self.search, self.coordinator, self.trials = run_dir, search, coordinator, coordinator.trials
+        self.workers: list[Trial | None] = [None] * self.trials.workers
+        self.opened = time.monotonic() - seconds_before
+        self.trained_before, self.segments, self.first_segment = self._trained(), 0, 0.0
         self.first_report: tuple[float, float, int] | None = None
         """when the first report came, the seconds trained by then, the segments begun by then"""
         self.forecast: Forecast | None = None
-        self.note = "starting"
         self.last = -math.inf
         self.console = Terminal(stderr=True)
         self.live: Live | None = None
@@ -89,7 +74,6 @@ class Progress:
                 auto_refresh=False,  # refreshed by the thread that changes the trials
                 transient=True,
                 redirect_stdout=sys.stdout.isatty(),
-                vertical_overflow="crop",
             )
             self.live.start(refresh=True)
         threading.Thread(target=self._keep_forecasting, daemon=True).start()
@@ -116,38 +100,31 @@ class Progress:
     def view(self) -> View:
         """The state of the search now."""
         now, share = time.monotonic(), None
-        if self.first_segment is not None and now - self.first_segment > 1:
+        if self.first_segment and now - self.first_segment > 1:
             share = min(1.0, (self._trained() - self.trained_before) / (len(self.workers) * (now - self.first_segment)))
         return View(
             name=self.search.options.name or "",
             trials=self.trials,
-            rung_tokens=self.rung_tokens,
+            rung_tokens=self.coordinator.scheduler.rung_tokens,
             workers=self.workers,
-            seconds=self.seconds,
+            seconds=now - self.opened,
             forecast=self.forecast,
             training_share=share or None,
-            note=self.note,
+            note="" if self.first_segment else "starting",
         )
-
-    @property
-    def seconds(self) -> float:
-        """Wall-clock seconds of the search so far, all sessions together."""
-        return self.session.seconds_before + time.monotonic() - self.began
 
     def _screen(self) -> RenderableType:
         return render(self.view(), *self.console.size) if self.live else ""  # nothing is left behind
 
     def _assign_workers(self, now: float) -> None:
         """Each trial keeps its worker's line; a new trial takes the first free line."""
-        active = {id(trial): trial for trial in self.session.active()}
-        self.workers = [trial if id(trial) in active else None for trial in self.workers]
-        held = {id(trial) for trial in self.workers if trial}
-        for key, trial in active.items():
-            if key not in held and None in self.workers:
-                self.workers[self.workers.index(None)] = trial
+        active = self.coordinator.active
+        self.workers = [trial if trial and trial.trial_id in active else None for trial in self.workers]
+        for trial_id in sorted(active - {trial.trial_id for trial in self.workers if trial}):
+            if None in self.workers:
+                self.workers[self.workers.index(None)] = self.trials.by_id[trial_id]
                 self.segments += 1
-        if active and self.first_segment is None:
-            self.first_segment, self.note = now, ""
+        self.first_segment = self.first_segment or (now if active else 0.0)
         if self.first_report is None and (trained := self._trained()) > self.trained_before:
             self.first_report = now, trained, self.segments
 
@@ -170,9 +147,9 @@ class Progress:
         if self.first_report is None:
             return
         began, trained, segments = self.first_report  # Ray's start slowed down whatever came before
-        idle = len(self.workers) * (time.monotonic() - began) - (self._trained() - trained)
-        events = read_journal(self.session.run_dir)
+        now, events = time.monotonic(), read_journal(self.run_dir)
+        idle = len(self.workers) * (now - began) - (self._trained() - trained)
         throughput = measured_throughput(events, per_segment=max(0.0, idle) / max(1, self.segments - segments))
         if throughput:
-            found = simulate_rest(self.search, events, throughput, len(self.workers), self.seconds)
+            found = simulate_rest(self.search, events, throughput, len(self.workers), now - self.opened)
             self.forecast = dataclasses.replace(found, seconds=found.seconds + ENDING_SECONDS)

@@ -86,10 +86,6 @@ class SearchSession:
         """True where nothing is left to do."""
         return self.coordinator.is_over(self.clock)
 
-    def active(self) -> list[Trial]:
-        """Trials that a worker trains."""
-        return [self.trials.by_id[trial_id] for trial_id in sorted(self.coordinator.active)]
-
     def next_trial(self) -> Trial | None:
         """The trial that a free worker begins or takes up, or None."""
         with self.disk_errors():

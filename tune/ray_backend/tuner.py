@@ -135,7 +135,8 @@ def _train(session: SearchSession, resources: Resources, runtime: RayRuntime, in
             session.checkpoints.cleanup()
             session.begin(round(time.time() - runtime.begun, 3), **_code_versions())
         runtime.start(session.search.options, resources)
-        with _ray_log(session.run_dir), Progress(session) as progress:
+        progress = Progress(session.run_dir, session.search, session.coordinator, session.seconds_before)
+        with _ray_log(session.run_dir), progress:
             _run_trials(session, runtime, resources, interrupts, progress)
     except KeyboardInterrupt:
         pass  # before Ray's loop began

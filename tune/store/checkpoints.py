@@ -10,8 +10,7 @@ from pathlib import Path
 
 from tune.core.trials import COMPLETED, PAUSED, REPLICATE, RUNNING, STOPPED, Trial, Trials
 
-STATE_FILE = "state.pt"
-"""file name of the training state in a checkpoint's folder"""
+STATE_FILE = "state.pt"  # the training state in a checkpoint's folder
 
 
 class Storage:
@@ -25,11 +24,7 @@ class Storage:
             self.filesystem, self.path = pyarrow.fs.FileSystem.from_uri(root)
         else:
             self.filesystem, self.path = pyarrow.fs.LocalFileSystem(), root
-
-    @property
-    def is_local(self) -> bool:
-        """True if the operating system itself reaches the files."""
-        return str(self.filesystem.type_name) == "local"
+        self.is_local = self.filesystem.type_name == "local"
 
     def absolute(self, relative: str) -> str:
         """The checkpoint's path on `filesystem`."""
@@ -42,22 +37,16 @@ class Storage:
         if self.is_local:
             yield Path(stored)
             return
-        with tempfile.TemporaryDirectory() as folder:
-            copy = Path(folder) / STATE_FILE
-            with self.filesystem.open_input_stream(stored) as source, open(copy, "wb") as target:
-                shutil.copyfileobj(source, target)
-            yield copy
+        with self.filesystem.open_input_stream(stored) as source, tempfile.NamedTemporaryFile() as copy:
+            shutil.copyfileobj(source, copy)
+            copy.flush()
+            yield Path(copy.name)
 
     def damage(self, relative: str) -> str | None:
-        """The fault of a checkpoint; None where it is there, whole, and its checksums hold."""
+        """The fault of a checkpoint; None where it can be read, and its checksums hold."""
         try:
-            with (
-                self.filesystem.open_input_file(f"{self.absolute(relative)}/{STATE_FILE}") as file,
-                zipfile.ZipFile(file) as archive,
-            ):
-                damaged = archive.testzip()
-        except FileNotFoundError:
-            return "is missing"
+            with self.filesystem.open_input_file(f"{self.absolute(relative)}/{STATE_FILE}") as file:
+                damaged = zipfile.ZipFile(file).testzip()
         except Exception as error:  # of all kinds, by the byte that is wrong
             return f"can't be read ({error})"
         return f"is damaged (checksum of {damaged})" if damaged else None
@@ -88,14 +77,12 @@ def worth_keeping(trials: Trials, trial: Trial, may_audit: bool = False) -> set[
     All others keep none: such a trial begins anew if it goes on.
     """
     stored = sorted(trial.checkpoints)
-    if stored and may_audit and trial.status in (PAUSED, STOPPED):
-        return {stored[-1]}
-    if not stored or trial.status not in (RUNNING, COMPLETED, PAUSED):
-        return set()
-    if trial.status == PAUSED:
+    if stored and trial.status in (RUNNING, COMPLETED):
+        best = min(stored, key=lambda tokens: trial.losses.get(tokens, math.inf))
+        return {best, *stored[-1 if trial.status == COMPLETED else -2 :]}
+    waits = may_audit and trial.status in (PAUSED, STOPPED)
+    if trial.status == PAUSED and not waits:
         rivals = trials.ranked_at(trial.tokens)
-        spared = trial.source == REPLICATE or trial is trials.baseline
-        waits = spared or rivals.index(trial) < math.ceil(len(rivals) / 2)
-        return {stored[-1]} if waits else set()
-    best = min(stored, key=lambda tokens: trial.losses.get(tokens, math.inf))
-    return {best, *stored[-1 if trial.status == COMPLETED else -2 :]}
+        better_half = rivals[: math.ceil(len(rivals) / 2)]
+        waits = trial.source == REPLICATE or trial is trials.baseline or trial in better_half
+    return set(stored[-1:]) if waits else set()

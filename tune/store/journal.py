@@ -5,9 +5,9 @@ tune/core/events.py has the events and their keys. myllm/training/run_artifacts.
 
 import errno
 import fcntl
-import itertools
 import json
 import math
+import mmap
 import os
 import time
 from collections.abc import Iterator
@@ -17,63 +17,45 @@ from typing import Any
 
 from myllm.system.errors import InputError
 from tune.core.events import Event, from_json
-from tune.store.old_formats import upgraded_event
 
 FILE_NAME = "journal.jsonl"
-BLOCK_BYTES = 2**16  # read at once where the end is looked for
-BATCH = 1000  # lines parsed together: they share the strings of their keys, a quarter of the memory
+OLD_EVENTS = {"pruned": "checkpoints_deleted", "lost": "worker_lost"}
+OLD_KEYS = {"before": "startup_seconds", "kind": "source", "of": "parent_id", "until": "segment_end_tokens"}
+OLD_SOURCES = {"drawn": "sampled", "proposed": "suggested", "repeat": "replicate"}
 
 
 def events_of(run_dir: Path) -> Iterator[Event]:
     """All events, in order. A last line that a crash cut short is left out. Raises InputError for any other damage."""
-    path, before = run_dir / FILE_NAME, 0
+    path = run_dir / FILE_NAME
     if not path.is_file():
         return
     with open(path, "rb") as file:
-        while lines := list(itertools.islice(file, BATCH)):
-            if not lines[-1].endswith(b"\n"):
-                lines.pop()
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
+                return
             try:
-                yield from map(_restored, json.loads(b"[" + b",".join(lines) + b"]"))
+                event = _restored(json.loads(line))
             except (ValueError, KeyError, TypeError, AttributeError):
-                number = before + 1 + next(at for at, line in enumerate(lines) if not _is_event(line))
                 raise InputError(f"{path}: line {number} is damaged; restore the file from a backup") from None
-            before += len(lines)
-
-
-def _restored(line: dict[str, Any]) -> Event:
-    """Returns the event of a line of any version; a null in a report was NaN."""
-    line = upgraded_event(line)
-    if line["event"] == "report" and None in line.values():
-        line |= {name: math.nan for name, value in line.items() if value is None}
-    return from_json(line)
+            yield event
 
 
 def read_journal(run_dir: Path) -> list[Event]:
-    """The same as a list."""
+    """The list of `events_of`."""
     return list(events_of(run_dir))
 
 
-def _is_event(line: bytes) -> bool:
-    try:
-        _restored(json.loads(line))
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return False
-    return True
-
-
-def _whole_lines(path: Path) -> int:
-    """Bytes up to the last line break."""
-    end = path.stat().st_size
-    with open(path, "rb") as file:
-        while end > 0:
-            start = max(0, end - BLOCK_BYTES)
-            file.seek(start)
-            found = file.read(end - start).rfind(b"\n")
-            if found >= 0:
-                return start + found + 1
-            end = start
-    return 0
+def _restored(line: dict[str, Any]) -> Event:
+    """Returns the event of a line of any version. A null in a report was NaN."""
+    line = {OLD_KEYS.get(key, key): value for key, value in line.items()}
+    line["event"] = OLD_EVENTS.get(line["event"], line["event"])
+    if "source" in line:
+        line["source"] = OLD_SOURCES.get(line["source"], line["source"])
+    if line["event"] == "report":
+        line = {
+            "lr" if name == "learning_rate" else name: math.nan if value is None else value for name, value in line.items()
+        }
+    return from_json(line)
 
 
 class Journal:
@@ -84,13 +66,15 @@ class Journal:
     """
 
     def __init__(self, run_dir: Path):
-        path = run_dir / FILE_NAME
-        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (open for the search's whole life)
+        self._file = open(run_dir / FILE_NAME, "a+b", buffering=0)  # noqa: SIM115 (open for the search's whole life)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise InputError(f"{run_dir}: another search is running in this folder; wait for it, or stop it") from None
-        self._size = _whole_lines(path)
+        self._size = self._file.seek(0, os.SEEK_END)
+        if self._size:
+            with mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ) as contents:
+                self._size = contents.rfind(b"\n") + 1
         self._file.truncate(self._size)
 
     def close(self) -> None:
@@ -109,8 +93,7 @@ class Journal:
         written_as = {name: None if value != value else value for name, value in event.to_json().items()}  # JSON has no NaN
         line = (json.dumps(written_as) + "\n").encode()
         try:
-            written = self._file.write(line)
-            if written != len(line):  # a full disk takes a part first
+            if self._file.write(line) != len(line):  # a full disk takes a part first
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(self._file.fileno())
         except OSError:

@@ -8,27 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from myllm.system.files import write_text
-from tune.core.events import REPORTED, Event, Reported, TrialEvent
+from tune.core.events import REPORTED, Event, Reported
 from tune.core.trials import AUDIT, REPLICATE, Trial, Trials
 
 TRIALS, HISTORY = "trials.csv", "history.csv"
 HISTORY_COLUMNS = ["trial_id", *(name for name in REPORTED if name != "diverged")]
-RESULT_COLUMNS = [
-    "source",
-    "parent_id",
-    "seed",
-    "status",
-    "val_loss",
-    "val_bpb",
-    "train_loss",
-    "best_val_loss",
-    "tokens_seen",
-    "step",
-    "train_seconds",
-    "tok_per_sec",
-    "checkpoint",
-    "reason",
-]
+KIND_COLUMNS = ["source", "parent_id", "seed", "status"]
+LOSS_COLUMNS = ["val_loss", "val_bpb", "train_loss"]
+COUNT_COLUMNS = ["tokens_seen", "step", "train_seconds"]
+RESULT_COLUMNS = [*KIND_COLUMNS, *LOSS_COLUMNS, "best_val_loss", *COUNT_COLUMNS, "tok_per_sec", "checkpoint", "reason"]
 """`source` is sampled, suggested, replicate (another seed of the trial `parent_id`), or audit (of that trial)."""
 
 
@@ -50,8 +38,8 @@ def trial_row(trial: Trial, seed: int) -> dict[str, Any]:
         "checkpoint": trial.checkpoints[max(trial.checkpoints)] if trial.checkpoints else "",
         "reason": trial.reason,
     }
-    row |= {name: last.get(name, math.nan) for name in ("val_loss", "val_bpb", "train_loss", "tok_per_sec")}
-    return row | {name: last.get(name, 0) for name in ("tokens_seen", "step", "train_seconds")}
+    row |= {name: last.get(name, math.nan) for name in (*LOSS_COLUMNS, "tok_per_sec")}
+    return row | {name: last.get(name, 0) for name in COUNT_COLUMNS}
 
 
 def by_id(trials: Trials) -> list[Trial]:
@@ -75,31 +63,28 @@ class GrowingTables:
 
     def __init__(self, run_dir: Path, trials: Trials, seed: int):
         self.run_dir, self.trials, self.seed = run_dir, trials, seed
-        self._events: list[tuple[str, int]] | None = None  # (trial_id, tokens_seen or 0) since the last rows
+        self._reported: list[tuple[str, int]] = []  # (trial_id, tokens_seen) since the last rows
         self._shown: dict[str, str] = {}  # trial_id -> status in its last row
 
     def see(self, event: Event) -> None:
         """Takes one event of the journal."""
-        if self._events is not None and isinstance(event, TrialEvent):
-            self._events.append((event.trial_id, event.tokens_seen if isinstance(event, Reported) else 0))
+        if isinstance(event, Reported):
+            self._reported.append((event.trial_id, event.tokens_seen))
 
     def flush(self) -> None:
-        """Appends the missing rows. The first call in a session writes both tables whole."""
-        if self._events is None:
-            write_tables(self.run_dir, self.trials, self.seed)
-            self._shown = {trial.trial_id: trial.status for trial in self.trials.by_id.values()}
+        """Appends the missing rows. Until there is a trial, and at first in a session, it writes both tables whole."""
+        changed = [trial for trial in by_id(self.trials) if self._shown.get(trial.trial_id) != trial.status]
+        if self._shown:
+            rows = (trial_row(trial, self.seed) for trial in changed)
+            reports = (self.trials.by_id[trial_id].reports[tokens].to_json() for trial_id, tokens in self._reported)
+            added = {TRIALS: _text(trial_columns(self.trials), rows), HISTORY: _text(HISTORY_COLUMNS, reports)}
+            for name, text in added.items():
+                with open(self.run_dir / name, "a", encoding="utf-8") as file:
+                    file.write(text)
         else:
-            seen = (self.trials.by_id[trial_id] for trial_id in sorted({trial_id for trial_id, _ in self._events}))
-            changed = [trial for trial in seen if self._shown.get(trial.trial_id) != trial.status]
-            self._add(TRIALS, trial_columns(self.trials), (trial_row(trial, self.seed) for trial in changed))
-            reports = (self.trials.by_id[trial_id].reports[tokens] for trial_id, tokens in self._events if tokens)
-            self._add(HISTORY, HISTORY_COLUMNS, (report.to_json() for report in reports))
-            self._shown |= {trial.trial_id: trial.status for trial in changed}
-        self._events = []
-
-    def _add(self, name: str, columns: list[str], rows: Iterable[Mapping[str, Any]]) -> None:
-        with open(self.run_dir / name, "a", encoding="utf-8") as file:
-            file.write(_text(columns, rows))
+            write_tables(self.run_dir, self.trials, self.seed)
+        self._shown |= {trial.trial_id: trial.status for trial in changed}
+        self._reported.clear()
 
 
 def _text(columns: list[str], rows: Iterable[Mapping[str, Any]], header: bool = False) -> str:

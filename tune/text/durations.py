@@ -1,5 +1,6 @@
 """Reads and formats durations."""
 
+import itertools
 import re
 
 from myllm.system.errors import InputError
@@ -23,13 +24,8 @@ def parse_duration(text: str) -> float:
 def duration(seconds: float) -> str:
     """`45 s`, `3 min 20 s`, `2 h 5 min`, `4 d 7 h`: two units at most."""
     whole = max(0, round(seconds))
-    if whole >= 3600:
-        whole = round(whole / 60) * 60
-    if whole >= 86400:
-        whole = round(whole / 3600) * 3600
-    found = []
-    for name, unit in UNITS.items():
-        count, whole = divmod(whole, unit)
-        if count:
-            found.append(f"{count} {name}")
-    return " ".join(found) or "0 s"
+    for (large, unit), (small, part) in itertools.pairwise(UNITS.items()):
+        if whole >= unit:
+            count, rest = divmod(round(whole / part), unit // part)
+            return f"{count} {large} {rest} {small}" if rest else f"{count} {large}"
+    return f"{whole} s"
