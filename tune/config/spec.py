@@ -123,7 +123,10 @@ class SearchSpec:
 
     @property
     def run_id(self) -> str:
-        """Names the search among all others, some of which may have its name. Old runs get a hash of their provenance."""
+        """Names the search among all others, some of which may have its name. Old runs get a hash of their provenance.
+
+        A copy of a run folder has the same id: where it is resumed, it writes into the original's runs of the trackers.
+        """
         text = json.dumps(self.origin, sort_keys=True)
         return self.origin.get("run_id") or hashlib.sha256(text.encode()).hexdigest()[:RUN_ID_DIGITS]
 
