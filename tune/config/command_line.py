@@ -5,11 +5,10 @@ import dataclasses
 import os
 import sys
 import tomllib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from myllm.config import field_help, value_type
+from myllm.config import field_help, parse_value, value_type
 from myllm.system.errors import InputError, Parser
 from tune.config import overrides
 from tune.config.old_names import OPTIONS, check_one_name, current_names
@@ -23,26 +22,10 @@ RESUME_FLAGS = (
 """flags that may change on --resume: earlier trials and later ones stay comparable"""
 DATA_FLAGS = ("train_file", "val_file")
 """flags that may name another place on --resume: the content there must be the same"""
-
-
-def seconds(text: str) -> float:
-    """The seconds of a duration such as 90m. Raises argparse.ArgumentTypeError."""
-    try:
-        return parse_duration(text)
-    except InputError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def or_auto(kind: type) -> Callable[[str], Any]:
-    """Returns the argparse type of a number of that kind, or `auto`."""
-
-    def read(text: str) -> Any:
-        try:
-            return text if text == AUTO else kind(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor {AUTO}") from None
-
-    return read
+TEXTS = {"time_budget": "TIME"} | dict.fromkeys(PICKED, "NUMBER")
+"""options of numbers that may be written in another way -> the word for it in --help"""
+KINDS = {field.name: value_type(field) for field in dataclasses.fields(SearchOptions)}
+"""the type of each option"""
 
 
 def search_parser() -> Parser:
@@ -62,10 +45,8 @@ def search_parser() -> Parser:
             how = {"nargs": "+", "action": "extend", "metavar": "NAME=..."}
         elif kind is tuple:
             how = {"nargs": "+", "metavar": "PATH"}
-        if field.name in PICKED:
-            how = {"type": or_auto(kind), "metavar": "NUMBER"}
-        if field.name == "time_budget":
-            how = {"type": seconds, "metavar": "TIME"}
+        elif field.name in TEXTS:
+            how = {"metavar": TEXTS[field.name]}
         parser.add_argument(f"--{field.name}", help=(helps[field.name] + default).replace("%", "%%"), **how)
     parser.add_argument("--experiment", metavar="FILE.toml", help="file with any of these settings; flags beside it win")
     parser.add_argument("--resume", metavar="DIR", help=f"go on with a run; beside it only {', '.join(RESUME_FLAGS)}")
@@ -82,7 +63,18 @@ def search_parser() -> Parser:
 def parse_args() -> dict[str, Any]:
     """The flags that were given, by today's names. Raises InputError."""
     check_one_name((word.partition("=")[0] for word in sys.argv[1:]), dashes="--")
-    return current_names(vars(search_parser().parse_args()))
+    given = current_names(vars(search_parser().parse_args()))
+    return given | {name: read_text(name, given[name]) for name in TEXTS if name in given}
+
+
+def read_text(name: str, text: str) -> Any:
+    """The value of an option in TEXTS. Raises InputError."""
+    if name == "time_budget":
+        return parse_duration(text)
+    try:
+        return text if text == AUTO else parse_value(KINDS[name], text)
+    except ValueError:
+        raise InputError(f"--{name} {text!r} is neither a number nor {AUTO}") from None
 
 
 def read_experiment(path: str, given: dict[str, Any]) -> dict[str, Any]:
@@ -105,7 +97,6 @@ def read_experiment(path: str, given: dict[str, Any]) -> dict[str, Any]:
         raise InputError(f"--experiment {path}: not TOML ({error}){hint}") from None
     check_one_name(written, f"--experiment {path}: ")
     values = current_names(written)
-    kinds = {field.name: value_type(field) for field in dataclasses.fields(SearchOptions)}
     if isinstance(values.get("space"), dict):
         if beside := [flag for flag in overrides.FLAGS if flag in values]:
             raise InputError(
@@ -113,23 +104,26 @@ def read_experiment(path: str, given: dict[str, Any]) -> dict[str, Any]:
             )
         values |= current_names(overrides.from_table(values.pop("space"), f"--experiment {path}"))
     for key, value in values.items():
-        if key not in kinds:
-            raise InputError(f"--experiment {path}: unknown key {key!r}; known are {', '.join(kinds)}")
-        if kinds[key] is tuple and isinstance(value, str):
-            value = values[key] = [value]
-        if key == "time_budget" and isinstance(value, str):
-            value = values[key] = parse_duration(value)
-        if key in PICKED and value == AUTO:
-            continue
-        types: dict[type, tuple[type, ...]] = {float: (int, float), tuple: (list,)}
-        expected = types.get(kinds[key], (kinds[key],))
-        if not isinstance(value, expected) or (isinstance(value, bool) and kinds[key] is not bool):
-            raise InputError(f"--experiment {path}: {key} is {value!r}; it must be a {kinds[key].__name__}")
-        if isinstance(value, str | list) and key not in given:
-            expanded = [os.path.expandvars(str(text)) for text in ([value] if isinstance(value, str) else value)]
-            values[key] = expanded[0] if isinstance(value, str) else expanded
-            if any("$" in text for text in expanded):
-                raise InputError(
-                    f"--experiment {path}: {key} is {value!r}, and that variable is not set; set it or give --{key}"
-                )
+        if key not in KINDS:
+            raise InputError(f"--experiment {path}: unknown key {key!r}; known are {', '.join(KINDS)}")
+        if KINDS[key] is tuple and isinstance(value, str):
+            value = [value]
+        elif key == "time_budget" and isinstance(value, str):
+            value = parse_duration(value)
+        number = isinstance(value, int) and not isinstance(value, bool)
+        fits = isinstance(value, list) if KINDS[key] is tuple else type(value) is KINDS[key]
+        if not fits and not (number and KINDS[key] is float) and not (key in PICKED and value == AUTO):
+            raise InputError(f"--experiment {path}: {key} is {value!r}; it must be a {KINDS[key].__name__}")
+        values[key] = value if key in given else expanded(value, f"--experiment {path}: {key}")
     return values
+
+
+def expanded(value: Any, where: str) -> Any:
+    """The value, `$NAME` in its texts replaced from the environment. Raises InputError for a variable that is not set."""
+    if isinstance(value, list):
+        return [expanded(str(one), where) for one in value]
+    if not isinstance(value, str):
+        return value
+    if "$" in (text := os.path.expandvars(value)):
+        raise InputError(f"{where} is {value!r}, and that variable is not set; set it or give the flag")
+    return text

@@ -18,7 +18,6 @@ from tune.core.search_space import get_space
 from tune.core.trials import UNLIMITED_TRIALS
 from tune.store.checkpoints import Storage
 
-SEARCHERS = ("gp", "random", "optuna")
 DEFAULT_TRIALS = 16
 CONFIRMED = 3  # trials by default
 AUTO = "auto"
@@ -26,27 +25,17 @@ PICKED = ("cpus_per_trial", "gpus_per_trial")
 """options that may be AUTO: estimate/benchmark.py then finds the number"""
 
 
-def is_mlflow_folder(uri: str) -> bool:
-    """True if a tracking URI is a folder that MLflow 3 would refuse once the search runs."""
-    allowed = os.environ.get("MLFLOW_ALLOW_FILE_STORE", "").lower() in ("true", "1")
-    return not allowed and not uri.startswith("databricks") and bool(re.match("file:|[^:]*$", uri))
-
-
-Check = Callable[[str, Any], None]
-"""takes an option's name and value; raises InputError for a value that can't be"""
+Check = tuple[Callable[[Any], bool], str]
+"""returns True for a value that can be; says of one that can't what would be right, with the value in place of {}"""
 
 
 def number(right: str, fits: Callable[[Any], bool]) -> Check:
     """The check of a finite number that `fits`; `right` says in words which ones do."""
 
-    def check(name: str, value: Any) -> None:
-        if name in PICKED and value == AUTO:
-            return
-        sound = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        if not sound or not fits(value):
-            raise InputError(f"--{name} is {value!r}; it must be {right}")
+    def check(value: Any) -> bool:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and fits(value)
 
-    return check
+    return check, f"is {{}}; it must be {right}"
 
 
 def whole(least: int, most: int = 2**62) -> Check:
@@ -57,28 +46,60 @@ def whole(least: int, most: int = 2**62) -> Check:
 
 def one_of(*values: str) -> Check:
     """The check of one of `values`."""
-
-    def check(name: str, value: Any) -> None:
-        if value not in values:
-            raise InputError(f"--{name} {value!r} is unknown; known are {', '.join(values)}")
-
-    return check
+    return values.__contains__, f"{{}} is unknown; known are {', '.join(values)}"
 
 
-def check_name(name: str, value: str) -> None:
-    """The check of a folder's name."""
-    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}", value):
-        raise InputError(f"--{name} {value!r} is no folder name; use letters, digits, dots, dashes, underscores")
+positive_seconds = number("a positive number of seconds", lambda seconds: seconds > 0)
+CHECKS: dict[str, Check] = {
+    "seed": whole(0, 2**31 - 1),
+    "num_samples": whole(1, UNLIMITED_TRIALS - 1),
+    "budget_tokens": whole(1),
+    "cpus_per_trial": whole(1),
+    "max_concurrent": whole(1),
+    "max_failures": whole(0),
+    "replicate_best": whole(0),
+    "reduction_factor": whole(2),
+    "scheduler": one_of(*SCHEDULERS),
+    "rung_metric": one_of("val_loss", "val_loss_ema"),
+    "searcher": one_of("gp", "random", "optuna"),
+    "keep_checkpoints": one_of("best", "all"),
+    "grace_period": number("a share between 0 and 1", lambda share: 0 < share < 1),
+    "audit_fraction": number("a share of the trials left behind, above 0 and at most 1", lambda share: 0 < share <= 1),
+    "time_budget": positive_seconds,
+    "stall_timeout": positive_seconds,
+    "gpus_per_trial": number("a share below 1 or a whole number of GPUs", lambda n: n >= 0 and (n < 1 or n == int(n))),
+    "token_dtype": one_of(*DTYPES),
+    "name": (
+        lambda name: bool(re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}", name)),
+        "{} is no folder name; use letters, digits, dots, dashes, underscores",
+    ),
+}
+"""the check of each option that not every value fits; an option whose default is None may be unset"""
 
 
-def check_tracker(name: str, value: str) -> None:
-    """The check of an experiment tracker's address: its package is there, and MLflow takes the address."""
-    if value == "":
+def check_tracker(name: str, address: str) -> None:
+    """Raises InputError where a tracker's package is not there, or where MLflow 3 would refuse the address."""
+    if address == "":
         raise InputError(f"--{name} is empty; name where the trials are to be shown")
     if importlib.util.find_spec(name) is None:
         raise InputError(f"--{name} needs the package {name}: pip install -e '.[{name}]'")
-    if name == "mlflow" and is_mlflow_folder(value):
-        raise InputError(f"--mlflow {value!r} is a folder: MLflow takes sqlite:///FILE or a server's http://...")
+    folder = not address.startswith("databricks") and re.match("file:|[^:]*$", address)
+    if name == "mlflow" and folder and os.environ.get("MLFLOW_ALLOW_FILE_STORE", "").lower() not in ("true", "1"):
+        raise InputError(f"--mlflow {address!r} is a folder: MLflow takes sqlite:///FILE or a server's http://...")
+
+
+def check_storage(path: str) -> None:
+    """Raises InputError where `path` is neither a folder nor a URI at which a filesystem answers."""
+    if re.match(r"(file|gcs|gs|hdfs|s3):(?!//)", path, re.IGNORECASE) or ("://" in path and "#" in path) or "\0" in path:
+        raise InputError(
+            f"--storage_path {path!r} is neither a folder nor a URI like file:///runs or s3://b/x; # is %23 there"
+        )
+    try:
+        if "://" in path:
+            Storage(path).filesystem.get_file_info(Storage(path).path)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"--storage_path {path}: {reason}; use a folder or a URI like s3://b/x") from None
 
 
 @dataclass(frozen=True)
@@ -167,10 +188,16 @@ class SearchOptions:
     """show Ray's dashboard on this machine's port 8265; needs the package ray[default]"""
 
     def __post_init__(self) -> None:
-        for name, check in CHECKS.items():
+        for name, (fits, complaint) in CHECKS.items():
             value = getattr(self, name)
-            if value is not None or getattr(SearchOptions, name) is not None:
-                check(name, value)
+            unset = value is None and getattr(SearchOptions, name) is None
+            if not unset and not (value == AUTO and name in PICKED) and not fits(value):
+                raise InputError(f"--{name} {complaint.format(repr(value))}")
+        for name, address in (("wandb", self.wandb), ("mlflow", self.mlflow)):
+            if address is not None:
+                check_tracker(name, address)
+        if self.storage_path is not None:
+            check_storage(self.storage_path)
         if self.rungs is not None and (self.grace_period, self.reduction_factor) != (None, None):
             raise InputError("--rungs says all; leave out --grace_period and --reduction_factor, the short way to rungs")
         self.resolved_rungs  # noqa: B018 (raises for rungs that are none)
@@ -197,44 +224,3 @@ class SearchOptions:
     def confirmations(self) -> int:
         """--replicate_best, or its default: a short search ends before it has good trials to choose from."""
         return self.replicate_best if self.replicate_best is not None else CONFIRMED if self.trials >= 8 else 0
-
-
-def check_storage(name: str, path: str) -> None:
-    """The check of a place for checkpoints: a folder, or a URI at which a filesystem answers."""
-    if re.match(r"(file|gcs|gs|hdfs|s3):(?!//)", path, re.IGNORECASE) or ("://" in path and "#" in path) or "\0" in path:
-        raise InputError(f"--{name} {path!r} is neither a folder nor a URI like file:///runs or s3://b/x; # is %23 there")
-    try:
-        if "://" in path:
-            Storage(path).filesystem.get_file_info(Storage(path).path)
-    except (OSError, ValueError) as error:
-        raise InputError(f"--{name} {path}: {str(error).splitlines()[0]}; use a folder or a URI like s3://b/x") from None
-
-
-positive_seconds = number("a positive number of seconds", lambda seconds: seconds > 0)
-CHECKS: dict[str, Check] = {
-    "seed": whole(0, 2**31 - 1),
-    "num_samples": whole(1, UNLIMITED_TRIALS - 1),
-    "budget_tokens": whole(1),
-    "cpus_per_trial": whole(1),
-    "max_concurrent": whole(1),
-    "max_failures": whole(0),
-    "replicate_best": whole(0),
-    "reduction_factor": whole(2),
-    "scheduler": one_of(*SCHEDULERS),
-    "rung_metric": one_of("val_loss", "val_loss_ema"),
-    "searcher": one_of(*SEARCHERS),
-    "keep_checkpoints": one_of("best", "all"),
-    "grace_period": number("a share between 0 and 1", lambda share: 0 < share < 1),
-    "audit_fraction": number("a share of the trials left behind, above 0 and at most 1", lambda share: 0 < share <= 1),
-    "time_budget": positive_seconds,
-    "stall_timeout": positive_seconds,
-    "gpus_per_trial": number(
-        "a share below 1 or a whole number of GPUs", lambda gpus: 0 <= gpus < 1 or gpus == int(gpus) >= 1
-    ),
-    "token_dtype": one_of(*DTYPES),
-    "name": check_name,
-    "wandb": check_tracker,
-    "mlflow": check_tracker,
-    "storage_path": check_storage,
-}
-"""the check of each option that not every value fits; an option whose default is None may be unset"""

@@ -142,7 +142,7 @@ def _is_resolved(values: Range) -> bool:
     return values.integer or len({values.from_unit(index / (RESOLVED - 1)) for index in range(RESOLVED)}) == RESOLVED
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SearchedSpace:
     """The hyper-parameters that a search draws, and those that it fixes."""
 
@@ -155,6 +155,11 @@ class SearchedSpace:
     clipped_baseline: dict[str, Any]
     """the preset's or the model's own values that lie outside of the user's ranges, by name"""
 
+    def values_of(self, name: str, unset: Any) -> tuple[Any, ...]:
+        """The values that trials may have of a hyper-parameter which is no range; `unset` if the space does not name it."""
+        drawn = self.ranges.get(name)
+        return drawn.values if isinstance(drawn, Choice) else (self.fixed.get(name, unset),)
+
 
 def searched_space(options: SearchOptions, model: ModelConfig, overrides: Mapping[str, Override]) -> SearchedSpace:
     """The space that `options` name, with the user's `overrides`."""
@@ -165,16 +170,16 @@ def searched_space(options: SearchOptions, model: ModelConfig, overrides: Mappin
     baseline = {name: reference[name] for name in ranges}
     baseline |= {name: values.clip(reference[name]) for name, values in named.items() if values is not None}
     return SearchedSpace(
-        ranges,
-        baseline,
+        ranges=ranges,
+        baseline=baseline,
         fixed={name: override.fixed for name, override in overrides.items() if override.values is None},
         clipped_baseline={name: reference[name] for name in ranges if reference[name] != baseline[name]},
     )
 
 
-def check_space(options: SearchOptions, ranges: Ranges, overrides: Mapping[str, Override]) -> None:
+def check_space(options: SearchOptions, space: SearchedSpace, overrides: Mapping[str, Override]) -> None:
     """Raises InputError for overrides that contradict each other or the space, or that change nothing."""
-    if not ranges:
+    if not space.ranges:
         raise InputError(f"--space {options.space}: nothing is left to search; name something with --range or --choices")
     for name, override in overrides.items():
         if name in V2_ONLY and get_space(options.space).version == "v1":
@@ -182,17 +187,14 @@ def check_space(options: SearchOptions, ranges: Ranges, overrides: Mapping[str, 
                 f"{override.flag}: the training loop of space {options.space} has no {name}; use --space v2 or {CUSTOM}"
             )
     for name, other in (("beta2", "beta2_half_life"), ("beta2_half_life", "beta2")):
-        if name in overrides and (other in overrides or (name == "beta2" and other in ranges)):
+        if name in overrides and (other in overrides or (name == "beta2" and other in space.ranges)):
             raise InputError(f"{overrides[name].flag}: beta2_half_life, which is set too, decides beta2; leave one out")
-    schedule = ranges.get("schedule")
-    fixed = overrides["schedule"].fixed if "schedule" in overrides else ""
-    schedules = schedule.values if isinstance(schedule, Choice) else (fixed,)
-    if "cooldown_ratio" in overrides and "wsd" not in schedules:
+    if "cooldown_ratio" in overrides and "wsd" not in space.values_of("schedule", ""):
         raise InputError(f"{overrides['cooldown_ratio'].flag}: only schedule wsd has a cooldown; add --set schedule=wsd")
 
 
 def extremes(
-    ranges: Ranges, baseline: dict[str, Any], overrides: Mapping[str, Override], settings: Mapping[str, Any]
+    space: SearchedSpace, overrides: Mapping[str, Override], settings: Mapping[str, Any]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yields (flags, hyper-parameters) at the ends of the user's ranges, to be checked before the search starts.
 
@@ -202,16 +204,14 @@ def extremes(
     searched = {name: (one.flag, _ends(name, one.values)) for name, one in overrides.items() if one.values}
     for name, (flag, ends) in searched.items():
         for value in ends if name not in settings else ():
-            yield flag, baseline | {name: value}
-    if overrides:
-        highest = {name: _ends(name, values)[-1] for name, values in ranges.items() if name not in settings}
-        schedule = ranges.get("schedule")
-        highest |= {"schedule": "wsd"} if isinstance(schedule, Choice) and "wsd" in schedule.values else {}
-        yield "the highest of all ranges together", baseline | highest
+            yield flag, space.baseline | {name: value}
+    if overrides:  # of schedules, wsd is the highest: its cooldown must not begin before the warm-up ends
+        highest = {name: max(_ends(name, values)) for name, values in space.ranges.items() if name not in settings}
+        yield "the highest of all ranges together", space.baseline | highest
     shapes = {name: ends for name, (_, ends) in searched.items() if name in settings}
     flags = ", ".join(searched[name][0] for name in shapes)
     for combination in itertools.islice(itertools.product(*shapes.values()), MOST_SHAPES) if shapes else ():
-        yield flags, baseline | dict(zip(shapes, combination, strict=True))
+        yield flags, space.baseline | dict(zip(shapes, combination, strict=True))
 
 
 def _ends(name: str, values: Range | Choice) -> tuple[Any, ...]:

@@ -15,13 +15,13 @@ from myllm.system.files import ROOT, write_text
 from myllm.training.run_artifacts import remote_folder, uri_below
 from tune.config.old_names import current_names
 from tune.config.options import SearchOptions
-from tune.config.overrides import FLAGS, parse_overrides, searched_space
+from tune.config.overrides import SearchedSpace, parse_overrides, searched_space
 from tune.core.coordinator import Configure
 from tune.core.schedulers import SCHEDULERS
 from tune.core.schedulers.audit import WithAudit
 from tune.core.schedulers.base import Scheduler
 from tune.core.schedulers.baseline import WithBaseline
-from tune.core.search_space import Choice, Ranges, even_draw, range_from_json
+from tune.core.search_space import even_draw, range_from_json
 from tune.core.searchers import searcher
 
 RUNS_DIR = ROOT / "experiments" / "runs"
@@ -52,25 +52,17 @@ class Data:
 
 
 @dataclass(frozen=True)
-class SearchSpec:
-    """The checked and resolved settings of a search."""
+class SearchSpec(SearchedSpace):
+    """The checked and resolved settings of a search: the space that is searched, and everything else that decides."""
 
     options: SearchOptions
     """the user's options, with texts as typed"""
     model: ModelConfig
     training: TrainConfig
-    """the preset's reference settings and the user's fixed values; a trial's hyper-parameters replace some"""
+    """the preset's baseline settings and the user's fixed values; a trial's hyper-parameters replace some"""
     data: Data
     report_tokens: int
     """tokens between report points; a multiple of every trial's optimizer step"""
-    ranges: Ranges
-    """the distribution that each hyper-parameter is drawn from, by name"""
-    baseline: dict[str, Any]
-    """the value that trial 0 has of each hyper-parameter"""
-    fixed: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """the values that the user set, by name"""
-    clipped_baseline: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """the preset's reference values outside of the user's ranges, by name: trial 0 has the nearest value within instead"""
     warm_start: tuple[dict[str, Any], ...] = ()
     """configurations of earlier runs and their losses, as warm_start_trials returns them"""
     origin: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -96,8 +88,7 @@ class SearchSpec:
     @property
     def batch_sizes(self) -> tuple[int, ...]:
         """The batch sizes that trials may have, in windows."""
-        batch_size = self.ranges.get("batch_size")
-        return batch_size.values if isinstance(batch_size, Choice) else (self.training.batch_size,)
+        return self.values_of("batch_size", self.training.batch_size)
 
     def model_config(self, hyper_parameters: dict[str, Any]) -> ModelConfig:
         """The model of one trial. Raises InputError for an impossible shape."""
@@ -144,8 +135,7 @@ class SearchSpec:
 
     def write(self, run_dir: Path) -> None:
         """Replaces search.json atomically."""
-        text = json.dumps({"format": FORMAT} | dataclasses.asdict(self), indent=2)
-        write_text(run_dir / FILE_NAME, text + "\n")
+        write_text(run_dir / FILE_NAME, json.dumps({"format": FORMAT} | dataclasses.asdict(self), indent=2) + "\n")
 
     @classmethod
     def read(cls, run_dir: Path) -> "SearchSpec":
@@ -162,18 +152,18 @@ class SearchSpec:
                 raise InputError(
                     f"{path} is of format {written_by}, this version reads {FORMAT}; use the one that wrote it"
                 )
-            parts = {"training": TrainConfig, "data": Data}
-            values |= {name: from_dict(part, values[name], f"{path}: {name}") for name, part in parts.items()}
             values |= {
                 "options": _read_options(values["options"], str(path)),
                 "model": read_model(values["model"], f"{path}: model"),
+                "training": from_dict(TrainConfig, values["training"], f"{path}: training"),
+                "data": from_dict(Data, values["data"], f"{path}: data"),
                 "ranges": {name: range_from_json(one) for name, one in values["ranges"].items()},
                 "warm_start": tuple(values["warm_start"]),
             }
             return cls(**values)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            if isinstance(error, InputError):
-                raise
+        except InputError:
+            raise
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise InputError(f"{path} is damaged") from None
 
 
@@ -190,7 +180,7 @@ def _from_format_2(values: dict[str, Any], where: str) -> dict[str, Any]:
     """
     options = _read_options(current_names(values.pop("config")), where)
     model = read_model(values["model"], f"{where}: model")
-    searched = searched_space(options, model, parse_overrides({kind: getattr(options, kind) for kind in FLAGS}, model))
+    searched = searched_space(options, model, parse_overrides(vars(options), model))
     if {name: str(one) for name, one in searched.ranges.items()} != values["ranges"]:
         raise InputError(f"{where}: space {options.space} has changed since; use the version that wrote it")
     renamed = {"auto_resolved": values.pop("picked", {}), "options": dataclasses.asdict(options)}
