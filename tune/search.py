@@ -34,7 +34,7 @@ from myllm.system.files import cache_dir
 from myllm.system.machine import available_cpus, gpu_names
 from tune.config import overrides
 from tune.config.command_line import DATA_FLAGS, RESUME_FLAGS, parse_args, read_experiment
-from tune.config.options import AUTO, PICKED, SearchOptions
+from tune.config.options import AUTO, SearchOptions
 from tune.config.resources import Resources
 from tune.config.spec import RUNS_DIR, SearchSpec
 from tune.core.trials import UNLIMITED_TRIALS
@@ -51,50 +51,48 @@ WORTH_A_FORECAST = 300.0  # seconds of --time_budget; it takes ten to time a few
 
 
 def start(given: dict[str, Any]) -> tuple[Path, SearchSpec]:
-    """A new run folder and its checked settings."""
+    """A new run's folder, which is not made yet, and its checked settings."""
     experiment = given.pop("experiment", None)
     values = overrides.merge(read_experiment(experiment, given) if experiment else {}, given)
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     values["warm_start"] = tuple(os.path.abspath(path) for path in values.get("warm_start", ()))
-    values |= {"model": absolute(values["model"])} if values.get("model") else {}
-    values |= {"storage_path": os.path.expanduser(values["storage_path"])} if values.get("storage_path") else {}
-    config = SearchOptions(**values)
-    if (config.time_budget or SHORTEST_SEARCH) < SHORTEST_SEARCH:
+    for name, resolved in (("model", absolute), ("storage_path", os.path.expanduser)):
+        values |= {name: resolved(values[name])} if values.get(name) else {}
+    options = SearchOptions(**values)
+    if (seconds := options.time_budget) and seconds < SHORTEST_SEARCH:
         raise InputError(
-            f"--time_budget is {config.time_budget:g} s; it must be {SHORTEST_SEARCH} or more: the start takes some of them"
+            f"--time_budget is {seconds:g} s; it must be {SHORTEST_SEARCH} or more: the start takes some of them"
         )
-    name = config.name or f"{config.preset}-{config.space}-{time.strftime('%Y%m%d-%H%M%S')}"
-    local = config.storage_path if config.storage_path and "://" not in config.storage_path else None
+    name = options.name or f"{options.preset}-{options.space}-{time.strftime('%Y%m%d-%H%M%S')}"
+    local = options.storage_path if options.storage_path and "://" not in options.storage_path else None
     run_dir = (Path(os.path.realpath(local)) if local else runs_dir(RUNS_DIR)) / name
-    if config.name and os.path.lexists(run_dir):
-        raise taken(run_dir)
+    if options.name and os.path.lexists(run_dir):
+        raise name_taken(run_dir)
     from tune.config.resolve import resolve_search
     from tune.config.warm_start import warm_start_trials
 
-    search = resolve_search(config, cache_dir())
-    return run_dir, dataclasses.replace(search, warm_start=warm_start_trials(search))
+    spec = resolve_search(options, cache_dir())
+    return run_dir, dataclasses.replace(spec, warm_start=warm_start_trials(spec))
 
 
-def taken(run_dir: Path) -> InputError:
+def name_taken(run_dir: Path) -> InputError:
     """The error of a --name whose folder exists."""
     again = command("tune/search.py", "--resume", run_dir)
     return InputError(f"--name {run_dir.name}: {run_dir} exists; go on with: {again}; or choose another name")
 
 
-def make_folder(first: Path, spec: SearchSpec) -> tuple[Path, SearchSpec]:
-    """Makes the folder of a new run; without --name the next that is free, if another search took the `first` meanwhile."""
-    run_dir = first
-    for number in itertools.count(2):
-        try:
-            run_dir.mkdir(parents=True)
+def make_folder(run_dir: Path, spec: SearchSpec) -> tuple[Path, SearchSpec]:
+    """Makes a new run's folder, and notes its name. Without --name it is the next free one if `run_dir` exists by now."""
+    for suffix in itertools.chain([""], (f"-{number}" for number in itertools.count(2))):
+        folder = run_dir.with_name(run_dir.name + suffix)
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(parents=True)
             break
-        except FileExistsError:
-            if spec.options.name:
-                raise taken(run_dir) from None
-            run_dir = first.with_name(f"{first.name}-{number}")
-    if run_dir != first:
-        print(f"note: {first.name} is taken; this search is in {shown_path(run_dir)}")
-    return run_dir, dataclasses.replace(spec, options=dataclasses.replace(spec.options, name=run_dir.name))
+        if spec.options.name:
+            raise name_taken(run_dir)
+    if folder != run_dir:
+        print(f"note: {run_dir.name} is taken; this search is in {shown_path(folder)}")
+    return folder, dataclasses.replace(spec, options=dataclasses.replace(spec.options, name=folder.name))
 
 
 def resume(given: dict[str, Any]) -> tuple[Path, SearchSpec]:
@@ -102,10 +100,10 @@ def resume(given: dict[str, Any]) -> tuple[Path, SearchSpec]:
     from tune.config.resolve import check_comparable
 
     run_dir = Path(os.path.realpath(given.pop("resume")))
-    trust = given.pop("allow_other_owner", False)
+    trusted = given.pop("allow_other_owner", False)
     search = SearchSpec.read(run_dir)
     owner = run_dir.stat().st_uid
-    if owner != os.getuid() and not trust:
+    if owner != os.getuid() and not trusted:
         raise InputError(
             f"{run_dir} belongs to another user (id {owner}); look at what is in it, then resume with --allow_other_owner"
         )
@@ -133,44 +131,6 @@ def is_kept(search: SearchSpec, flag: str, value: Any) -> bool:
     return all(search.ranges.get(name) == one.values and search.fixed.get(name) == one.fixed for name, one in given.items())
 
 
-@contextlib.contextmanager
-def nothing_lost(again: str) -> Iterator[None]:
-    """Within it, an error of the disk or of its owner names the command that goes on."""
-    try:
-        yield
-    except (RunError, OSError) as error:
-        raise RunError(f"{error}; nothing is lost: {again} goes on when that is mended") from None
-
-
-def main() -> int:
-    runtime = RUNTIME or RayRuntime()
-    try:
-        return run(parse_args(), runtime)
-    finally:
-        runtime.stop()
-
-
-def run(given: dict[str, Any], runtime: RayRuntime) -> int:
-    """Checks the `given` flags, searches, and reports; returns the exit code."""
-    if given.pop("list_spaces", False):
-        print(overrides.list_spaces(given.get("preset", SearchOptions.preset)))
-        return 0
-    resumed, dry_run = "resume" in given, given.pop("dry_run", False)
-    run_dir, spec = check(given, resumed)
-    spec, resources = estimate(run_dir, spec, runtime, resumed, dry_run)
-    return 0 if dry_run else search(run_dir, spec, resources, runtime, resumed)
-
-
-def check(given: dict[str, Any], resumed: bool) -> tuple[Path, SearchSpec]:
-    """The run folder and the checked settings of the search. Raises InputError."""
-    if not resumed and given.pop("allow_other_owner", False):
-        raise InputError("--allow_other_owner belongs to --resume")
-    run_dir, spec = (resume if resumed else start)(given)
-    if spec.options.dashboard and importlib.util.find_spec("aiohttp_cors") is None:
-        raise InputError("--dashboard needs more of Ray: pip install 'ray[default]'")
-    return run_dir, spec
-
-
 def estimate(
     run_dir: Path, spec: SearchSpec, runtime: RayRuntime, resumed: bool, dry_run: bool
 ) -> tuple[SearchSpec, Resources]:
@@ -178,19 +138,18 @@ def estimate(
     from tune.config.resolve import changed_code
     from tune.config.resources import resolve_resources
 
-    if spec.options.address is None:
+    options = spec.options
+    if options.address is None:
         check_address_space()
         check_programs()
-        available = available_cpus(), len(gpu_names())
-    else:
-        available = join_cluster(spec.options.address)
-    if any(getattr(spec.options, name) == AUTO for name in PICKED):
+    available = join_cluster(options.address) if options.address else (available_cpus(), len(gpu_names()))
+    if AUTO in (options.cpus_per_trial, options.gpus_per_trial):
         from tune.estimate.benchmark import resolve_auto
 
         with runtime.before_the_search():
             spec, found = resolve_auto(spec, *available)
         print(found, flush=True)
-    options, resources = spec.options, resolve_resources(spec.options, *available)
+    resources = resolve_resources(spec.options, *available)
     if resumed and (changes := changed_code(spec)):
         print(f"note: the code has changed since the search began: {changes}")
     if resumed and isinstance(spec.model, CustomModelConfig) and is_changed(spec.model):
@@ -214,25 +173,35 @@ def estimate(
     return spec, resources
 
 
+@contextlib.contextmanager
+def nothing_lost(again: str) -> Iterator[None]:
+    """Within it, an error of the disk or of its owner names the command that goes on."""
+    try:
+        yield
+    except (RunError, OSError) as error:
+        raise RunError(f"{error}; nothing is lost: {again} goes on when that is mended") from None
+
+
 def search(run_dir: Path, spec: SearchSpec, resources: Resources, runtime: RayRuntime, resumed: bool) -> int:
     """Runs the search and prints its summary; returns the exit code, 130 where the search was interrupted."""
-    if not resumed:
+    if not resumed:  # a resumed search may have nothing left to do
         run_dir, spec = make_folder(run_dir, spec)
-        runtime.start(spec.options, resources)  # a resumed search may have nothing left to do
-    again = command("tune/search.py", "--resume", run_dir)
+        runtime.start(spec.options, resources)
     from tune.ray_backend.tuner import run_search
 
+    again = command("tune/search.py", "--resume", run_dir)
     with nothing_lost(again):
         finished = run_search(run_dir, spec, resources, runtime)
-        from tune.report import nothing_reported, write_report
+        from tune.report import nothing_reported, write_report, write_report_behind
 
         said = write_report(run_dir, whole=False)
     print(said, flush=True)
     if finished and not runtime.was_started:
         more = "time_budget" if spec.options.time_budget else "num_samples"
         print(f"\nnote: nothing was left to do; a larger --{more} goes on")
-    with nothing_lost(again):
-        report(run_dir)
+    with nothing_lost(again):  # a script may want the files, and end all that it left behind; a person waits for the prompt
+        (write_report_behind if sys.stdout.isatty() else write_report)(run_dir)
+    print(f"\nreport: {(run_dir / 'report.html').as_uri()}")
     if not finished:
         print(f"interrupted; go on with: {again}")
         return 130
@@ -241,15 +210,27 @@ def search(run_dir: Path, spec: SearchSpec, resources: Resources, runtime: RayRu
     return 0
 
 
-def report(run_dir: Path) -> None:
-    """Writes the whole report, in a process of its own where a person waits for the prompt."""
-    from tune.report import write_report, write_report_behind
+def run(given: dict[str, Any], runtime: RayRuntime) -> int:
+    """Checks the `given` flags, searches, and reports; returns the exit code."""
+    if given.pop("list_spaces", False):
+        print(overrides.list_spaces(given.get("preset", SearchOptions.preset)))
+        return 0
+    resumed, dry_run = "resume" in given, given.pop("dry_run", False)
+    if not resumed and given.pop("allow_other_owner", False):
+        raise InputError("--allow_other_owner belongs to --resume")
+    run_dir, spec = resume(given) if resumed else start(given)
+    if spec.options.dashboard and importlib.util.find_spec("aiohttp_cors") is None:
+        raise InputError("--dashboard needs more of Ray: pip install 'ray[default]'")
+    spec, resources = estimate(run_dir, spec, runtime, resumed, dry_run)
+    return 0 if dry_run else search(run_dir, spec, resources, runtime, resumed)
 
-    if sys.stdout.isatty():
-        write_report_behind(run_dir)
-    else:  # a script may want the files, and end all that it left behind
-        write_report(run_dir)
-    print(f"\nreport: {(run_dir / 'report.html').as_uri()}")
+
+def main() -> int:
+    runtime = RUNTIME or RayRuntime()
+    try:
+        return run(parse_args(), runtime)
+    finally:
+        runtime.stop()
 
 
 def cli() -> None:

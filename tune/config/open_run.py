@@ -16,12 +16,7 @@ def open_run(search: SearchSpec, hyper_parameters: dict[str, Any], device: str =
     """
     config = dataclasses.replace(search.train_config(hyper_parameters), **changes)
     files = {split: TokenFile(search.data.prepared[split]) for split in ("train", "val")}
-    check_data(search, files)
-    train, val = (Windows(tokens, config.max_len, config.stride) for tokens in files.values())
-    return Run(search.model_config(hyper_parameters), config, train, val, device=device)
-
-
-def check_data(search: SearchSpec, files: dict[str, TokenFile]) -> None:
-    """Raises DataChanged where the content of train or val is not the one that the search began with."""
     for split, fingerprint in search.data.fingerprint.items():
         files[split].check_unchanged(fingerprint)
+    train, val = (Windows(tokens, config.max_len, config.stride) for tokens in files.values())
+    return Run(search.model_config(hyper_parameters), config, train, val, device=device)

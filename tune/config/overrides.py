@@ -110,17 +110,19 @@ def _values(kind: str, name: str, of: type, text: str) -> dict[str, Any]:
         return {"values": Choice(tuple(values if of is str else sorted(values)))}
     if of in (str, bool):
         raise ValueError(f"{name} is no number; list its values with --choices {name}=...")
-    first, last, *scales = (part.strip() for part in text.split(":")) if ":" in text else (text, "")
-    if not last or [word.lower() for word in scales] not in ([], ["log"], ["linear"]):
+    first, _, rest = text.partition(":")
+    last, *scales = (part.strip().lower() for part in rest.split(":"))
+    if not last or scales not in ([], ["log"], ["linear"]):
         raise ValueError(f"write {name}=MIN:MAX, or MIN:MAX:log, or MIN:MAX:linear")
     low, high = parse_value(of, first), parse_value(of, last)
     if low >= high:
         cure = f"; for one value: --set {name}={first}" if low == high else ""
         raise ValueError(f"{low:g} is not less than {high:g}{cure}")
-    own = SCALES.get(name, LINEAR)
-    scale = own
-    if scales:
-        scale = LINEAR if scales[0].lower() == "linear" else LOG_BELOW_ONE if own == LOG_BELOW_ONE else LOG
+    scale = SCALES.get(name, LINEAR)
+    if "linear" in scales:
+        scale = LINEAR
+    elif "log" in scales and scale == LINEAR:
+        scale = LOG
     if name == "batch_size":
         powers = ",".join(str(2**i) for i in range(20) if low <= 2**i <= high) or "8,16"
         raise ValueError(f"batch sizes must share the report marks: list them, such as --choices batch_size={powers}")
@@ -164,31 +166,26 @@ class SearchedSpace:
 def searched_space(options: SearchOptions, model: ModelConfig, overrides: Mapping[str, Override]) -> SearchedSpace:
     """The space that `options` name, with the user's `overrides`."""
     preset, base = get_preset(options.preset), get_space(options.space)
-    named = {name: override.values for name, override in overrides.items()}
-    ranges = {name: values for name, values in (base.ranges(preset) | named).items() if values is not None}
-    reference = base.values(preset) | settings_of(model)
-    baseline = {name: reference[name] for name in ranges}
-    baseline |= {name: values.clip(reference[name]) for name, values in named.items() if values is not None}
-    return SearchedSpace(
-        ranges=ranges,
-        baseline=baseline,
-        fixed={name: override.fixed for name, override in overrides.items() if override.values is None},
-        clipped_baseline={name: reference[name] for name in ranges if reference[name] != baseline[name]},
-    )
+    fixed = {name: one.fixed for name, one in overrides.items() if one.values is None}
+    own = {name: one.values for name, one in overrides.items() if one.values is not None}
+    ranges = {name: values for name, values in (base.ranges(preset) | own).items() if name not in fixed}
+    usual = base.values(preset) | settings_of(model)
+    baseline = {name: own[name].clip(usual[name]) if name in own else usual[name] for name in ranges}
+    clipped = {name: usual[name] for name in ranges if usual[name] != baseline[name]}
+    return SearchedSpace(ranges=ranges, baseline=baseline, fixed=fixed, clipped_baseline=clipped)
 
 
 def check_space(options: SearchOptions, space: SearchedSpace, overrides: Mapping[str, Override]) -> None:
     """Raises InputError for overrides that contradict each other or the space, or that change nothing."""
     if not space.ranges:
         raise InputError(f"--space {options.space}: nothing is left to search; name something with --range or --choices")
-    for name, override in overrides.items():
-        if name in V2_ONLY and get_space(options.space).version == "v1":
-            raise InputError(
-                f"{override.flag}: the training loop of space {options.space} has no {name}; use --space v2 or {CUSTOM}"
-            )
-    for name, other in (("beta2", "beta2_half_life"), ("beta2_half_life", "beta2")):
-        if name in overrides and (other in overrides or (name == "beta2" and other in space.ranges)):
-            raise InputError(f"{overrides[name].flag}: beta2_half_life, which is set too, decides beta2; leave one out")
+    if get_space(options.space).version == "v1" and (without := [name for name in V2_ONLY if name in overrides]):
+        raise InputError(
+            f"{overrides[without[0]].flag}: the training loop of space {options.space} has no {without[0]}; "
+            f"use --space v2 or {CUSTOM}"
+        )
+    if "beta2" in overrides and "beta2_half_life" in space.ranges | space.fixed:
+        raise InputError(f"{overrides['beta2'].flag}: beta2_half_life, which is set too, decides beta2; leave one out")
     if "cooldown_ratio" in overrides and "wsd" not in space.values_of("schedule", ""):
         raise InputError(f"{overrides['cooldown_ratio'].flag}: only schedule wsd has a cooldown; add --set schedule=wsd")
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from myllm.models.custom_model import CustomModelConfig, settings_of
 from myllm.system.errors import InputError
+from tune.config.overrides import HOW
 from tune.config.spec import SearchSpec
 from tune.core.ranking import ranking
 from tune.core.search_space import Config
@@ -14,17 +15,7 @@ from tune.core.searchers.tpe import config_key, standing_of
 from tune.core.trials import COMPLETED, DIVERGED, PAUSED, Trials
 from tune.store.journal import read_journal
 
-IRRELEVANT = {
-    "seed",
-    "dtype",
-    "float32_matmul",
-    "compile",
-    "ema_ratio",
-    "micro_batch_size",
-    "eval_freq",
-    "eval_windows",
-    "train_eval_windows",
-}
+IRRELEVANT = {"seed", "ema_ratio", "eval_freq", "eval_windows", "train_eval_windows"}.union(HOW)
 """settings that may differ between two trainings whose losses are comparable"""
 WARM_SHARE = 4  # at most one trial in this many repeats a configuration of an earlier run
 
@@ -50,10 +41,7 @@ def warm_start_trials(search: SearchSpec) -> tuple[dict[str, Any], ...]:
 
 
 def _read_run(folder: Path, search: SearchSpec) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """(completed trials, best first; paused and diverged trials) of a run that `search` can start from.
-
-    Raises InputError where it can't.
-    """
+    """(completed trials, best first; paused and diverged trials) of an earlier run. Raises InputError for an unfit one."""
     try:
         earlier = SearchSpec.read(folder)
     except InputError as error:
@@ -73,10 +61,9 @@ def _read_run(folder: Path, search: SearchSpec) -> tuple[list[dict[str, Any]], l
             f"--warm_start {folder}: it searched {', '.join(earlier.ranges)}, and this search none of these; leave it out"
         )
     trials = Trials(earlier.budget_tokens, earlier.options.trials, events=read_journal(folder))
-    rung_tokens = earlier.scheduler().stops
     rows = {}
     for trial in trials.drawn:
-        status, tokens, loss = standing_of(trial, rung_tokens)
+        status, tokens, loss = standing_of(trial, earlier.scheduler().stops)
         known = {"status": status, "tokens_seen": tokens, "val_loss": None if math.isnan(loss) else loss}
         rows[trial.trial_id] = _carried(trial.config, earlier, search) | known
     completed = [trial.trial_id for trial in ranking(trials)[1] if rows[trial.trial_id]["status"] == COMPLETED]
