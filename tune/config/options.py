@@ -107,8 +107,7 @@ class SearchOptions:
     """The options of a search, as the user gave them. Raises InputError for the first value that can't be."""
 
     space: str = "v2"
-    """search space: v1 (learning rate, batch size), v2 (and warm-up, clip norm), v3 (and decay, beta2, schedule, floor), or
-    custom: nothing but --range and --choices"""
+    """v1: learning rate, batch size; v2: also warm-up, clip norm; v3: also decay, beta2, schedule, floor; custom: your own"""
     range: tuple[str, ...] = ()
     """own ranges, NAME=MIN:MAX, log where the setting's own scale is; NAME=MIN:MAX:linear or :log says which"""
     choices: tuple[str, ...] = ()
@@ -128,15 +127,13 @@ class SearchOptions:
     text_column: str | None = None
     """column that holds the text, of .jsonl, .csv, .parquet and .arrow files (unset: found)"""
     tokenizer: str | None = None
-    """byte, a tiktoken encoding, a .tiktoken file or a tokenizer.json (unset: what the data says; bare .bin: gpt2; text:
-    byte)"""
+    """byte, a tiktoken encoding, a .tiktoken file or tokenizer.json (unset: the data's; of bare .bin gpt2, of text byte)"""
     num_samples: int | None = None
     """trials in total, the preset's baseline included (unset: 16; with --time_budget as many as it lets)"""
     budget_tokens: int | None = None
     """tokens of one full training, rounded down so that all batch sizes share the report marks (unset: the preset's)"""
     time_budget: float | None = None
-    """seconds (or like 90m, 1h30m, 2h), all sessions together: half of them look for good configurations, half
-    finish the best (unset: no limit)"""
+    """seconds (or like 90m, 1h30m, 2h) of all sessions: half explore, half finish the best (unset: no limit)"""
     name: str | None = None
     """folder under experiments/runs (unset: preset-space-date-time)"""
     seed: int = 0
@@ -153,14 +150,11 @@ class SearchOptions:
     rung_metric: str = "val_loss"
     """what rungs compare: val_loss, or val_loss_ema (of averaged weights, which can be ahead of the rate's decay)"""
     replicate_best: int | None = None
-    """best configurations that, with the baseline, train again on another seed when all else is done (unset: 3 from 8
-    trials on; explore-finish does so by itself as it goes)"""
+    """best configurations that train on another seed at the end, with the baseline (unset: 3 where there are 8 trials)"""
     audit_fraction: float | None = None
-    """share of the trials left behind, chosen at random, that go on to the end when the search is over, after any
-    --time_budget, to tell what leaving them cost; what is found decides nothing (unset: none)"""
+    """random share of the trials left behind that train on afterwards, to tell what leaving them cost (unset: none)"""
     searcher: str = "gp"
-    """gp: even draws, and proposals by a Gaussian process where the scheduler asks for them; random: even draws alone;
-    optuna: TPE on the trials so far"""
+    """gp: even draws, and a Gaussian process where the scheduler asks; random: even draws; optuna: TPE on all trials"""
     warm_start: tuple[str, ...] = ()
     """earlier runs on the same data: their best configurations are tried first, and optuna learns from those that fit"""
     max_failures: int = 3
@@ -170,8 +164,7 @@ class SearchOptions:
     storage_path: str | None = None
     """shared folder for the whole run, or URI (s3://...) for its checkpoints (unset: experiments/runs)"""
     cpus_per_trial: int | str | None = None
-    """CPU cores a trial, and its torch threads; auto: what a few timed steps say (unset: 1, or an even share of the cores
-    where trials have GPUs)"""
+    """CPU cores and torch threads a trial; auto: by timed steps (unset: 1, or an even share where trials have GPUs)"""
     gpus_per_trial: float | str | None = None
     """GPUs a trial, fractions share one; auto: what a few timed steps say (unset: 1 where there are GPUs, else 0)"""
     max_concurrent: int | None = None
