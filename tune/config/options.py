@@ -107,7 +107,7 @@ class SearchOptions:
     """The options of a search, as the user gave them. Raises InputError for the first value that can't be."""
 
     space: str = "v2"
-    """v1: learning rate, batch size; v2: also warm-up, clip norm; v3: also decay, beta2, schedule, floor; custom: your own"""
+    """v1: learning rate, batch size; v2: and warm-up, clip norm; v3: and decay, beta2, schedule, floor; custom: your own"""
     range: tuple[str, ...] = ()
     """own ranges, NAME=MIN:MAX, log where the setting's own scale is; NAME=MIN:MAX:linear or :log says which"""
     choices: tuple[str, ...] = ()
