@@ -8,7 +8,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from myllm.config import field_help, parse_value, value_type
+from myllm.config import field_help, value_type
 from myllm.system.errors import InputError, Parser
 from tune.config import overrides
 from tune.config.old_names import OPTIONS, check_one_name, current_names
@@ -72,7 +72,7 @@ def read_text(name: str, text: str) -> Any:
     if name == "time_budget":
         return parse_duration(text)
     try:
-        return text if text == AUTO else parse_value(KINDS[name], text)
+        return text if text == AUTO else KINDS[name](text)
     except ValueError:
         raise InputError(f"--{name} {text!r} is neither a number nor {AUTO}") from None
 
