@@ -8,8 +8,7 @@ from helpers import RECORDED, search_of
 
 from myllm.system.errors import InputError
 from tune.config.command_line import parse_args, read_experiment, search_parser
-from tune.config.old_names import OPTIONS, VALUES
-from tune.config.options import SearchOptions
+from tune.config.options import OLD_NAMES, OLD_VALUES, SearchOptions
 from tune.config.spec import SearchSpec
 
 OLD = {
@@ -38,18 +37,18 @@ def test_an_old_flag_means_what_the_new_one_does(flag, monkeypatch):
 
 
 def test_every_old_name_is_tried_here_and_none_is_shown():
-    assert OPTIONS.keys() - OLD.keys() == {"trust"} and VALUES.keys() <= OLD.keys()
+    assert OLD_NAMES.keys() - OLD.keys() == {"trust"} and OLD_VALUES.keys() <= OLD.keys()
     words = search_parser().format_help().replace(",", " ").split()
-    assert not {f"--{name}" for name in OPTIONS} & {*words} and "embedded" not in words
+    assert not {f"--{name}" for name in OLD_NAMES} & {*words} and "embedded" not in words
 
 
 def test_trust_is_a_flag_without_a_value(monkeypatch):
     assert parsed(monkeypatch, "--resume", "x", "--trust") == {"resume": "x", "allow_other_owner": True}
 
 
-@pytest.mark.parametrize("old", [name for name in OPTIONS if name in OLD])
+@pytest.mark.parametrize("old", [name for name in OLD_NAMES if name in OLD])
 def test_both_spellings_together_are_one_clear_line(old, monkeypatch, tmp_path):
-    text, new = OLD[old][0], OPTIONS[old]
+    text, new = OLD[old][0], OLD_NAMES[old]
     with pytest.raises(InputError, match=f"^--{old} is the old name of --{new}; leave out one of the two$"):
         parsed(monkeypatch, f"--{old}", text, f"--{new}={text}")
     path = tmp_path / "both.toml"
@@ -85,4 +84,4 @@ def test_a_search_json_of_before_is_read_and_written_in_todays_words(tmp_path):
     options = SearchSpec.read(RECORDED.parent / "release-0" / "run").options
     assert options.replicate_best == 1 and options.set[0] == "n_layer=1" and options.audit_fraction is None
     search_of(name="x").write(tmp_path)
-    assert not {*OPTIONS} & json.loads((tmp_path / "search.json").read_text())["options"].keys()
+    assert not {*OLD_NAMES} & json.loads((tmp_path / "search.json").read_text())["options"].keys()

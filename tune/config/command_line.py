@@ -11,8 +11,7 @@ from typing import Any
 from myllm.config import field_help, value_type
 from myllm.system.errors import InputError, Parser
 from tune.config import overrides
-from tune.config.old_names import OPTIONS, check_one_name, current_names
-from tune.config.options import AUTO, PICKED, SearchOptions
+from tune.config.options import AUTO, OLD_NAMES, PICKED, SearchOptions, check_one_name, current_names
 from tune.text.durations import parse_duration
 
 RESUME_FLAGS = (
@@ -55,7 +54,7 @@ def search_parser() -> Parser:
         "--dry_run", action="store_true", help="check all, time a few steps, tell what it will take, and end"
     )
     parser.add_argument("--allow_other_owner", action="store_true", help="resume a run folder that belongs to another user")
-    for old, name in OPTIONS.items():
+    for old, name in OLD_NAMES.items():
         parser.add_alias(f"--{old}", f"--{name}")
     return parser
 

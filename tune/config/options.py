@@ -4,7 +4,7 @@ import importlib.util
 import math
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,21 @@ CONFIRMED = 3  # trials by default
 AUTO = "auto"
 PICKED = ("cpus_per_trial", "gpus_per_trial")
 """options that may be AUTO: estimate/benchmark.py then finds the number"""
+OLD_NAMES = {
+    "fix": "set",
+    "confirm": "replicate_best",
+    "audit": "audit_fraction",
+    "patience": "stall_timeout",
+    "trust": "allow_other_owner",
+}
+"""option before 0.1.0 -> today's"""
+OLD_VALUES = {
+    "scheduler": {"half": "explore-finish"},
+    "space": {"own": "custom"},
+    "train_file": {"embedded": "builtin"},
+    "val_file": {"embedded": "builtin"},
+}
+"""option -> value before 0.1.0 -> today's"""
 
 
 Check = tuple[Callable[[Any], bool], str]
@@ -217,3 +232,23 @@ class SearchOptions:
     def confirmations(self) -> int:
         """--replicate_best, or its default: a short search ends before it has good trials to choose from."""
         return self.replicate_best if self.replicate_best is not None else CONFIRMED if self.trials >= 8 else 0
+
+
+def check_one_name(names: Iterable[str], where: str = "", dashes: str = "") -> None:
+    """Raises InputError, which begins with `where`, if `names` hold an option under its old and its new name."""
+    given = set(names)
+    for old, new in OLD_NAMES.items():
+        if {dashes + old, dashes + new} <= given:
+            raise InputError(f"{where}{dashes}{old} is the old name of {dashes}{new}; leave out one of the two")
+
+
+def current_names(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options with today's names and values for all that was renamed."""
+    renamed = {OLD_NAMES.get(name, name): value for name, value in options.items()}
+    for name, values in OLD_VALUES.items():
+        value = renamed.get(name)
+        if isinstance(value, str):
+            renamed[name] = values.get(value, value)
+        elif isinstance(value, list | tuple):
+            renamed[name] = [values.get(one, one) for one in value]
+    return renamed

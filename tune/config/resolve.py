@@ -166,10 +166,9 @@ def check_trials(search: SearchSpec, overrides: Mapping[str, Override]) -> None:
 
 def changed_code(search: SearchSpec) -> str:
     """One line that lists the changes of code and packages since the search began; empty if there are none."""
-    now, before = origin(PACKAGES), search.origin
-    changes = {name: (before["packages"].get(name), version) for name, version in now["packages"].items()}
-    changes |= {name: (before[name], now[name]) for name in CODE if name != "packages"}
-    return ", ".join(f"{name} {old} -> {new}" for name, (old, new) in changes.items() if old != new)
+    before, now = (one["packages"] | {name: one[name] for name in CODE} for one in (search.origin, origin(PACKAGES)))
+    changed = [name for name in now if name != "packages" and before.get(name) != now[name]]
+    return ", ".join(f"{name} {before.get(name)} -> {now[name]}" for name in changed)
 
 
 def is_there(source: Source) -> bool:

@@ -13,8 +13,7 @@ from myllm.models.custom_model import ModelConfig, read_model, settings_of, with
 from myllm.system.errors import InputError
 from myllm.system.files import ROOT, write_text
 from myllm.training.run_artifacts import remote_folder, uri_below
-from tune.config.old_names import current_names
-from tune.config.options import SearchOptions
+from tune.config.options import SearchOptions, current_names
 from tune.config.overrides import SearchedSpace, parse_overrides, searched_space
 from tune.core.coordinator import Configure
 from tune.core.schedulers import SCHEDULERS
@@ -28,7 +27,7 @@ RUNS_DIR = ROOT / "experiments" / "runs"
 FILE_NAME = "search.json"
 RUN_ID_DIGITS = 12  # hexadecimal
 FORMAT = 3
-"""of the run folder; 2 had other names (old_names.py) and ranges as text, 1 a dict of settings and another journal"""
+"""of the run folder; 2 had other names (options.OLD_NAMES) and ranges as text, 1 a dict of settings and another journal"""
 
 
 @dataclass(frozen=True)
