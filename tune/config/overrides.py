@@ -233,9 +233,6 @@ def list_spaces(preset_name: str) -> str:
     return "\n".join([*lines, f"  {', '.join(kinds(preset.model(1)))}"])
 
 
-# Ranges in an experiment's file
-
-
 def from_table(table: dict[str, Any], where: str) -> dict[str, Any]:
     """The flags that a table [space] stands for. Raises InputError, which begins with `where`."""
     flags: dict[str, Any] = {kind: [] for kind in FLAGS}
