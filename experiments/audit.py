@@ -22,7 +22,7 @@ from curves import Curves, Surrogate, read_curves, spearman
 from replay import Replay
 
 from myllm.system.errors import Parser, run_command
-from tune.analysis.stopping_audit import audit_sample
+from tune.analysis.stopping_audit import AuditSample
 from tune.config.options import SearchOptions
 from tune.core.ranking import ranking
 from tune.core.schedulers.audit import WithAudit
@@ -38,7 +38,7 @@ def audited(world: Curves, length: int, share: float) -> dict[str, Any] | None:
     replay = Replay(world, SearchOptions(time_budget=1.0), 2, random.Random(f"{length}"))
     replay.coordinator.scheduler = WithAudit(replay.coordinator.scheduler, share, 0)
     play(replay.coordinator, replay.loss, length * world.budget)
-    trials, sample = replay.trials, audit_sample(replay.trials)
+    trials, sample = replay.trials, AuditSample(replay.trials)
     tokens, ordered = ranking(trials)
     if tokens < world.budget or not sample.audited:
         return None

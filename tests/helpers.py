@@ -16,7 +16,7 @@ from tune.config.spec import Data, SearchSpec
 from tune.core.search_space import SPACES
 from tune.core.simulator import play
 from tune.core.trials import STOP
-from tune.reporting.summary_schema import summary_schema
+from tune.reporting.summary import summary_schema
 from tune.store.journal import FILE_NAME
 
 RUNGS = "0.0625:2,0.25:4"

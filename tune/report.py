@@ -19,6 +19,7 @@ myllm.system.imports.check_imports()
 import json
 import subprocess
 import webbrowser
+from dataclasses import asdict
 from pathlib import Path
 
 from myllm.system.errors import InputError, Parser, run_command
@@ -28,24 +29,20 @@ from tune.analysis.results import load, tables
 from tune.config.spec import FILE_NAME
 from tune.core.events import Event, SessionStarted
 from tune.core.trials import DIVERGED, FAILED, Trials
-from tune.reporting.audit_text import audit_lines
 from tune.reporting.summarize import summarize
 from tune.reporting.summary import Summary
-from tune.reporting.summary_text import summary_text
+from tune.reporting.summary_text import audit_lines, summary_text
 from tune.store.journal import FILE_NAME as JOURNAL
 
-FIGURES = "figures"
-"""folder of the run that holds a PNG and a CSV of each figure"""
 LOG = "report.log"
 """file of the run with the error of a report written in the background; deleted once the report is written"""
 
 
 def write_report(run_dir: Path, whole: bool = True, still: bool = False) -> str:
-    """Writes summary.txt, summary.json, report.html and figures/ into the run folder; returns the summary.
+    """Writes summary.txt, summary.json, report.html and figures/ into the run folder; returns the summary as text.
 
-    With `whole` False it takes a moment: there are no figures/ and no response surface, and the page says that more is
-    coming and loads itself again. With `still` nothing is written if the search has gone on meanwhile: the search writes a
-    report when it ends.
+    With `whole` False there are no figures/ and no response surface; the page says that more comes and loads itself again.
+    With `still` nothing is written if the search has gone on meanwhile: the search writes a report when it ends.
     """
     from threadpoolctl import threadpool_limits
 
@@ -59,22 +56,22 @@ def write_report(run_dir: Path, whole: bool = True, still: bool = False) -> str:
     summary = summarize(run_dir, search, trials, events)
     said = summary_text(summary)
     notes = {"budget": time_spent(trials, events, summary)}
-    surface = None
     try:
         surface = ResponseSurface(search, trials) if whole else None
     except ValueError as error:
+        surface = None
         notes["importance"] = f"What matters: nothing can be said yet, {error}."
     with threadpool_limits(1):  # matrices are small: on busy cores two threads would wait for each other
-        shown = figures(search, trials, history, surface, summary.audit)
+        shown = figures(search, trials, history, surface, summary)
     if summary.audit:
         notes["audit"] = " ".join(f"{line[0].upper()}{line[1:].removesuffix('.')}." for line in audit_lines(summary.audit))
     if still and (run_dir / JOURNAL).stat().st_size != size:
         return said
     if whole:
-        write_figures(run_dir / FIGURES, shown)
-    again = None if whole else f"More is being drawn. This page loads itself again; or: {summary.next[-1].command}"
+        write_figures(run_dir / "figures", shown)
+    again = "" if whole else f"More is being drawn. This page loads itself again; or: {summary.next[-1].command}"
     write_text(run_dir / "report.html", page(search, summary, shown, table.drop(columns="checkpoint"), notes, again))
-    write_text(run_dir / "summary.json", json.dumps(summary.to_json(), indent=2) + "\n")
+    write_text(run_dir / "summary.json", json.dumps(asdict(summary), indent=2) + "\n")
     write_text(run_dir / "summary.txt", said.lstrip("\n") + "\n")
     return said
 
@@ -108,13 +105,12 @@ def time_spent(trials: Trials, events: list[Event], summary: Summary) -> str:
 
 def nothing_reported(run_dir: Path) -> str | None:
     """Returns why no trial of a run has a loss, in one line; None where one has."""
-    _, trials, _ = load(run_dir)
-    if any(trial.losses for trial in trials.by_id.values()):
+    trials = load(run_dir)[1].by_id.values()
+    if any(trial.losses for trial in trials):
         return None
-    for trial in trials.by_id.values():
-        if trial.status == FAILED:
-            return f"no trial has reported a loss; the first that failed, {trial.trial_id}: {trial.reason}"
-    return "no trial has reported a loss: all diverged"
+    failed = next((trial for trial in trials if trial.status == FAILED), None)
+    why = f"; the first that failed, {failed.trial_id}: {failed.reason}" if failed else ": all diverged"
+    return f"no trial has reported a loss{why}"
 
 
 def main() -> None:

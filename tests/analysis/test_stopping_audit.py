@@ -19,8 +19,8 @@ from tune.analysis.results import load
 from tune.analysis.stopping_audit import (
     Audit,
     AuditedTrial,
+    AuditSample,
     RungQuality,
-    audit_sample,
     share_interval,
     summarize_audit,
     weighted_rank_correlation,
@@ -34,8 +34,8 @@ from tune.core.simulator import play
 from tune.core.trials import AUDIT, COMPLETED, DIVERGED, PAUSE, PAUSED, SAMPLED, STOP, STOPPED, Trials
 from tune.estimate.forecast import Throughput, simulate_rest
 from tune.report import write_report
-from tune.reporting.audit_text import audit_lines, rung_verdict
-from tune.reporting.summary_schema import schema_of
+from tune.reporting.summary import schema_of
+from tune.reporting.summary_text import audit_lines, rung_verdict
 from tune.store.checkpoints import worth_keeping
 
 
@@ -218,7 +218,7 @@ def test_the_cost_and_the_ranking_of_a_population_are_held():
         for index in rng.permutation(order[6:])[:10]:
             trial_id = f"{index:05d}-audit"
             events += [begun(trial_id, AUDIT, parent_id=f"{index:05d}"), report(trial_id, BUDGET, end[index], STOP)]
-        sample = audit_sample(Trials(BUDGET, 60, events=events))
+        sample = AuditSample(Trials(BUDGET, 60, events=events))
         best, cost = end[order[:6]].min(), sample.stopping_cost(end[order[:6]].min())
         held.append(cost.low <= max(0.0, best - end[order[6:]].min()) <= cost.high)
         rung = sample.rung_quality(800, (2,))

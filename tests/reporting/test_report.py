@@ -18,8 +18,7 @@ from conftest import ROOT, run_command_line
 from helpers import RECORDED, SCHEMA, copied
 
 from myllm.system.errors import InputError
-from tune.analysis.axes import Axis
-from tune.analysis.range_edges import edges
+from tune.analysis.axes import Axis, Edge, edges
 from tune.analysis.response_surface import ResponseSurface
 from tune.analysis.results import UNITS, load, load_run
 from tune.core.clock import search_seconds
@@ -29,7 +28,7 @@ from tune.report import write_report, write_report_behind
 from tune.reporting.compare import compare
 from tune.reporting.figures.base import ticks
 from tune.reporting.summarize import judge, summarize
-from tune.reporting.summary import Best, Edge, Gain
+from tune.reporting.summary import Best, Gain
 
 PROGRAM = r"\S+ \S*?((?:tune|myllm)/\S+\.py )"
 """the Python and the script of a command that the summary names"""
@@ -188,7 +187,7 @@ def test_an_answer_at_an_edge_or_unsure_is_relied_on_in_part():
 def test_edges_name_the_flag_that_looks_beyond():
     axes = [Axis("learning_rate", Range(0.001, 0.1)), Axis("batch_size", Choice((4, 8, 16)))]
     assert edges(axes, {"learning_rate": 0.01, "batch_size": 8}) == []
-    found = {edge.axis.name: edge.flag for edge in edges(axes, {"learning_rate": 0.095, "batch_size": 16})}
+    found = {edge.hyper_parameter: edge.search_next for edge in edges(axes, {"learning_rate": 0.095, "batch_size": 16})}
     assert found == {
         "learning_rate": "--range learning_rate=0.0095:0.95",
         "batch_size": "--choices batch_size=4,8,16,32,64",
@@ -204,7 +203,7 @@ def test_edges_name_the_flag_that_looks_beyond():
         (Axis("n_layer", Choice((1, 2, 4))), 4, "--choices n_layer=1,2,4,8,16"),
         (Axis("dropout", Choice((0.1, 0.2, 0.4))), 0.4, "--choices dropout=0.1,0.2,0.4,0.8"),
     ):
-        assert [edge.flag for edge in edges([axis], {axis.name: value})] == [flag]
+        assert [edge.search_next for edge in edges([axis], {axis.name: value})] == [flag]
     for drawn_from, values in (
         (Range(0.001, 0.1), (0.001, 0.01, 0.1)),
         (Range(0.0, 1.0, LINEAR), (0.0, 0.5, 1.0)),

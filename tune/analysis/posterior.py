@@ -83,7 +83,7 @@ def _variances(squares: Floats, free: Floats, scales: Floats, rng: np.random.Gen
 
     The variances in units of `scales` (n,) squared have the common distribution.
     """
-    from scipy.special import betaln  # imported here: it takes as long as all modules of a search
+    from scipy.special import betaln, softmax  # imported here: it takes as long as all modules of a search
 
     squares = squares / scales**2
     pooled = max(squares.sum() / free.sum(), 1e-18)
@@ -92,7 +92,7 @@ def _variances(squares: Floats, free: Floats, scales: Floats, rng: np.random.Gen
     d1 = free[free > 0]
     ratio = squares[free > 0] / common / freedom  # a sample variance over the common one has an F distribution
     log_p = d1 / 2 * np.log(ratio) - (d1 + freedom) / 2 * np.log1p(ratio) - betaln(d1 / 2, freedom / 2)
-    chosen = rng.choice(len(freedom), DRAWS, p=_softmax(log_p.sum(axis=1)))
+    chosen = rng.choice(len(freedom), DRAWS, p=softmax(log_p.sum(axis=1)))
     found: Floats = (freedom[chosen] * common[chosen] + squares) / rng.chisquare(freedom[chosen] + free) * scales**2
     return found
 
@@ -102,6 +102,8 @@ def _shrunk(means: Floats, variances: Floats, noise: Floats, rng: np.random.Gene
 
     `means` (n,) are the mean losses, `variances` (DRAWS, n) their variances, `noise` (DRAWS, n) standard normal numbers.
     """
+    from scipy.special import softmax
+
     spreads = (means.std(ddof=1) * SPREADS) ** 2
     log_p, centers, weights = np.empty((3, len(spreads), len(variances)))
     for at, spread in enumerate(spreads):  # a variance of the expected losses; half-Cauchy prior
@@ -111,19 +113,12 @@ def _shrunk(means: Floats, variances: Floats, noise: Floats, rng: np.random.Gene
         misfit = (weight * (means - centers[at][:, None]) ** 2).sum(axis=1)
         log_p[at] = (np.log(weight).sum(axis=1) - np.log(weights[at]) - misfit + np.log(spread)) / 2
         log_p[at] -= np.log1p(SPREADS[at] ** 2)
-    below = np.cumsum(_softmax(log_p), axis=0) < rng.random(len(variances))
+    below = np.cumsum(softmax(log_p, axis=0), axis=0) < rng.random(len(variances))
     at, draw = np.minimum(below.sum(axis=0), len(spreads) - 1), np.arange(len(variances))
     center = centers[at, draw] + rng.standard_normal(len(draw)) / np.sqrt(weights[at, draw])
     kept = spreads[at][:, None] / (spreads[at][:, None] + variances)  # share of a lead that is not luck
     found: Floats = center[:, None] + kept * (means - center[:, None]) + np.sqrt(kept * variances) * noise
     return found
-
-
-def _softmax(log_p: Floats) -> Floats:
-    """Returns probabilities along the first axis, from unnormalised log-probabilities."""
-    shares: Floats = np.exp(log_p - log_p.max(axis=0))
-    shares /= shares.sum(axis=0)
-    return shares
 
 
 def probability_of_best(drawn: Floats) -> Floats:

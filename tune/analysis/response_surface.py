@@ -11,7 +11,7 @@ from tune.analysis.axes import axes_of
 from tune.analysis.posterior import LEVEL, Floats, interval
 from tune.config.spec import SearchSpec
 from tune.core.searchers.gaussian_process import projected
-from tune.core.trials import Trial, Trials
+from tune.core.trials import Trials
 
 FEWEST = 8  # trials that a surface needs
 MOST = 150  # trials that the surface is fitted to: half of them the best
@@ -30,11 +30,9 @@ class ResponseSurface:
 
     def __init__(self, search: SearchSpec, trials: Trials):
         self.axes = axes_of(search)
-        rung_tokens = search.scheduler().stops
-        known: list[tuple[Trial, float, int]] = projected(trials, rung_tokens)
-        if len(known) < FEWEST or not any(math.isfinite(loss) for _, loss, _ in known):
+        known = sorted(projected(trials, search.scheduler().stops), key=lambda row: row[1])
+        if len(known) < FEWEST or not math.isfinite(known[0][1]):
             raise ValueError(f"only {len(known)} trials have come to a rung; from {FEWEST} on something can be said")
-        known.sort(key=lambda row: row[1])
         if len(known) > MOST:
             rest = np.linspace(MOST // 2, len(known) - 1, MOST - MOST // 2).astype(int)
             known = known[: MOST // 2] + [known[index] for index in rest]
@@ -56,10 +54,7 @@ class ResponseSurface:
         from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
         d, rng = len(self.axes), np.random.default_rng(0)
-        center, spread = (
-            np.r_[0.0, np.full(d, 0.5), math.log(0.03)],
-            np.r_[0.7, np.full(d, 1.0), 1.0],
-        )  # of logarithms
+        center, spread = np.r_[0.0, np.full(d, 0.5), math.log(0.03)], np.r_[0.7, np.full(d, 1.0), 1.0]  # of logarithms
         kernel = ConstantKernel(1.0) * Matern(np.ones(d), nu=2.5) + WhiteKernel(0.03)
         fit = GaussianProcessRegressor(kernel, optimizer=None).fit(self.points, self.losses)
 
@@ -85,27 +80,16 @@ class ResponseSurface:
                 found.append(GaussianProcessRegressor(drawn, optimizer=None).fit(self.points, self.losses))
         return found
 
-    def draw(self, points: Floats) -> Floats:
-        """Draws (KERNELS * DRAWS, m) log-losses at the points (m, d) of the unit cube, in the unit of `losses`."""
-        rng, drawn = np.random.default_rng(0), []
-        for process in self.processes:
-            smooth = process.kernel_.k1
-            cross, own = smooth(points, process.X_train_), smooth(points)
-            solved = solve_triangular(process.L_, cross.T, lower=True)
-            factor = np.linalg.cholesky(own - solved.T @ solved + 1e-6 * np.eye(len(points)))
-            drawn.append(cross @ process.alpha_.ravel() + (factor @ rng.standard_normal((len(points), DRAWS))).T)
-        return np.concatenate(drawn)
-
     def predict(self, points: Floats) -> Floats:
         """Returns (3, m) the expected loss at the points (m, d), nats per token, and both ends of its interval."""
-        low, high = (1 - LEVEL) / 2, (1 + LEVEL) / 2
         rng, drawn = np.random.default_rng(0), []
         for process in self.processes:
             cross = process.kernel_.k1(points, process.X_train_)
             solved = solve_triangular(process.L_, cross.T, lower=True)
             std = np.sqrt(np.maximum(process.kernel_.k1.diag(points) - (solved**2).sum(axis=0), 0))
             drawn.append(cross @ process.alpha_.ravel() + std * rng.standard_normal((50, 1)))
-        found: Floats = np.exp(self.mean + self.scale * np.quantile(np.concatenate(drawn), [0.5, low, high], axis=0))
+        quantiles = np.quantile(np.concatenate(drawn), [0.5, (1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+        found: Floats = np.exp(self.mean + self.scale * quantiles)
         return found
 
     def importance(self) -> list[dict[str, Any]]:
@@ -119,9 +103,15 @@ class ResponseSurface:
         d = len(self.axes)
         pairs = qmc.Sobol(2 * d, seed=0).random(BASE)
         a, b = pairs[:, :d], pairs[:, d:]
-        mixed = [np.where(np.arange(d) == i, b, a) for i in range(d)]
-        values = self.draw(np.concatenate([a, b, *mixed]))  # (draws, BASE * (d + 2))
-        values = values.reshape(len(values), d + 2, BASE)
+        points = np.concatenate([a, b, *(np.where(np.arange(d) == i, b, a) for i in range(d))])  # (BASE * (d + 2), d)
+        rng, drawn = np.random.default_rng(0), []
+        for process in self.processes:
+            smooth = process.kernel_.k1
+            cross, own = smooth(points, process.X_train_), smooth(points)
+            solved = solve_triangular(process.L_, cross.T, lower=True)
+            factor = np.linalg.cholesky(own - solved.T @ solved + 1e-6 * np.eye(len(points)))
+            drawn.append(cross @ process.alpha_.ravel() + (factor @ rng.standard_normal((len(points), DRAWS))).T)
+        values = np.concatenate(drawn).reshape(-1, d + 2, BASE)  # (KERNELS * DRAWS, d + 2, BASE)
 
         def total_order(values: Floats) -> Floats:
             parts = {"f_A": values[:, 0], "f_B": values[:, 1], "f_AB": values[:, 2:].swapaxes(0, 1)}

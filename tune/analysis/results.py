@@ -17,15 +17,7 @@ from tune.analysis.posterior import CONSIDERED, expected_losses, interval, proba
 from tune.config.spec import SearchSpec
 from tune.core.events import Event
 from tune.core.ranking import ranking
-from tune.core.trials import (
-    AUDIT,
-    DIVERGED,
-    REPLICATE,
-    SAMPLED,
-    STATUSES,
-    SUGGESTED,
-    Trials,
-)
+from tune.core.trials import AUDIT, DIVERGED, REPLICATE, SAMPLED, STATUSES, SUGGESTED, Trials
 from tune.store.journal import read_journal
 from tune.store.tables import HISTORY_COLUMNS, by_id, trial_columns, trial_row, write_tables
 from tune.text.commands import command
@@ -64,7 +56,6 @@ UNITS = {
     "gain_high": "nats per token, its upper end",
 }
 """what each column of the tables counts; hyper-parameters are as TrainConfig documents them"""
-SOURCES = (SAMPLED, SUGGESTED, REPLICATE, AUDIT)
 
 
 def load(run_dir: Path) -> tuple[SearchSpec, Trials, list[Event]]:
@@ -95,13 +86,12 @@ def load_run(run_dir: str | Path) -> RunTables:
 
     search, trials, _ = load(Path(os.path.realpath(run_dir)))
     table, history = tables(trials, search.options.seed)
-    for name, values in (("source", SOURCES), ("status", STATUSES)):
+    for name, values in (("source", (SAMPLED, SUGGESTED, REPLICATE, AUDIT)), ("status", STATUSES)):
         table[name] = pd.Categorical(table[name], categories=values)
-    table = table.astype({"trial_id": "string", "parent_id": "string", "checkpoint": "string", "reason": "string"})
-    table = table.astype({"tokens_seen": "int64", "step": "int64"}).set_index("trial_id")
-    history = history.astype({"trial_id": "string", "tokens_seen": "int64", "step": "int64"})
+    types = {"trial_id": "string", "tokens_seen": "int64", "step": "int64"}
+    table = table.astype(types | dict.fromkeys(("parent_id", "checkpoint", "reason"), "string")).set_index("trial_id")
     ahead = leaderboard(trials)
-    return RunTables(search, table, history, ahead.join(posterior_summary(ahead, trials.baseline_id)))
+    return RunTables(search, table, history.astype(types), ahead.join(posterior_summary(ahead, trials.baseline_id)))
 
 
 def tables(trials: Trials, seed: int = 0) -> tuple["pd.DataFrame", "pd.DataFrame"]:

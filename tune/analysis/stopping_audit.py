@@ -9,7 +9,6 @@ the best's loss is a mean over seeds. How often the intervals hold: experiments/
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from scipy.stats import betabinom
@@ -19,7 +18,7 @@ from tune.config.spec import SearchSpec
 from tune.core.clock import SearchClock
 from tune.core.events import Event
 from tune.core.ranking import ranking
-from tune.core.trials import COMPLETED, DIVERGED, PAUSED, STOPPED, Trial, Trials
+from tune.core.trials import COMPLETED, DIVERGED, PAUSED, STOPPED, Trials
 
 DRAWS = 1000  # samples of the bootstrap and of the regression's posterior
 SHARES = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)  # of the budget: rungs that the search might have had
@@ -157,41 +156,29 @@ def draw_lowest_unseen(x: Floats, y: Floats, weights: Floats, at: Floats, rng: n
     variance = (w * (v - design @ fitted) ** 2).sum() / rng.chisquare(max(1, len(u) - 2), DRAWS)
     drawn = fitted + np.sqrt(variance)[:, None] * (rng.standard_normal((DRAWS, 2)) @ np.linalg.cholesky(inverse).T)
     expected = drawn @ np.stack([np.ones(len(at)), np.log(at - start) - center])
-    final: Floats = end + np.exp(expected + np.sqrt(variance)[:, None] * rng.standard_normal(expected.shape))
+    final = end + np.exp(expected + np.sqrt(variance)[:, None] * rng.standard_normal(expected.shape))
     lowest: Floats = final.min(axis=1)
     return lowest
 
 
-@dataclass(frozen=True)
 class AuditSample:
-    """The trials of a search whose final loss is known, and those that they stand for."""
+    """The trials of a search whose final loss is known, and the trials left behind that they stand for."""
 
-    trials: Trials
-    left_behind: list[Trial]
-    """configurations that are paused or stopped"""
-    audited: list[Trial]
-    """audits that have ended, of some of the configurations left behind"""
-    finished: list[Trial]
-    """configurations that the rule trained to the end"""
-
-    @cached_property
-    def ended(self) -> list[Trial]:
-        """The finished trials, then the audited ones: n trials."""
-        return [*self.finished, *self.audited]
-
-    @cached_property
-    def finals(self) -> Floats:
-        """(n,) final losses, nats per token; infinite for a trial that diverged."""
-        return self.losses_at(self.trials.budget_tokens)
-
-    @cached_property
-    def weights(self) -> Floats:
-        """(n,) number of trials of the search that each of the n trials stands for."""
+    def __init__(self, trials: Trials):
+        self.budget_tokens = trials.budget_tokens
+        self.left_behind = [trial for trial in trials.drawn if trial.status in (PAUSED, STOPPED) and trial.losses]
+        audits = [trials.audits[trial.trial_id] for trial in self.left_behind if trial.trial_id in trials.audits]
+        self.audited = [audit for audit in audits if audit.status in (COMPLETED, DIVERGED)]
+        """audits that have ended, of some of the configurations left behind"""
+        self.finished = [trial for trial in trials.drawn if trial.status == COMPLETED]
+        self.ended = [*self.finished, *self.audited]  # n trials
+        self.finals = self.losses_at(trials.budget_tokens)
         each = len(self.left_behind) / max(1, len(self.audited))
-        return np.repeat([1.0, each], [len(self.finished), len(self.audited)])
+        self.weights = np.repeat([1.0, each], [len(self.finished), len(self.audited)])
+        """(n,) number of trials of the search that each of the n trials stands for"""
 
     def losses_at(self, tokens: int) -> Floats:
-        """(n,) losses at `tokens`, nats per token; infinite for a trial without one."""
+        """Returns (n,) losses at `tokens`, nats per token; infinite for a trial without one."""
         return np.array([trial.losses.get(tokens, math.inf) for trial in self.ended])
 
     def share_below(self, loss: float) -> ShareBelow:
@@ -231,39 +218,25 @@ class AuditSample:
         before = (drawn * (early < early[best][:, None])).sum(axis=1) / drawn.sum(axis=1)
         spread = np.hstack([np.ones((DRAWS, len(self.finished))), seen * rng.dirichlet(np.ones(seen), DRAWS)])
         low, high = interval(weighted_rank_correlation(early, self.finals, spread * self.weights))
-        return RungQuality(
-            tokens_seen=tokens,
-            share=tokens / self.trials.budget_tokens,
-            correlation=float(weighted_rank_correlation(early, self.finals, self.weights)),
-            low=low,
-            high=high,
-            kept={str(factor): float((before < 1 / factor).mean()) for factor in factors},
-            one_in=one_in,
-        )
+        correlation = float(weighted_rank_correlation(early, self.finals, self.weights))
+        kept = {str(factor): float((before < 1 / factor).mean()) for factor in factors}
+        return RungQuality(tokens, tokens / self.budget_tokens, correlation, low, high, kept, one_in)
 
     def rung_qualities(self, factors: dict[int, int]) -> tuple[RungQuality, ...]:
         """Judges the search's rungs (tokens -> factor) and those near SHARES of the budget; empty below FEWEST audits."""
-        common = set.intersection(*(set(trial.losses) for trial in self.ended)) - {self.trials.budget_tokens}
+        common = set.intersection(*(set(trial.losses) for trial in self.ended)) - {self.budget_tokens}
         if len(self.audited) < FEWEST or not common:
             return ()
-        near = {min(common, key=lambda mark: abs(mark - share * self.trials.budget_tokens)) for share in SHARES}
+        near = {min(common, key=lambda mark: abs(mark - share * self.budget_tokens)) for share in SHARES}
         asked = sorted({*FACTORS, *factors.values()})
         return tuple(self.rung_quality(mark, asked, factors.get(mark)) for mark in sorted(near | (common & factors.keys())))
-
-
-def audit_sample(trials: Trials) -> AuditSample:
-    """Collects the trials left behind, the audits that have ended, and the finished trials of a search."""
-    left = [trial for trial in trials.drawn if trial.status in (PAUSED, STOPPED) and trial.losses]
-    audits = [trials.audits[trial.trial_id] for trial in left if trial.trial_id in trials.audits]
-    audited = [audit for audit in audits if audit.status in (COMPLETED, DIVERGED)]
-    return AuditSample(trials, left, audited, [trial for trial in trials.drawn if trial.status == COMPLETED])
 
 
 def summarize_audit(search: SearchSpec, trials: Trials, events: Iterable[Event]) -> Audit | None:
     """Returns what an audit found; None where there was none."""
     if not trials.audits:
         return None
-    sample, budget = audit_sample(trials), trials.budget_tokens
+    sample, budget = AuditSample(trials), trials.budget_tokens
     compared, ordered = ranking(trials)
     best = ordered[0].mean_at(budget) if ordered and compared == budget else math.inf
     is_judged = bool(sample.audited) and math.isfinite(best)

@@ -14,11 +14,11 @@ from myllm.models.custom_model import described
 from myllm.system.files import write_text
 from tune.analysis.results import load
 from tune.config.spec import SearchSpec
-from tune.core.clock import search_seconds
-from tune.core.events import Event, Reported, SessionStarted
+from tune.core.clock import SearchClock
+from tune.core.events import Event, Reported
 from tune.core.trials import AUDIT, Trials
 from tune.reporting.figures.base import Figure, write_figures
-from tune.reporting.html_report import document, escaped, figure_section, payload
+from tune.reporting.html_report import document, escaped, figure_section
 from tune.reporting.summarize import summarize
 
 LONGEST_LABEL = 40  # characters of a run's path in a picture, the last ones: a legend must leave room for the curves
@@ -72,18 +72,9 @@ def cell_text(value: Any) -> str:
 
 
 def comparable(search: SearchSpec) -> str:
-    """Returns a key that two searches share if their losses in nats per token can be compared.
-
-    It holds the validation data, the tokenizer and the windows.
-    """
-    return repr(
-        (
-            search.data.fingerprint.get("val"),
-            search.data.tokenizer_sha256,
-            search.training.max_len,
-            search.training.eval_windows,
-        )
-    )
+    """Returns a key of validation data, tokenizer and windows; searches that share the key can be compared in nats."""
+    data, training = search.data, search.training
+    return repr((data.fingerprint.get("val"), data.tokenizer_sha256, training.max_len, training.eval_windows))
 
 
 def differing(search: SearchSpec, others: list[SearchSpec]) -> dict[str, Any]:
@@ -108,19 +99,16 @@ def best_so_far(runs: dict[str, tuple[SearchSpec, Trials, list[Event]]], metric:
     rows: list[dict[str, Any]] = []
     for name, (_, trials, events) in runs.items():
         row: dict[str, Any] = {}
-        tokens, seen, best, past, session = 0, Counter[str](), math.inf, 0.0, list[Event]()
+        tokens, seen, best, clock = 0, Counter[str](), math.inf, SearchClock()
         for event in events:
-            if isinstance(event, SessionStarted):
-                past, session = past + search_seconds(session), []
-            session.append(event if isinstance(event, SessionStarted) else Event(time=event.time))
+            clock.see(event)
             if not isinstance(event, Reported) or trials.by_id[event.trial_id].source == AUDIT:
                 continue
             tokens += max(0, event.tokens_seen - seen[event.trial_id])
             seen[event.trial_id] = event.tokens_seen
             loss = getattr(event, metric)
             is_better, best = loss < best, min(best, loss)
-            seconds = round(past + event.time - session[0].time, 1)
-            row = {"run": name, "tokens": tokens, "seconds": seconds, metric: best}
+            row = {"run": name, "tokens": tokens, "seconds": round(clock.search + clock.audit, 1), metric: best}
             rows += [row] if is_better else []
         if math.isfinite(best) and row != rows[-1]:
             rows.append(row)
@@ -169,14 +157,12 @@ def _label(name: str) -> str:
 
 def compared_page(table: pd.DataFrame, note: str, figure: Figure) -> str:
     """Returns the page: a table with a column a run, and the figure."""
-    cells = "".join(
-        f"<tr><th scope=row>{escaped(name)}</th>"
-        + "".join(f"<td class=words>{escaped(cell_text(v))}</td>" for v in table[name])
-        + "</tr>"
-        for name in table.columns
-    )
+    rows = ""
+    for name in table.columns:
+        cells = "".join(f"<td class=words>{escaped(cell_text(value))}</td>" for value in table[name])
+        rows += f"<tr><th scope=row>{escaped(name)}</th>{cells}</tr>"
     body = (
         f"<h1>Searches compared</h1><main><p>{escaped(note)}</p><div class=wide tabindex=0 role=region aria-label=runs>"
-        f"<table id=runs>{cells}</table></div>{figure_section(figure)}</main>"
+        f"<table id=runs>{rows}</table></div>{figure_section(figure)}</main>"
     )
-    return document("Searches compared", body, payload(table, [figure]))
+    return document("Searches compared", body, table, [figure])

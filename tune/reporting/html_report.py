@@ -2,21 +2,20 @@
 
 import html
 import json
-import math
 from collections.abc import Iterator
 from pathlib import Path
+from string import Template
 from typing import Any
 
 import pandas as pd
 
 from myllm.models.custom_model import described
 from tune.config.spec import SearchSpec
-from tune.reporting.figures.base import Figure, to_json
+from tune.reporting.figures.base import Figure, rounded
 from tune.reporting.summary import Summary
 from tune.reporting.summary_text import CONFIDENCE, compared, compiled_words, interval_words
 from tune.text.format import amount, format_value
 
-ASSETS = Path(__file__).resolve().parent / "assets"
 RELOAD_SECONDS = 5
 
 
@@ -25,23 +24,22 @@ def escaped(value: Any) -> str:
     return html.escape(f"{value:.4g}" if isinstance(value, float) else str(value))
 
 
-def inlined(value: Any) -> str:
-    """Returns JSON that may stand inside a script element."""
-    return json.dumps(value, separators=(",", ":")).replace("<", "\\u003c")
+def asset(name: str) -> str:
+    """Returns the text of a file in assets/."""
+    return (Path(__file__).resolve().parent / "assets" / name).read_text(encoding="utf-8")
 
 
-def document(title: str, body: str, data: str, head: str = "") -> str:
-    """Returns the HTML file: style, body, data, plotly and the page's own script; `head` is added to its head."""
+def document(title: str, body: str, table: pd.DataFrame, figures: list[Figure], head: str = "") -> str:
+    """Returns the HTML file; plotly checks the figures. `head` is added to the file's head."""
+    from plotly.graph_objects import Figure as Plot
     from plotly.offline import get_plotlyjs
 
-    css, script = ((ASSETS / f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escaped(title)}</title>'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">{head}'
-        f"<style>{css}</style></head>"
-        f'<body>{body}<script type="application/json" id="data">{data}</script>'
-        f"<script>{get_plotlyjs()}</script><script>{script}</script></body></html>\n"
-    )
+    rows = [[rounded(cell) if isinstance(cell, float) else cell for cell in row] for row in table.to_dict("split")["data"]]
+    plots = {figure.name: json.loads(Plot(figure.plot, skip_invalid=False).to_json()) for figure in figures}
+    data = json.dumps({"columns": list(table.columns), "rows": rows, "figures": plots}, separators=(",", ":"))
+    parts = {"title": escaped(title), "head": head, "style": asset("page.css"), "body": body, "plotly": get_plotlyjs()}
+    parts |= {"data": data.replace("<", "\\u003c"), "script": asset("page.js")}  # no "</script>" in the data
+    return Template(asset("page.html")).substitute(parts)
 
 
 def tile(name: str, value: str, more: str = "", first: bool = False) -> str:
@@ -83,61 +81,29 @@ def _facts(summary: Summary) -> Iterator[str]:
         yield tile("compiled, speed", f"{summary.compiled.gain:.2f} times", compiled_words(summary.compiled))
 
 
-def unbroken(command: str) -> str:
-    """Returns a command as HTML that wraps between its words, and not at their hyphens."""
-    return " ".join(f"<span>{escaped(word)}</span>" for word in command.split(" "))
-
-
 def next_steps(summary: Summary) -> str:
-    """Returns the section of commands to copy."""
-    rows = "".join(
-        f"<div class=command><span>{escaped(step.what)}</span><code tabindex=0>{unbroken(step.command)}</code>"
-        f'<button data-copy aria-label="copy the command: {escaped(step.what)}">copy</button></div>'
-        for step in summary.next
-    )
-    return f"<h2 id=next>What to do next</h2>{rows}"
+    """Returns the section of commands to copy; they wrap between their words, and not at hyphens."""
+    rows = "<h2 id=next>What to do next</h2>"
+    for step in summary.next:
+        words = " ".join(f"<span>{escaped(word)}</span>" for word in step.command.split(" "))
+        rows += f"<div class=command><span>{escaped(step.what)}</span><code tabindex=0>{words}</code>"
+        rows += f'<button data-copy aria-label="copy the command: {escaped(step.what)}">copy</button></div>'
+    return rows
 
 
 def figure_section(figure: Figure, more: str = "") -> str:
     """Returns the section of a figure: its description, the drawing, and buttons that save files."""
-    buttons = "".join(
-        f'<button data-save={kind} data-of={figure.name} aria-label="{escaped(figure.title)} as {kind.upper()}">'
-        f"{kind.upper()}</button> "
-        for kind in ("png", "csv")
-    )
+    name, title, says = figure.name, escaped(figure.title), escaped(figure.says)
     return (
-        f"<section><h2 id={figure.name}>{escaped(figure.title)}</h2><p class=soft>{escaped(figure.says)}</p>{more}"
-        f'<div class=plot id="plot-{figure.name}" role=img aria-label="{escaped(figure.says)}"></div>'
-        f"<div class=tools>{buttons}</div></section>"
+        f"<section><h2 id={name}>{title}</h2><p class=soft>{says}</p>{more}"
+        f'<div class=plot id="plot-{name}" role=img aria-label="{says}"></div>'
+        f'<div class=tools><button data-save=png data-of={name} aria-label="{title} as PNG">PNG</button> '
+        f'<button data-save=csv data-of={name} aria-label="{title} as CSV">CSV</button> </div></section>'
     )
 
 
-def trials_table(table: pd.DataFrame) -> str:
-    """Returns the section of the table of trials; the page's script fills in the rows."""
-    heads = "".join(f"<th scope=col><button>{escaped(name)}</button></th>" for name in table.columns)
-    return (
-        "<section><h2 id=all>All trials</h2><p class=soft>A click on a heading sorts. The filter takes words and "
-        "comparisons, as in <code>completed learning_rate&gt;0.001</code>.</p>"
-        '<div class=tools><input id=filter type=search placeholder="filter" aria-label="filter the trials">'
-        "<span id=count role=status></span><button id=clear>show all</button>"
-        "<button data-save=csv data-of=trials>CSV</button></div>"
-        f'<div class=wide tabindex=0 role=region aria-label="all trials"><table id=trials><thead><tr>{heads}</tr></thead>'
-        "<tbody></tbody></table></div><button id=more>more</button></section>"
-    )
-
-
-def edge_warning(summary: Summary) -> str:
-    """Returns the section of hyper-parameters at the end of their range; empty where there are none."""
-    rows = "".join(
-        f"<p>{escaped(edge.hyper_parameter)} of the best, {escaped(float(edge.value))}, lies where its range ends. "
-        f"Search next: <code>{escaped(edge.search_next)}</code></p>"
-        for edge in summary.edges
-    )
-    return f"<section><h2 id=edges>At the edge of a range</h2><div class=warning>{rows}</div></section>" if rows else ""
-
-
-def settings_section(search: SearchSpec) -> str:
-    """Returns the section of settings, versions and fingerprints."""
+def settings_rows(search: SearchSpec) -> str:
+    """Returns the rows of the table of settings, versions and fingerprints."""
     groups = {
         "asked for": {n: v for n, v in vars(search.options).items() if v not in (None, (), False)},
         "searched": search.range_texts,
@@ -147,14 +113,10 @@ def settings_section(search: SearchSpec) -> str:
         | {f"fingerprint of {split}": value for split, value in search.data.fingerprint.items()},
         "made with": search.origin,
     }
-    rows = "".join(
+    return "".join(
         f"<tr><td>{escaped(group)}</td><td>{escaped(name)}</td><td>{escaped(setting_text(value))}</td></tr>"
         for group, values in groups.items()
         for name, value in values.items()
-    )
-    return (
-        f"<section><h2 id=settings>Settings, versions, data</h2><details><summary>show</summary>"
-        f'<div class="wide settings"><table>{rows}</table></div></details></section>'
     )
 
 
@@ -165,46 +127,24 @@ def setting_text(value: Any) -> Any:
     return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
 
 
-def rows_of(table: pd.DataFrame) -> list[list[Any]]:
-    """Returns the table's rows in JSON's types: floats with five significant digits, None for one that is not finite."""
-
-    def cell(value: Any) -> Any:
-        value = value.item() if hasattr(value, "item") else value
-        if not isinstance(value, float):
-            return value
-        return float(f"{value:.5g}") if math.isfinite(value) else None
-
-    columns = [[cell(value) for value in table[name].tolist()] for name in table.columns]
-    return [list(row) for row in zip(*columns, strict=True)]
-
-
 def page(
-    search: SearchSpec,
-    summary: Summary,
-    figures: list[Figure],
-    table: pd.DataFrame,
-    notes: dict[str, str],
-    more: str | None = None,
+    search: SearchSpec, summary: Summary, figures: list[Figure], table: pd.DataFrame, notes: dict[str, str], more: str = ""
 ) -> str:
     """Returns the page of one search; `notes` are sentences below a figure's description, by its name.
 
     `more` is a sentence about what the page lacks so far. With `more` the page loads itself again every RELOAD_SECONDS.
     """
     said = {name: f"<p class=soft>{escaped(words)}</p>" for name, words in notes.items()}
-    sections = [figure_section(figure, said.pop(figure.name, "")) for figure in figures]
-    missing = "".join(said.values())
+    sections = [figure_section(figure, said.pop(figure.name, "")) for figure in figures] + list(said.values())
     title = f"Search {summary.name}: space {summary.space}, preset {summary.preset}, {summary.data} data"
-    body = (
-        f'<a class=skip href="#answer">to the answer</a><h1>{escaped(title)}</h1><main>'
-        f"{answer(summary)}{next_steps(summary)}{''.join(sections)}{missing}{trials_table(table)}{edge_warning(summary)}{settings_section(search)}</main>"
-    )
-    if more is None:
-        return document(title, body, payload(table, figures))
-    body = body.replace("<main>", f"<p class=soft role=status>{escaped(more)}</p><main>", 1)
-    return document(title, body, payload(table, figures), f'<meta http-equiv="refresh" content="{RELOAD_SECONDS}">')
-
-
-def payload(table: pd.DataFrame, figures: list[Figure]) -> str:
-    """Returns the table and the figures as JSON, for the page's script."""
-    plots = ",".join(f'"{figure.name}":{to_json(figure.plot)}' for figure in figures)
-    return f'{{"columns":{inlined(list(table.columns))},"rows":{inlined(rows_of(table))},"figures":{{{plots}}}}}'
+    parts = {
+        "title": escaped(title),
+        "status": f"<p class=soft role=status>{escaped(more)}</p>" if more else "",
+        "answer": answer(summary),
+        "steps": next_steps(summary),
+        "sections": "".join(sections),
+        "heads": "".join(f"<th scope=col><button>{escaped(name)}</button></th>" for name in table.columns),
+        "settings": settings_rows(search),
+    }
+    head = f'<meta http-equiv="refresh" content="{RELOAD_SECONDS}">' if more else ""
+    return document(title, Template(asset("search.html")).substitute(parts), table, figures, head)

@@ -5,14 +5,15 @@ import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
 
 from myllm.datasets.data_paths import is_builtin
 from myllm.models.custom_model import CustomModelConfig
 from myllm.system.files import disk_use
-from tune.analysis.axes import axes_of
+from tune.analysis.axes import Edge, axes_of, edges
 from tune.analysis.posterior import LEVEL
-from tune.analysis.range_edges import edges
 from tune.analysis.results import leaderboard, posterior_summary
 from tune.analysis.stopping_audit import summarize_audit
 from tune.config.overrides import FLAGS, merge
@@ -26,7 +27,6 @@ from tune.reporting.summary import (
     Confidence,
     Cost,
     CustomModel,
-    Edge,
     Gain,
     NextStep,
     Standing,
@@ -34,9 +34,6 @@ from tune.reporting.summary import (
     TrialCounts,
 )
 from tune.text.commands import command
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 TRUSTED = 0.9  # probability of being the best from which on a configuration is called the best
 ALIKE = 0.002  # share of the loss below which the regret of a choice does not matter
@@ -53,14 +50,13 @@ def summarize(run_dir: Path, search: SearchSpec, trials: Trials, events: list[Ev
         trial_id = table.index[0]
         share = float(table["tokens_seen"].iloc[0] / search.budget_tokens)
         best = Best(**_standing(trial_id, trials, table, posterior), share_of_budget=share, compared_with=len(posterior))
-        found_edges = tuple(
-            Edge(edge.axis.name, edge.value, edge.end, edge.flag)
-            for edge in edges(axes_of(search), trials.by_id[trial_id].config)
-        )
+        found_edges = tuple(edges(axes_of(search), trials.by_id[trial_id].config))
     if trials.baseline_id in table.index:
         baseline = Standing(**_standing(trials.baseline_id, trials, table, posterior))
     gain = _gain(table, posterior, trials.baseline_id)
     confidence, verdict = judge(best, baseline, gain, found_edges)
+    statuses = Counter("interrupted" if trial.status == RUNNING else trial.status for trial in trials.drawn)
+    planned = trials.num_samples if trials.num_samples < UNLIMITED_TRIALS else None
     return Summary(
         format=2,
         name=options.name or run_dir.name,
@@ -75,7 +71,7 @@ def summarize(run_dir: Path, search: SearchSpec, trials: Trials, events: list[Ev
         model=CustomModel(options.model or "", model.sha256) if isinstance(model, CustomModelConfig) else None,
         moved=search.clipped_baseline,
         budget_tokens=search.budget_tokens,
-        trials=_trial_counts(trials),
+        trials=TrialCounts(len(trials.drawn), planned, trials.replicates, dict(sorted(statuses.items()))),
         cost=Cost(
             seconds=search_seconds(events),
             tokens=trials.tokens,
@@ -92,24 +88,18 @@ def summarize(run_dir: Path, search: SearchSpec, trials: Trials, events: list[Ev
         edges=found_edges,
         confidence=confidence,
         verdict=verdict,
-        next=tuple(next_steps(run_dir, search, trials, best, found_edges, confidence)),
+        next=tuple(next_steps(run_dir, search, best, found_edges, confidence)),
     )
 
 
-def _trial_counts(trials: Trials) -> TrialCounts:
-    statuses = Counter("interrupted" if trial.status == RUNNING else trial.status for trial in trials.drawn)
-    planned = trials.num_samples if trials.num_samples < UNLIMITED_TRIALS else None
-    return TrialCounts(len(trials.drawn), planned, trials.replicates, dict(sorted(statuses.items())))
-
-
-def _standing(trial_id: str, trials: Trials, table: "pd.DataFrame", posterior: "pd.DataFrame") -> dict[str, Any]:
+def _standing(trial_id: str, trials: Trials, table: pd.DataFrame, posterior: pd.DataFrame) -> dict[str, Any]:
     """Returns the fields of a trial's Standing; null where a number is not finite or not known."""
     known = posterior.reindex([trial_id])[["low", "high", "probability_best", "regret"]].iloc[0]
     row = table.loc[trial_id].drop("losses").to_dict() | known.to_dict()
     return {"trial_id": trial_id, "config": trials.by_id[trial_id].config} | {k: finite(v) for k, v in row.items()}
 
 
-def _gain(table: "pd.DataFrame", posterior: "pd.DataFrame", baseline_id: str) -> Gain | None:
+def _gain(table: pd.DataFrame, posterior: pd.DataFrame, baseline_id: str) -> Gain | None:
     """Returns the gain of the best over the baseline; None where the baseline is the best or did not come as far."""
     if baseline_id not in table.index[1:]:
         return None
@@ -144,9 +134,8 @@ def judge(
     share = best.share_of_budget
     guess = f"A first guess: no two trials came to the end, they are compared at {share:.3g} of the budget."
     if baseline and best.trial_id == baseline.trial_id:
-        return (
-            ("no", guess) if share < 1 else ("partly", "No trial was better than the baseline: keep it, or search longer.")
-        )
+        none_better = "No trial was better than the baseline: keep it, or search longer."
+        return ("no", guess) if share < 1 else ("partly", none_better)
     if best.low is None:
         return "no", "Nothing was seen on two seeds yet, so luck and merit can't be told apart."
     if share < 1:
@@ -171,17 +160,12 @@ def judge(
 
 
 def next_steps(
-    run_dir: Path,
-    search: SearchSpec,
-    trials: Trials,
-    best: Best | None,
-    found_edges: Sequence[Edge],
-    confidence: Confidence,
+    run_dir: Path, search: SearchSpec, best: Best | None, found_edges: Sequence[Edge], confidence: Confidence
 ) -> list[NextStep]:
     """Returns the commands that continue, for the working folder; the one that the answer calls for comes first."""
     options = search.options
-    is_planned = trials.num_samples < UNLIMITED_TRIALS
-    more = ["--num_samples", str(2 * trials.num_samples)] if is_planned else []
+    is_planned = options.trials < UNLIMITED_TRIALS
+    more = ["--num_samples", str(2 * options.trials)] if is_planned else []
     if options.time_budget:  # half of four times the budget explores: new trials have some of it
         more += ["--time_budget", f"{(4 if is_planned else 2) * options.time_budget:g}"]
     always = [

@@ -1,15 +1,16 @@
-"""The summary of a search as text for a terminal."""
+"""The summary of a search, and of its audit, in words."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from tune.analysis.posterior import LEVEL
-from tune.reporting.audit_text import audit_lines
+from tune.analysis.stopping_audit import FEWEST, Audit, RungQuality
 from tune.reporting.summary import Best, Compiled, Gain, Standing, Summary
-from tune.text.format import amount, format_settings
+from tune.text.format import amount, format_settings, share_text
 
 CONFIDENCE = {"yes": "Yes.", "partly": "Partly.", "no": "No."}
 """the answers to: can I rely on it?"""
+RELIABLE = 0.9  # probability of keeping the best from which on a rung counts as reliable
 
 
 def summary_text(summary: Summary) -> str:
@@ -17,14 +18,11 @@ def summary_text(summary: Summary) -> str:
     lines = [*_searched(summary), *_found(summary), *_remarks(summary)]
     width = max(len(step.what) for step in summary.next)
     steps = [f"    {step.what:{width}}  {step.command}" for step in summary.next]
-    return "\n".join(["", _title(summary), *(f"  {label:<10}  {text}" for label, text in lines), "  next", *steps])
-
-
-def _title(summary: Summary) -> str:
-    return (
+    title = (
         f"Search {summary.name}: space {summary.space}, preset {summary.preset}, scheduler {summary.scheduler}, "
         f"seed {summary.seed}, {summary.data} data, tokenizer {summary.tokenizer}"
     )
+    return "\n".join(["", title, *(f"  {label:<10}  {text}" for label, text in lines), "  next", *steps])
 
 
 def _searched(summary: Summary) -> Iterator[tuple[str, str]]:
@@ -60,7 +58,9 @@ def _found(summary: Summary) -> Iterator[tuple[str, str]]:
             yield "", f"nearest to the {'model' if summary.model else 'preset'}'s {values}, outside of the ranges"
         yield "", _loss(baseline)
     if best and summary.gain:
-        yield "gain", _gain(summary.gain)
+        mean = summary.gain.mean
+        size = "more than can be said" if mean is None else f"{mean:.4f} nats/token"
+        yield "gain", f"{size} over the baseline{_interval(summary.gain)}"
         likely = f"the best {compared(best)} with probability {best.probability_best:.2f}" if best.probability_best else ""
         yield "", likely or "on one seed: flattered by selection"
     yield "confidence", f"{CONFIDENCE[summary.confidence]} {summary.verdict}"
@@ -102,14 +102,66 @@ def _loss(standing: Standing) -> str:
     return f"val_loss {loss:.4f} nats/token{_interval(standing)}  val_bpb {bits:.4f} bits/byte  ({seeds})"
 
 
-def _gain(gain: Gain) -> str:
-    size = "more than can be said" if gain.mean is None else f"{gain.mean:.4f} nats/token"
-    return f"{size} over the baseline{_interval(gain)}"
-
-
 def compiled_words(compiled: Compiled) -> str:
     """Returns how long compiling took, in how many processes, and the speed before and after."""
     seconds = sorted(compiled.seconds)
     took = f"{seconds[0]:.0f} to {seconds[-1]:.0f} s in each of {len(seconds)} processes"
     took = f"{seconds[0]:.0f} s in one process" if len(seconds) == 1 else took
     return f"in {took}; {compiled.before:,.0f} -> {compiled.after:,.0f} tokens/s, {compiled.gain:.2f} times"
+
+
+def audit_lines(audit: Audit) -> Iterator[str]:
+    """Yields the audit as lines of text."""
+    yield (
+        f"{audit.ended} of the {audit.left_behind} left behind, drawn by lot, went on to the end: "
+        f"{audit.seconds:,.0f} s, {amount(audit.tokens)} tokens; it decided nothing"
+    )
+    best, worst, cost = audit.below_best, audit.below_worst, audit.cost
+    if best and worst and cost:
+        yield (
+            f"{best.count} of them ended below the best: of all left behind {best.low:.0%} to {best.high:.0%} "
+            f"would have ({LEVEL:.0%}); "
+            f"{worst.count} below the worst that was finished: {worst.low:.0%} to {worst.high:.0%}"
+        )
+        high = f"to {cost.high:.4f}" if cost.high is not None else "or more"
+        said = f"had all gone on, the lowest had ended {cost.low:.4f} {high} nats/token below the best"
+        if cost.high == 0:
+            said = "by their losses where they were left, none had ended below the best"
+        yield f"{said} ({LEVEL:.0%}; luck included)"
+    elif audit.ended:
+        yield "no two trials of the search itself came to the end: nothing to compare them with"
+    if audit.better:
+        trial = audit.better[0]
+        yield (
+            f"trial {trial.trial_id} ended at {trial.val_loss:.4f}, below the best, on one seed: an audit names no best; "
+            "its settings are in trials.csv"
+        )
+    if audit.rungs:
+        each = (f"{share_text(r.share, 1)} {r.correlation:.2f} ({r.low:.2f} to {r.high:.2f})" for r in audit.rungs)
+        yield f"rank correlation with the end at {', '.join(each)}"
+    elif audit.ended:
+        yield (
+            f"too few were audited to say how rungs ranked: {FEWEST} at least, "
+            "search.py --resume with a larger --audit_fraction"
+        )
+    if judged := rung_verdict(audit.rungs):
+        yield judged
+
+
+def rung_verdict(rungs: Sequence[RungQuality]) -> str:
+    """Says how well the search's rungs ranked, and which rung would have been better; empty for a search without rungs."""
+    own = [(rung.kept[str(rung.one_in)], rung, rung.one_in) for rung in rungs if rung.one_in]
+    if not own:
+        return ""
+    probability, weakest, one_in = min(own, key=lambda row: row[0])
+    if probability >= RELIABLE:
+        return f"The rungs ranked well: each kept what ends best with probability {probability:.2f} or more."
+    where = share_text(weakest.share, 1)
+    said = f"The rung at {where}, one in {one_in}, keeps what ends best with probability {probability:.2f}"
+    for rung in rungs:
+        if rung.share > weakest.share and (kept := rung.kept[str(one_in)]) >= RELIABLE:
+            return f"{said}; one at {share_text(rung.share, 1)} instead would have with {kept:.2f}."
+    softer = [factor for factor in map(int, weakest.kept) if factor < one_in and weakest.kept[str(factor)] >= RELIABLE]
+    if softer:
+        return f"{said}; one in {max(softer)} there with {weakest.kept[str(max(softer))]:.2f}."
+    return f"{said}; none of those looked at would have with {RELIABLE:.2f}."

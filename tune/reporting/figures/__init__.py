@@ -4,28 +4,22 @@ import pandas as pd
 
 from tune.analysis.axes import axes_of
 from tune.analysis.response_surface import ResponseSurface
-from tune.analysis.results import leaderboard
-from tune.analysis.stopping_audit import Audit
 from tune.config.spec import SearchSpec
 from tune.core.trials import Trials
-from tune.reporting.figures.audit import audit_figure
 from tune.reporting.figures.base import Figure
 from tune.reporting.figures.surface import importance, landscape, parameters
-from tune.reporting.figures.trials import budget, curves, parallel
+from tune.reporting.figures.trials import audit_figure, budget, curves, parallel
+from tune.reporting.summary import Summary
 
 
 def figures(
-    search: SearchSpec,
-    trials: Trials,
-    history: pd.DataFrame,
-    surface: ResponseSurface | None,
-    audit: Audit | None = None,
+    search: SearchSpec, trials: Trials, history: pd.DataFrame, surface: ResponseSurface | None, summary: Summary
 ) -> list[Figure]:
-    """All figures for which there is something to show, in the order in which a page shows them."""
+    """Returns all figures for which there is something to show, in the order in which a page shows them."""
     if history.empty:
         return []
     axes = axes_of(search)
-    best = next(iter(leaderboard(trials).index), "")
+    best = summary.best.trial_id if summary.best else ""
     shown = [curves(search, trials, history, best), parameters(search, trials, axes, surface, best)]
     both = {axis.name: axis for axis in axes if axis.name in ("learning_rate", "batch_size")}
     if surface and len(both) == 2:
@@ -34,4 +28,4 @@ def figures(
     if surface and len(axes) > 1:  # one alone is all that matters
         shown.append(importance(surface))
     shown.append(budget(search, trials))
-    return [*shown, audit_figure(audit.rungs)] if audit and audit.rungs else shown
+    return [*shown, audit_figure(summary.audit.rungs)] if summary.audit and summary.audit.rungs else shown

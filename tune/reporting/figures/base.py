@@ -1,6 +1,5 @@
 """The Figure type, and the colours, scales and files that all figures share."""
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -57,17 +56,12 @@ def rounded(value: float) -> float | None:
     return float(f"{value:.5g}") if math.isfinite(value) else None
 
 
-def axis_key(letter: str, number: int) -> str:
-    """Returns the key of an axis in plotly's layout, counted from 1: xaxis, xaxis2, xaxis3."""
-    return f"{letter}axis" if number == 1 else f"{letter}axis{number}"
-
-
 def ticks(axis: Axis, most: int) -> dict[float, str]:
     """Returns value -> label of an axis' ticks: a list's values, or 2 to about `most` round numbers of a logarithmic range.
 
     Empty for a linear range and for words: the plotting library places these ticks.
     """
-    if axis.numbers is not None:
+    if axis.numbers:
         return dict(zip(axis.numbers, axis.values, strict=True))
     if axis.values or not axis.is_log:
         return {}
@@ -88,9 +82,9 @@ def plotly_axis(axis: Axis, most: int) -> dict[str, Any]:
     """Returns plotly's axis of a hyper-parameter, on the scale that it is drawn from."""
     if axis.is_category:
         return {"type": "category"}
+    kind = {"type": "log" if axis.is_log else "linear"}
     marks = ticks(axis, most)
-    marked = {"tickvals": list(marks), "ticktext": list(marks.values())} if marks else {}
-    return {"type": "log" if axis.is_log else "linear", **marked}
+    return kind | ({"tickvals": list(marks), "ticktext": list(marks.values())} if marks else {})
 
 
 def scale_axis(panel: Any, letter: str, axis: Axis, most: int) -> None:
@@ -101,15 +95,6 @@ def scale_axis(panel: Any, letter: str, axis: Axis, most: int) -> None:
     if marks := ticks(axis, most):
         panel.set(**{f"{letter}ticks": list(marks), f"{letter}ticklabels": list(marks.values())})
         getattr(panel, f"{letter}axis").minorticks_off()
-
-
-def to_json(plot: dict[str, Any]) -> str:
-    """Returns a plotly figure as JSON that is checked by plotly, and safe inside a script element."""
-    from plotly.graph_objects import Figure as Plot
-
-    checked = Plot(plot, skip_invalid=False)
-    text = json.dumps(json.loads(checked.to_json()), separators=(",", ":"))
-    return text.replace("</", "<\\/").replace("<!--", "<\\!--")
 
 
 def write_figures(folder: Path, figures: list[Figure]) -> None:

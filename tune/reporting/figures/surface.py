@@ -1,8 +1,7 @@
 """Figures of the loss over the hyper-parameters: along each, over two, and what matters."""
 
+import itertools
 import math
-from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,12 +18,14 @@ from tune.reporting.figures.base import (
     MOST_POINTS,
     NATS,
     Figure,
-    axis_key,
     outcome,
     plotly_axis,
     rounded,
     scale_axis,
 )
+
+Band = tuple[list[Any], Floats]
+"""(m values of a hyper-parameter, (3, m) expected loss there and both ends of its interval, nats per token)"""
 
 
 def known_losses(search: SearchSpec, trials: Trials, best: str) -> pd.DataFrame:
@@ -41,47 +42,52 @@ def known_losses(search: SearchSpec, trials: Trials, best: str) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns).sort_values("end_loss", ignore_index=True)
 
 
-@dataclass(frozen=True)
-class _Panels:
-    """The table of the figure of all hyper-parameters: a panel each."""
-
-    axes: list[Axis]
-    trials: pd.DataFrame
-    """a row a configuration, see known_losses"""
-    bands: list[tuple[list[Any], Floats]]
-    """of each axis: (25 values, (3, 25) expected loss there and both ends of its interval); empty without a surface"""
-    limits: tuple[float, float]
-    """nats per token, ends of the loss axis"""
-    columns: int
-
-    @property
-    def rows(self) -> int:
-        return math.ceil(len(self.axes) / self.columns)
-
-    def values(self, trials: pd.DataFrame, axis: Axis) -> pd.Series:
-        """Returns the hyper-parameter of each of the `trials`, as it is drawn."""
-        return trials[axis.name].astype(str) if axis.is_category else trials[axis.name]
-
-
 def parameters(search: SearchSpec, trials: Trials, axes: list[Axis], surface: ResponseSurface | None, best: str) -> Figure:
     """Draws the loss at the end against each hyper-parameter, with the surface through the best configuration."""
     table = known_losses(search, trials, best)
-    part = table.head(MOST_POINTS)
+    part = table.head(MOST_POINTS).astype({axis.name: str for axis in axes if axis.is_category})
     low, high = (float(part["end_loss"].min()), float(part["end_loss"].quantile(0.9))) if len(part) else (0.0, 1.0)
     margin = 0.05 * (high - low) or 0.05
+    limits = (low - margin, high + margin)
     bands = _bands(axes, surface, trials.by_id[best].config) if surface and best else []
-    panels = _Panels(axes, part, bands, (low - margin, high + margin), min(len(axes), 4))
+    columns = min(len(axes), 4)
+    rows = math.ceil(len(axes) / columns)
+    grid = {"rows": rows, "columns": columns, "pattern": "independent"}
+    layout: dict[str, Any] = {"grid": grid, "height": 340 * rows}
+    for number, axis in enumerate(axes, 1):
+        layout[f"xaxis{number}"] = {"title": {"text": axis.name}} | plotly_axis(axis, 3)
+        title = {"title": {"text": f"loss at the end, {NATS}"}} if (number - 1) % columns == 0 else {}
+        layout[f"yaxis{number}"] = {"range": list(limits)} | title
+
+    def draw(figure: Any) -> None:
+        figure.set_size_inches(3.2 * columns, 3 * rows)
+        colours = [COLOURS[word] for word in part["outcome"]]
+        faces = [c if measured else "none" for c, measured in zip(colours, part["measured"], strict=True)]
+        boxes = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
+        for box, axis, band in itertools.zip_longest(boxes[: len(axes)], axes, bands):
+            if band:
+                values, (middle, low, high) = band
+                box.fill_between(values, low, high, color="0.85")
+                box.plot(values, middle, color="0.5", linewidth=1)
+            box.scatter(part[axis.name], part["end_loss"], edgecolors=colours, s=18).set_facecolors(faces)
+            box.set(xlabel=axis.name, ylim=limits)
+            scale_axis(box, "x", axis, 3)
+        for word in dict.fromkeys(part["outcome"]):
+            boxes[0].scatter([], [], color=COLOURS[word], s=18, label=word)
+        if len(part):
+            figure.legend(loc="outside lower center", ncols=len(COLOURS))
+        boxes[0].set_ylabel(f"loss at the end ({NATS})")
+
     says = (
         "Loss at the end against each hyper-parameter. Filled: trained to the end; open: expected from where it was left. "
         "The band is where the loss of the best configuration would lie if this one were changed alone (90%)."
     )
-    plot = {"data": _traces(panels), "layout": _layout(panels)}
-    title = "Loss against each hyper-parameter"
-    return Figure("parameters", title, says, table, plot, partial(_draw_panels, panels))
+    plot = {"data": _traces(axes, part, bands), "layout": layout}
+    return Figure("parameters", "Loss against each hyper-parameter", says, table, plot, draw)
 
 
-def _bands(axes: list[Axis], surface: ResponseSurface, config: dict[str, Any]) -> list[tuple[list[Any], Floats]]:
-    """Returns, for each axis, 25 values along it and the surface there, the others as in `config`."""
+def _bands(axes: list[Axis], surface: ResponseSurface, config: dict[str, Any]) -> list[Band]:
+    """Returns a band for each axis, the other hyper-parameters as in `config`."""
     places = np.linspace(0, 1, 25)
     center = [axis.place(config[axis.name]) for axis in axes]
     found = []
@@ -95,64 +101,26 @@ def _bands(axes: list[Axis], surface: ResponseSurface, config: dict[str, Any]) -
     return found
 
 
-def _traces(panels: _Panels) -> list[dict[str, Any]]:
+def _traces(axes: list[Axis], part: pd.DataFrame, bands: list[Band]) -> list[dict[str, Any]]:
     """Returns plotly's traces: the bands, then the trials of each outcome."""
     traces: list[dict[str, Any]] = []
-    for number, axis in enumerate(panels.axes, 1):
+    for number, axis in enumerate(axes, 1):
         on = {"type": "scatter", "xaxis": f"x{number}", "yaxis": f"y{number}"}
-        if panels.bands:
-            values, (middle, low, high) = panels.bands[number - 1]
+        if bands:
+            values, (middle, low, high) = bands[number - 1]
             soft: dict[str, Any] = on | {"mode": "lines", "hoverinfo": "skip", "showlegend": False, "x": values}
             fill = {"fill": "tonexty", "fillcolor": "#8c959f40"}
             traces.append(soft | {"y": low.round(5).tolist(), "line": {"width": 0}})
             traces.append(soft | {"y": high.round(5).tolist(), "line": {"width": 0}} | fill)
             traces.append(soft | {"y": middle.round(5).tolist(), "line": {"width": 1.5, "color": COLOURS["paused"]}})
-        for word, rows in panels.trials.groupby("outcome"):
+        for word, rows in part.groupby("outcome"):
             hover = f"trial %{{text}}, {word}<br>{axis.name} %{{x:.4g}}: %{{y:.4f}}<extra></extra>"
             marker: dict[str, Any] = {"color": COLOURS[word], "size": 11 if word in ("best", "baseline") else 7}
             marker["symbol"] = ["circle" if measured else "circle-open" for measured in rows["measured"]]
-            names: dict[str, Any] = {"name": word, "legendgroup": word, "showlegend": number == 1}
-            points: dict[str, Any] = {
-                "x": panels.values(rows, axis).tolist(),
-                "y": [rounded(loss) for loss in rows["end_loss"]],
-            }
-            points |= {"text": rows["trial_id"].tolist(), "hovertemplate": hover, "marker": marker}
-            traces.append(on | {"mode": "markers"} | names | points)
+            points = {"x": rows[axis.name].tolist(), "y": [rounded(loss) for loss in rows["end_loss"]]}
+            names = {"name": word, "legendgroup": word, "showlegend": number == 1, "text": rows["trial_id"].tolist()}
+            traces.append(on | {"mode": "markers"} | names | points | {"hovertemplate": hover, "marker": marker})
     return traces
-
-
-def _layout(panels: _Panels) -> dict[str, Any]:
-    """Returns plotly's layout: the panels side by side, with one title of the loss a row."""
-    grid = {"rows": panels.rows, "columns": panels.columns, "pattern": "independent"}
-    layout: dict[str, Any] = {"grid": grid, "height": 340 * panels.rows}
-    for number, axis in enumerate(panels.axes, 1):
-        is_first = (number - 1) % panels.columns == 0
-        layout[axis_key("x", number)] = {"title": {"text": axis.name}} | plotly_axis(axis, 3)
-        title = {"title": {"text": f"loss at the end, {NATS}"}} if is_first else {}
-        layout[axis_key("y", number)] = {"range": list(panels.limits)} | title
-    return layout
-
-
-def _draw_panels(panels: _Panels, figure: Any) -> None:
-    """Draws the same with matplotlib."""
-    figure.set_size_inches(3.2 * panels.columns, 3 * panels.rows)
-    part = panels.trials
-    colours = [COLOURS[word] for word in part["outcome"]]
-    boxes = figure.subplots(panels.rows, panels.columns, sharey=True, squeeze=False).ravel()
-    for number, (box, axis) in enumerate(zip(boxes, panels.axes, strict=False)):
-        if panels.bands:
-            values, (middle, low, high) = panels.bands[number]
-            box.fill_between(values, low, high, color="0.85")
-            box.plot(values, middle, color="0.5", linewidth=1)
-        points = box.scatter(panels.values(part, axis), part["end_loss"], edgecolors=colours, s=18)
-        points.set_facecolors([c if measured else "none" for c, measured in zip(colours, part["measured"], strict=True)])
-        box.set(xlabel=axis.name, ylim=panels.limits)
-        scale_axis(box, "x", axis, 3)
-    for word in dict.fromkeys(part["outcome"]):
-        boxes[0].scatter([], [], color=COLOURS[word], s=18, label=word)
-    if len(part):
-        figure.legend(loc="outside lower center", ncols=len(COLOURS))
-    boxes[0].set_ylabel(f"loss at the end ({NATS})")
 
 
 def landscape(trials: Trials, surface: ResponseSurface, rate: Axis, batch: Axis, best: str) -> Figure:
@@ -175,6 +143,13 @@ def landscape(trials: Trials, surface: ResponseSurface, rate: Axis, batch: Axis,
         "yaxis": {"title": {"text": "batch_size, windows"}} | plotly_axis(batch, 7) | within(batch, batches),
     }
     tried = _tried(trials, best)
+    size = [15 if is_named else 8 for is_named in tried["is_named"]]
+    symbol = ["star" if is_best else "circle" for is_best in tried["is_best"]]
+    marker = {"color": tried["colour"].tolist(), "opacity": 1, "size": size, "symbol": symbol}
+    dots: dict[str, Any] = {"type": "scatter", "mode": "markers", "showlegend": False, "cliponaxis": False}
+    dots |= {"x": tried["learning_rate"].tolist(), "y": tried["batch_size"].tolist(), "text": tried["text"].tolist()}
+    dots |= {"hovertemplate": "%{text}<br>learning_rate %{x:.4g}, batch_size %{y}<extra></extra>"}
+    dots |= {"marker": marker | {"line": {"color": "white", "width": 1.5}}}
 
     def draw(figure: Any) -> None:
         axis = figure.subplots()
@@ -190,37 +165,20 @@ def landscape(trials: Trials, surface: ResponseSurface, rate: Axis, batch: Axis,
         scale_axis(axis, "y", batch, 7)
 
     says = "Expected loss over learning rate and batch size, the others as in the best (the star). Dots are trials."
-    plot = {"data": [heat, _dots(tried)], "layout": layout}
+    plot = {"data": [heat, dots], "layout": layout}
     return Figure("landscape", "Learning rate and batch size", says, table, plot, draw)
 
 
 def _tried(trials: Trials, best: str) -> pd.DataFrame:
     """Returns a row for each configuration that has reported, the best one last: it is drawn on top."""
-    rows = []
-    for number, trial in enumerate(trial for trial in trials.drawn if trial.losses):
-        is_named = trial.trial_id in (best, trials.baseline_id)
-        if number < MOST_POINTS or is_named:
-            word = outcome(trials, trial, best)
-            where = (trial.config["learning_rate"], trial.config["batch_size"])
-            rows.append((*where, f"trial {trial.trial_id}, {word}", COLOURS[word], is_named, trial.trial_id == best))
-    columns = ["learning_rate", "batch_size", "text", "colour", "is_named", "is_best"]
-    return pd.DataFrame(rows, columns=columns).sort_values("is_best", kind="stable")
-
-
-def _dots(tried: pd.DataFrame) -> dict[str, Any]:
-    """Returns plotly's trace of the trials in the landscape."""
-    marker: dict[str, Any] = {"color": tried["colour"].tolist(), "opacity": 1, "line": {"color": "white", "width": 1.5}}
-    marker |= {"size": [15 if is_named else 8 for is_named in tried["is_named"]]}
-    marker |= {"symbol": ["star" if is_best else "circle" for is_best in tried["is_best"]]}
-    dots: dict[str, Any] = {
-        "type": "scatter",
-        "mode": "markers",
-        "showlegend": False,
-        "cliponaxis": False,
-        "marker": marker,
-    }
-    dots |= {"x": tried["learning_rate"].tolist(), "y": tried["batch_size"].tolist(), "text": tried["text"].tolist()}
-    return dots | {"hovertemplate": "%{text}<br>learning_rate %{x:.4g}, batch_size %{y}<extra></extra>"}
+    reported = [trial for trial in trials.drawn if trial.losses]
+    shown = [t for n, t in enumerate(reported) if n < MOST_POINTS or t.trial_id in (best, trials.baseline_id)]
+    table = pd.DataFrame([trial.config for trial in shown], columns=["learning_rate", "batch_size"])
+    words = [outcome(trials, trial, best) for trial in shown]
+    table["text"] = [f"trial {trial.trial_id}, {word}" for trial, word in zip(shown, words, strict=True)]
+    table["colour"] = [COLOURS[word] for word in words]
+    table["is_named"], table["is_best"] = [[word in kinds for word in words] for kinds in (("best", "baseline"), ("best",))]
+    return table.sort_values("is_best", kind="stable")
 
 
 def within(axis: Axis, values: list[float]) -> dict[str, Any]:

@@ -1,19 +1,23 @@
-"""Figures of the trials: loss curves, all hyper-parameters at once, tokens spent."""
+"""Figures of the trials: loss curves, all hyper-parameters at once, tokens spent, and what an audit found."""
 
 import itertools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from tune.analysis.axes import Axis
+from tune.analysis.stopping_audit import RungQuality
 from tune.config.spec import SearchSpec
 from tune.core.trials import AUDIT, REPLICATE, SAMPLED, SUGGESTED, Trials
 from tune.reporting.figures.base import COLOURS, MOST_POINTS, NATS, Figure, outcome, rounded, ticks
 from tune.text.format import share_text
 
 MOST_CURVES = 300  # trials drawn: more hide each other
+KEPT = {"2": "#2da44e", "4": "#d9730d", "8": "#a371b5"}
+"""factor: one in `factor` trials goes on -> colour"""
 
 
 def curves(search: SearchSpec, trials: Trials, history: pd.DataFrame, best: str) -> Figure:
@@ -26,8 +30,8 @@ def curves(search: SearchSpec, trials: Trials, history: pd.DataFrame, best: str)
     table = history[["trial_id", "tokens_seen", "val_loss"]].copy()
     table["outcome"] = table["trial_id"].map(outcomes)
     lines = dict(list(table[table["trial_id"].isin(shown)].groupby("trial_id")))
-    by_outcome = {word: [lines[t] for t in shown if outcomes[t] == word and t in lines] for word in reversed(COLOURS)}
-    groups = {word: found for word, found in by_outcome.items() if found}
+    groups = {word: [lines[t] for t in shown if outcomes[t] == word and t in lines] for word in reversed(COLOURS)}
+    groups = {word: found for word, found in groups.items() if found}
     rungs = {tokens: share_text(tokens, search.budget_tokens) for tokens in search.scheduler().rung_tokens}
     finite = table["val_loss"][np.isfinite(table["val_loss"].astype(float))]
     limits = (float(finite.min()) * 0.98, float(finite.quantile(0.98)) * 1.02) if len(finite) else (0.0, 1.0)
@@ -64,26 +68,19 @@ def curves(search: SearchSpec, trials: Trials, history: pd.DataFrame, best: str)
 
 def _curve(word: str, trials_of_word: list[pd.DataFrame]) -> dict[str, Any]:
     """Returns plotly's trace of all trials of an outcome: lines with gaps between them, a dot at the end of each."""
-    x: list[int | None] = []
-    y: list[float | None] = []
-    names: list[str] = []
-    dots: list[int] = []
+    points: list[tuple[int | None, float | None, str, int]] = []  # tokens, loss, trial_id, size of the dot
     for rows in trials_of_word:
-        x += [*rows["tokens_seen"].tolist(), None]
-        y += [*(rounded(loss) for loss in rows["val_loss"]), None]
-        names += [rows["trial_id"].iloc[0]] * (len(rows) + 1)
-        dots += [0] * (len(rows) - 1) + [5, 0]  # a single report makes no line, and is seen by its dot
-    bold = word in ("best", "baseline")
-    trace: dict[str, Any] = {
-        "type": "scatter",
-        "mode": "lines+markers",
-        "name": f"{word} ({len(trials_of_word)})",
-        "x": x,
-        "y": y,
-    }
-    trace |= {"text": names, "hovertemplate": f"trial %{{text}}, {word}<br>%{{x:,}} tokens: %{{y:.4f}}<extra></extra>"}
-    trace |= {"line": {"color": COLOURS[word], "width": 2.5 if bold else 1}, "opacity": 1 if bold else 0.7}
-    return trace | {"marker": {"color": COLOURS[word], "size": dots, "opacity": 1, "line": {"width": 0}}}
+        losses = [rounded(loss) for loss in rows["val_loss"]]
+        dots = [0] * (len(rows) - 1) + [5]  # a single report makes no line, and is seen by its dot
+        points += zip(rows["tokens_seen"].tolist(), losses, rows["trial_id"], dots, strict=True)
+        points.append((None, None, rows["trial_id"].iloc[0], 0))
+    x, y, names, sizes = map(list, zip(*points, strict=True))
+    colour, is_bold = COLOURS[word], word in ("best", "baseline")
+    trace: dict[str, Any] = {"type": "scatter", "mode": "lines+markers", "name": f"{word} ({len(trials_of_word)})"}
+    trace |= {"x": x, "y": y, "text": names, "opacity": 1 if is_bold else 0.7}
+    trace |= {"hovertemplate": f"trial %{{text}}, {word}<br>%{{x:,}} tokens: %{{y:.4f}}<extra></extra>"}
+    trace |= {"marker": {"color": colour, "size": sizes, "opacity": 1, "line": {"width": 0}}}
+    return trace | {"line": {"color": colour, "width": 2.5 if is_bold else 1}}
 
 
 def parallel(trials: Trials, axes: list[Axis]) -> Figure:
@@ -95,11 +92,9 @@ def parallel(trials: Trials, axes: list[Axis]) -> Figure:
         places = [round(axis.place(t.config[axis.name]), 4) for t in part]
         if axis.values:
             at, words = np.linspace(0, 1, len(axis.values)).tolist(), list(axis.values)
-        elif marks := ticks(axis, 6):
-            at, words = [round(axis.place(value), 4) for value in marks], list(marks.values())
         else:
-            at = [0.0, 0.25, 0.5, 0.75, 1.0]
-            words = [f"{axis.value(tick):.3g}" for tick in at]
+            marks = ticks(axis, 6) or {value: f"{value:.3g}" for value in map(axis.value, (0.0, 0.25, 0.5, 0.75, 1.0))}
+            at, words = [round(axis.place(value), 4) for value in marks], list(marks.values())
         dimensions.append({"label": axis.name, "values": places, "range": [0, 1], "tickvals": at, "ticktext": words})
     losses = [float(f"{t.losses[t.tokens]:.5g}") for t in part]
     dimensions.append({"label": "last val_loss", "values": losses})
@@ -110,16 +105,16 @@ def parallel(trials: Trials, axes: list[Axis]) -> Figure:
 
     def draw(figure: Any) -> None:
         axis = figure.subplots()
-        colours = np.array(shown)
-        span = (float(np.ptp(colours)) if len(part) else 0.0) or 1.0
-        last = np.array(losses)
-        last = (last - last.min()) / (float(np.ptp(last)) or 1.0) if len(last) else last
         from matplotlib.colors import LinearSegmentedColormap
 
-        scale = LinearSegmentedColormap.from_list("", [COLOURS["best"], COLOURS["paused"]])
+        def unit(values: list[float]) -> Any:
+            found = np.array(values)
+            return (found - found.min()) / (float(np.ptp(found)) or 1.0) if values else found
+
+        colours = LinearSegmentedColormap.from_list("", [COLOURS["best"], COLOURS["paused"]])(unit(shown))
+        lines = np.array([*(dimension["values"] for dimension in dimensions[:-1]), unit(losses)])
         for index in reversed(range(len(part))):
-            values = [*(d["values"][index] for d in dimensions[:-1]), last[index]]
-            axis.plot(values, color=scale((colours[index] - colours.min()) / span), linewidth=1)
+            axis.plot(lines[:, index], color=colours[index], linewidth=1)
         for at, dimension in enumerate(dimensions[:-1]):
             axis.axvline(at, color="0.6", linewidth=1)
             for place, word in zip(dimension["tickvals"], dimension["ticktext"], strict=True):
@@ -151,17 +146,11 @@ def budget(search: SearchSpec, trials: Trials) -> Figure:
     names = ["0", *(share_text(mark, trials.budget_tokens) for mark in marks[1:])]
     labels = [f"{begin} to {end}" for begin, end in itertools.pairwise(names)]
     shown = {word: colour for word, colour in words.items() if table[word].any()}
-    data = [
-        {
-            "type": "bar",
-            "name": word,
-            "x": labels,
-            "y": table[word].tolist(),
-            "marker": {"color": colour, "line": {"width": 0}},
-        }
-        | {"hovertemplate": f"{word}: %{{y:,}} tokens<extra></extra>"}
-        for word, colour in shown.items()
-    ]
+    data: list[dict[str, Any]] = []
+    for word, colour in shown.items():
+        bar = {"type": "bar", "name": word, "x": labels, "y": table[word].tolist()}
+        look = {"marker": {"color": colour, "line": {"width": 0}}}
+        data.append(bar | look | {"hovertemplate": f"{word}: %{{y:,}} tokens<extra></extra>"})
     layout = {"barmode": "stack", "xaxis": {"title": {"text": "share of the budget"}, "type": "category"}}
     layout["yaxis"] = {"title": {"text": "tokens"}}
 
@@ -180,3 +169,36 @@ def budget(search: SearchSpec, trials: Trials) -> Figure:
         "of configurations already seen, that is into being sure."
     )
     return Figure("budget", "Where the budget went", says, table, {"data": data, "layout": layout}, draw)
+
+
+def audit_figure(rungs: Sequence[RungQuality]) -> Figure:
+    """Draws the rank correlation with the end, and the probability of keeping the best, over the rungs."""
+    rows = [vars(rung) | {f"kept_1_in_{factor}": share for factor, share in rung.kept.items()} for rung in rungs]
+    table = pd.DataFrame(rows).drop(columns="kept")
+    labels = [share_text(rung.share, 1) + ("*" if rung.one_in else "") for rung in rungs]
+    above, below = (table["high"] - table["correlation"]).clip(0), (table["correlation"] - table["low"]).clip(0)
+    errors = {"type": "data", "symmetric": False, "array": above.tolist(), "arrayminus": below.tolist()}
+    across, up = "share of the budget (* a rung of this search)", "correlation, probability"
+    name = "rank correlation with the end"
+    line: dict[str, Any] = {"type": "scatter", "mode": "lines+markers", "name": name, "line": {"color": COLOURS["best"]}}
+    data = [line | {"x": labels, "y": table["correlation"].tolist(), "error_y": errors}]
+    for factor, colour in KEPT.items():
+        line = {"color": colour, "dash": "dot"}
+        y = table[f"kept_1_in_{factor}"].tolist()
+        data.append({"type": "scatter", "name": f"one in {factor} keeps the best", "x": labels, "y": y, "line": line})
+    layout: dict[str, Any] = {"xaxis": {"title": {"text": across}, "type": "category"}}
+    layout["yaxis"] = {"title": {"text": up}, "range": [min(-0.05, table["low"].min()), 1.05]}
+
+    def draw(figure: Any) -> None:
+        axis = figure.subplots()
+        axis.errorbar(labels, table["correlation"], [below, above], color=COLOURS["best"], label=name, capsize=3)
+        for factor, colour in KEPT.items():
+            axis.plot(labels, table[f"kept_1_in_{factor}"], ":", color=colour, label=f"one in {factor} keeps the best")
+        axis.set(xlabel=across, ylabel=up)
+        axis.legend()
+
+    says = (
+        "How well the losses at a mark ranked the trials, and with which probability the best half, quarter or eighth "
+        "there holds the one that ends best: from those finished, and the audited ones for all that were left behind."
+    )
+    return Figure("audit", "What leaving trials behind cost", says, table, {"data": data, "layout": layout}, draw)
