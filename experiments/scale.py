@@ -46,7 +46,7 @@ from tune.core.schedulers.baseline import WithBaseline
 from tune.core.search_space import get_space, sample
 from tune.core.searchers.gaussian_process import Proposals
 from tune.core.simulator import play
-from tune.core.trials import CONTINUE, STOP, Trials
+from tune.core.trials import CONTINUE, STOP, Trial, Trials
 from tune.store.journal import FILE_NAME, events_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -79,9 +79,7 @@ def decisions(count: int) -> tuple[float, float]:
         lambda event: event,
     )
     begin = time.process_time()
-    play(
-        coordinator, lambda trial, tokens: levels[int(trial.parent_id)] + noise[(int(trial.parent_id) * 31 + tokens) % 997]
-    )
+    play(coordinator, lambda trial, tokens: levels[index_of(trial)] + noise[(index_of(trial) * 31 + tokens) % 997])
     a_trial = (time.process_time() - begin) / count
     proposals = Proposals(space.ranges(preset), 0, rule.rung_tokens)
     proposals.propose(count, trials)
@@ -89,6 +87,11 @@ def decisions(count: int) -> tuple[float, float]:
     for index in range(10):
         proposals.propose(count + index, trials)
     return 1e3 * a_trial, 1e2 * (time.process_time() - begin)
+
+
+def index_of(trial: Trial) -> int:
+    """The number of the trial's configuration, from 0."""
+    return int(trial.parent_id.removeprefix("t"))
 
 
 def write_journal(folder: Path, count: int) -> None:
@@ -99,7 +102,7 @@ def write_journal(folder: Path, count: int) -> None:
     with open(folder / FILE_NAME, "w") as file:
         file.write(json.dumps({"event": "session", "time": 0.0, "session": 0, "workers": 8}) + "\n")
         for index in range(count):
-            trial_id = f"{index:05d}"
+            trial_id = f"t{index:05d}"
             trial = {
                 "event": "trial",
                 "time": float(index),

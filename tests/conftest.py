@@ -146,6 +146,11 @@ def summary(run_dir: Path) -> str:
 BUDGET, MARK = 3200, 100
 
 
+def index_of(trial):
+    """The number of the trial's configuration, from 0."""
+    return int(trial.parent_id.removeprefix("t"))
+
+
 def begun(trial_id, source=SAMPLED, segment_end_tokens=BUDGET, config=None, **more):
     """A trial's first event."""
     return TrialStarted(

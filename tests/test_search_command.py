@@ -66,7 +66,7 @@ def test_interrupted_and_resumed_equals_never_stopped(small, run_name):
     try:
         done = run_command_line(*small)
         assert done.returncode == 0, done.stdout + done.stderr
-        for word in ("best        trial", "baseline    trial 00000", "--resume", "trainer.py --config", "2 of 2"):
+        for word in ("best        trial", "baseline    trial t00000", "--resume", "trainer.py --config", "2 of 2"):
             assert word in done.stdout, done.stdout
         assert {p.name for p in whole.iterdir()} - {"ray.log"} == {
             *("search.json", "journal.jsonl", "trials.csv", "history.csv", "best_config.json", "report.html", "ray"),
@@ -174,7 +174,7 @@ def test_trials_that_end_badly_are_kept_with_the_reason(part, field, value, stat
     assert f"1 {status}" in summary(tmp_path)
     if status == "failed":
         assert "max_len 128 exceeds the model's block_size of 64" in summary(tmp_path)
-        assert "in run_trial" in (tmp_path / "error-00000.txt").read_text()
+        assert "in run_trial" in (tmp_path / "error-t00000.txt").read_text()
 
 
 def test_time_that_is_long_over_ends_what_runs(small, run_name):

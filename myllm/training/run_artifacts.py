@@ -9,6 +9,7 @@ moved is read as well.
 
 import contextlib
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -63,7 +64,7 @@ def find_trial(spec: str) -> TrialCheckpoint:
     where, run_dir, name = f"--from_trial {spec}", Path(spec).parent, Path(spec).name
     if (Path(spec) / "search.json").is_file():
         raise InputError(
-            f"{where}: names no trial of this run; write {Path(spec) / '00000'}, or another id of its trials.csv"
+            f"{where}: names no trial of this run; write {Path(spec) / 't00000'}, or another id of its trials.csv"
         )
     if not (run_dir / "search.json").is_file():
         raise InputError(f"{where}: {run_dir} is no run folder, it has no search.json; write RUN/TRIAL")
@@ -123,8 +124,12 @@ def _checkpoints(journal: Path, where: str) -> dict[str, dict[int, str]]:
 
 
 def _match(name: str, ids: list[str], where: str) -> str:
-    """Returns the id that is `name`, with or without leading zeros, or the only one that `name` is a part of."""
-    for like in (lambda i: i == name, lambda i: i.lstrip("0") == name.lstrip("0"), lambda i: name in i):
+    """Returns the id that is `name`, but for its "t" and leading zeros, or the only one that `name` is a part of."""
+
+    def bare(text: str) -> str:
+        return re.sub(r"^t?0*(?=\d)", "", text)
+
+    for like in (lambda i: i == name, lambda i: bare(i) == bare(name), lambda i: name in i):
         found = [trial_id for trial_id in ids if like(trial_id)]
         if len(found) == 1:
             return found[0]

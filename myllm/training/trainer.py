@@ -2,7 +2,7 @@
 
 python myllm/training/trainer.py --train_file train_ids.bin --val_file val_ids.bin --epochs 4 --save_model model.pth
 python myllm/training/trainer.py --config experiments/runs/NAME/best_config.json --save_model final.pth
-python myllm/training/trainer.py --from_trial experiments/runs/NAME/00007 --save_model final.pth
+python myllm/training/trainer.py --from_trial experiments/runs/NAME/t00007 --save_model final.pth
 python myllm/training/trainer.py --load_model final.pth --generate "Once"
 """
 

@@ -4,7 +4,7 @@ import json
 import math
 
 import pytest
-from conftest import BUDGET, new_search
+from conftest import BUDGET, index_of, new_search
 from helpers import copied, search_of
 
 from tune.analysis.posterior import expected_losses
@@ -72,7 +72,7 @@ def test_a_search_with_such_losses_comes_to_its_end(name, rule, tmp_path):
 
     def loss(trial, tokens):
         rate = math.log10(trial.config["learning_rate"])
-        return LOSSES[name](2 + (rate + 2.5) ** 2 - 0.5 * tokens / BUDGET, int(trial.parent_id))
+        return LOSSES[name](2 + (rate + 2.5) ** 2 - 0.5 * tokens / BUDGET, index_of(trial))
 
     play(coordinator, loss, math.inf)
     trials = coordinator.trials

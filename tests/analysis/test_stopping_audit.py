@@ -10,7 +10,7 @@ import jsonschema
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import BUDGET, MARK, begun, new_search, report
+from conftest import BUDGET, MARK, begun, index_of, new_search, report
 from harness import FaultSearch
 from helpers import SCHEMA, search_of
 from scipy.stats import hypergeom, spearmanr
@@ -41,7 +41,7 @@ from tune.store.checkpoints import worth_keeping
 
 def loss(trial, tokens):
     """Of a configuration and a mark, always the same; some diverge late."""
-    number = int(trial.parent_id)
+    number = index_of(trial)
     value = 2 + number % 7 / 7 + 0.3 * random.Random(number * 7919 + tokens).random() - tokens / BUDGET
     return math.nan if number % 11 == 5 and tokens == BUDGET else value
 

@@ -46,6 +46,11 @@ def losses(case, diverging, spread):
     return loss
 
 
+def bare(value):
+    """An id as it was when the decisions were recorded; another value as it is."""
+    return value.removeprefix("t") if isinstance(value, str) else value
+
+
 def digest(case):
     """A digest of all events of a simulated search, and of its ranking at the end. The case's number draws its kind."""
     rng = random.Random(f"case {case}")
@@ -65,14 +70,14 @@ def digest(case):
 
     def append(event):
         values = event.to_json()
-        told = [values["event"], *(values.get(name) for name in TOLD), values.get("config", {}).get("seed")]
+        told = [values["event"], *(bare(values.get(name)) for name in TOLD), values.get("config", {}).get("seed")]
         found.update(json.dumps(told).encode())
         return event
 
     search = Coordinator(trials, rule, lambda index, trials, proposed: {"index": index}, append, seed=7)
     play(search, loss, end=end, known_end=known_end)
     tokens, ordered = ranking(trials)
-    found.update(json.dumps([tokens, [trial.trial_id for trial in ordered]]).encode())
+    found.update(json.dumps([tokens, [bare(trial.trial_id) for trial in ordered]]).encode())
     return found.hexdigest()[:DIGITS]
 
 

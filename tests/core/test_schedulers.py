@@ -3,9 +3,10 @@
 import contextlib
 import math
 import random
+import re
 
 import pytest
-from conftest import BUDGET, MARK, begun, new_search, report
+from conftest import BUDGET, MARK, begun, index_of, new_search, report
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -35,12 +36,12 @@ def test_rungs_are_read():
 
 def constant(losses):
     """Trial number i always reports losses[i]; so do its repeats."""
-    return lambda trial, tokens: losses[int(trial.parent_id)]
+    return lambda trial, tokens: losses[index_of(trial)]
 
 
 def reached(search):
     """How far each trial came."""
-    return {trial_id.lstrip("0") or "0": trial.tokens for trial_id, trial in search.trials.by_id.items()}
+    return {re.sub("^t0*(?=.)", "", trial_id): trial.tokens for trial_id, trial in search.trials.by_id.items()}
 
 
 def test_fifo_trains_what_fits_to_the_end():
@@ -58,13 +59,13 @@ def test_stopping_asha_by_hand():
     assert reached(search) == dict(
         zip("0123456789", [BUDGET, 200, 200, BUDGET, 200, 200, 200, BUDGET, 800, 200], strict=True)
     )
-    assert {search.trials.by_id[f"0000{i}"].status for i in (1, 8)} == {STOPPED}
+    assert {search.trials.by_id[f"t0000{i}"].status for i in (1, 8)} == {STOPPED}
 
 
 def test_promotion_by_hand():
     search = new_search("asha", rungs=((1 / 16, 2), (1 / 4, 2)), num_samples=4)
     steps = [search.next_trial(Clock(0)).trial_id for _ in range(4)]
-    assert steps == ["00000", "00001", "00002", "00003"] and search.next_trial(Clock(0)) is None
+    assert steps == ["t00000", "t00001", "t00002", "t00003"] and search.next_trial(Clock(0)) is None
 
     def at_rung(trial_id, tokens, loss):
         result = {"tokens_seen": tokens, "val_loss": loss, "diverged": False}
@@ -74,14 +75,14 @@ def test_promotion_by_hand():
             search.on_end(trial)
         return decision
 
-    assert at_rung("00000", 200, 5.0) == "pause"
-    assert at_rung("00001", 200, 6.0) == "pause"  # the first is the better one of two
-    assert search.next_trial(Clock(0)).trial_id == "00000"
-    assert at_rung("00002", 200, 4.0) == "pause"  # better, but of three still one
-    assert at_rung("00003", 200, 3.0) == "continue"  # of four two, and it is the best
-    assert at_rung("00003", 800, 2.0) == "pause"
-    assert at_rung("00000", 800, 2.0) == "pause"  # of equals the earlier: not it
-    assert search.next_trial(Clock(0)).trial_id == "00003" and search.next_trial(Clock(0)) is None
+    assert at_rung("t00000", 200, 5.0) == "pause"
+    assert at_rung("t00001", 200, 6.0) == "pause"  # the first is the better one of two
+    assert search.next_trial(Clock(0)).trial_id == "t00000"
+    assert at_rung("t00002", 200, 4.0) == "pause"  # better, but of three still one
+    assert at_rung("t00003", 200, 3.0) == "continue"  # of four two, and it is the best
+    assert at_rung("t00003", 800, 2.0) == "pause"
+    assert at_rung("t00000", 800, 2.0) == "pause"  # of equals the earlier: not it
+    assert search.next_trial(Clock(0)).trial_id == "t00003" and search.next_trial(Clock(0)) is None
 
 
 def test_hyperband_starts_brackets_at_each_rung():
@@ -114,17 +115,17 @@ def test_half_lets_the_better_half_go_on_and_asks_for_proposals_when_enough_is_k
 def test_half_believes_no_single_seed():
     def loss(trial, tokens):
         lucky = (
-            trial.parent_id == "00001" and trial.source != REPLICATE
+            trial.parent_id == "t00001" and trial.source != REPLICATE
         )  # 00001 would be the best, were it not for its other seeds
-        return 0.0 if lucky and tokens == BUDGET else float(trial.parent_id) + 1
+        return 0.0 if lucky and tokens == BUDGET else float(index_of(trial)) + 1
 
     search = new_search("explore-finish", rungs=((1 / 8, 2),), num_samples=4)
     play(search, loss, end=12 * BUDGET)
     _, best = ranking(search.trials)
-    assert best[0].trial_id == "00000" and len(best[0].seeds_at(BUDGET)) >= 2
-    assert len(search.trials.by_id["00001"].seeds_at(BUDGET)) >= 2
+    assert best[0].trial_id == "t00000" and len(best[0].seeds_at(BUDGET)) >= 2
+    assert len(search.trials.by_id["t00001"].seeds_at(BUDGET)) >= 2
     first = next(trial for trial in search.trials.by_id.values() if trial.source == REPLICATE)
-    assert first.parent_id == "00000" and first.losses.keys() >= {400}  # a second seed at the rung, before it goes on
+    assert first.parent_id == "t00000" and first.losses.keys() >= {400}  # a second seed at the rung, before it goes on
 
 
 def trials_of(losses):
@@ -132,7 +133,7 @@ def trials_of(losses):
     trials = Trials(BUDGET, len(losses))
     for index, seeds in enumerate(losses):
         for number, reports in enumerate(seeds):
-            trial_id, of = f"{index:05d}" + number * f"-seed{number}", f"{index:05d}"
+            trial_id, of = f"t{index:05d}" + number * f"-seed{number}", f"t{index:05d}"
             trials.apply(begun(trial_id, REPLICATE if number else SAMPLED, parent_id=of))
             for tokens, loss in reports.items():
                 trials.apply(report(trial_id, tokens, loss, "pause"))
@@ -144,34 +145,34 @@ def test_a_seed_on_its_way_counts_with_what_it_is_expected_to_end_at():
     trials = trials_of([lucky, sound])
     lost = 1.95  # from there to the end, on average
     assert trials.mean_change_from(800) == pytest.approx(-lost)
-    assert expected_final_loss(trials.by_id["00000"], trials) == pytest.approx((1.0 + 3.4 - lost) / 2)
-    assert [trial.trial_id for trial in by_expected_final_loss(trials)] == ["00001", "00000"]
-    assert ranking(trials)[1][0].trial_id == "00001"
+    assert expected_final_loss(trials.by_id["t00000"], trials) == pytest.approx((1.0 + 3.4 - lost) / 2)
+    assert [trial.trial_id for trial in by_expected_final_loss(trials)] == ["t00001", "t00000"]
+    assert ranking(trials)[1][0].trial_id == "t00001"
     too_early = trials_of([[{400: 3.0, BUDGET: 1.0}, {400: 9.0}], [{400: 3.0, BUDGET: 1.1}]])
-    assert ranking(too_early)[1][0].trial_id == "00000"
+    assert ranking(too_early)[1][0].trial_id == "t00000"
     # Nor at a rung: there the one that is looked at again would be behind those that were not.
     rung = trials_of([[{400: 3.0, 800: 2.0}, {400: 3.4}], [{400: 3.0, 800: 2.1}]])
-    assert ranking(rung)[1][0].trial_id == "00000"
+    assert ranking(rung)[1][0].trial_id == "t00000"
 
 
 def test_a_lucky_pair_of_seeds_is_behind_what_three_seeds_say():
     three, worse = [{BUDGET: 2.0}] * 3, [{BUDGET: 1.5}, {BUDGET: 2.5}]  # its mean is the same: no lead
     pair = [{BUDGET: 1.0}, {BUDGET: 2.9}]
-    assert [trial.trial_id for trial in ranking(trials_of([worse, pair, three]))[1]] == ["00002", "00001", "00000"]
-    assert ranking(trials_of([worse, pair]))[1][0].trial_id == "00001"  # where none has three, two are trusted
+    assert [trial.trial_id for trial in ranking(trials_of([worse, pair, three]))[1]] == ["t00002", "t00001", "t00000"]
+    assert ranking(trials_of([worse, pair]))[1][0].trial_id == "t00001"  # where none has three, two are trusted
 
 
 def test_a_pair_of_seeds_that_leads_by_more_than_noise_is_before_three():
     three, single = [{BUDGET: 1.9}, {BUDGET: 2.0}, {BUDGET: 2.1}], [{BUDGET: 0.5}]
     noise = math.sqrt((2 * 0.1**2 + 0.1**2 / 2) / 3)  # between seeds, of both
     lead = LEAD_STANDARD_ERRORS * noise * math.sqrt(1 / 2 + 1 / 3)
-    for ahead, workers, first in ((0.9 * lead, 8, "00001"), (1.1 * lead, 8, "00000"), (9.9 * lead, 2, "00001")):
+    for ahead, workers, first in ((0.9 * lead, 8, "t00001"), (1.1 * lead, 8, "t00000"), (9.9 * lead, 2, "t00001")):
         trials = trials_of([[{BUDGET: 2.0 - ahead - 0.05}, {BUDGET: 2.0 - ahead + 0.05}], three, single])
         trials.workers = workers
         assert ranking(trials)[1][0].trial_id == first
     trials = trials_of([[{BUDGET: 1.0}, {BUDGET: math.inf}], three])
     trials.workers = 8
-    assert ranking(trials)[1][0].trial_id == "00001"
+    assert ranking(trials)[1][0].trial_id == "t00001"
 
 
 def test_a_seed_that_diverged_is_trusted_for_nothing():
@@ -181,7 +182,7 @@ def test_a_seed_that_diverged_is_trusted_for_nothing():
         for workers in (1, 2, 8):
             trials = trials_of([diverged, sound, [{BUDGET: 9.0}]])
             trials.workers = workers
-            assert [trial.trial_id for trial in ranking(trials)[1]] == ["00001", "00002", "00000"]
+            assert [trial.trial_id for trial in ranking(trials)[1]] == ["t00001", "t00002", "t00000"]
 
 
 def test_half_ends_with_more_seeds_of_its_best_instead_of_what_could_not_be_believed_in_time():
@@ -194,9 +195,9 @@ def test_half_ends_with_more_seeds_of_its_best_instead_of_what_could_not_be_beli
 @pytest.mark.parametrize("samples", [1, 2, 3, 5])
 def test_a_search_of_few_still_finishes_its_best(samples):
     search = new_search("explore-finish", num_samples=samples, confirm=1)
-    play(search, lambda trial, tokens: 9.0 if trial.parent_id == "00000" else float(trial.parent_id))
+    play(search, lambda trial, tokens: 9.0 if trial.parent_id == "t00000" else float(index_of(trial)))
     done = {trial.trial_id for trial in search.trials.drawn if trial.status == COMPLETED}
-    assert done >= {"00000", "00001" if samples > 1 else "00000"} and len(done) < max(3, samples)
+    assert done >= {"t00000", "t00001" if samples > 1 else "t00000"} and len(done) < max(3, samples)
 
 
 @pytest.mark.parametrize("workers", [1, 2, 8])
@@ -303,15 +304,15 @@ def test_what_is_read_back_is_what_was(name, seed, workers, samples):
 @pytest.mark.parametrize("name", sorted(SCHEDULERS))
 def test_diverged_trials_move_nobodys_cutoff(name):
     def loss(trial, tokens):
-        index = int(trial.parent_id)
+        index = index_of(trial)
         return math.nan if index % 10 else float((7 * index) % 40)
 
     search = new_search(name, num_samples=100)
     play(search, loss)
     alone = new_search(name, num_samples=10)
-    play(alone, lambda trial, tokens: float((70 * int(trial.parent_id)) % 40))
+    play(alone, lambda trial, tokens: float((70 * index_of(trial)) % 40))
     sound = [trial.tokens for trial in search.trials.drawn[::10]]
-    assert all(trial.status == DIVERGED for trial in search.trials.drawn if int(trial.parent_id) % 10)
+    assert all(trial.status == DIVERGED for trial in search.trials.drawn if index_of(trial) % 10)
     if name in ("asha", "asha-stop", "fifo"):
         assert sound == [trial.tokens for trial in alone.trials.drawn]
 
@@ -319,11 +320,11 @@ def test_diverged_trials_move_nobodys_cutoff(name):
 @pytest.mark.parametrize("name", sorted(SCHEDULERS))
 def test_the_reference_ends_and_the_best_run_again_on_a_fresh_seed(name):
     search = new_search(name, num_samples=16, confirm=3)
-    play(search, lambda trial, tokens: 9.0 if trial.parent_id == "00000" else float(trial.parent_id))
+    play(search, lambda trial, tokens: 9.0 if trial.parent_id == "t00000" else float(index_of(trial)))
     trials = search.trials
-    assert trials.by_id["00000"].status == COMPLETED and trials.by_id["00000-seed"].status == COMPLETED
-    assert trials.by_id["00000-seed"].config == {"seed": 7 + 1_000_003}
-    done = [trial for trial in trials.drawn if trial.status == COMPLETED and trial.trial_id != "00000"]
+    assert trials.by_id["t00000"].status == COMPLETED and trials.by_id["t00000-seed"].status == COMPLETED
+    assert trials.by_id["t00000-seed"].config == {"seed": 7 + 1_000_003}
+    done = [trial for trial in trials.drawn if trial.status == COMPLETED and trial.trial_id != "t00000"]
     assert all(len(trial.seeds_at(BUDGET)) > 1 for trial in sorted(done, key=lambda t: t.trial_id)[:3])
     assert search.is_over(Clock(0))
 
@@ -336,9 +337,9 @@ def test_the_reference_ends_and_the_best_run_again_on_a_fresh_seed(name):
 def test_a_timed_search_finishes_the_reference_where_there_is_room(trainings, confirm, seeds):
     search = new_search("explore-finish", num_samples=1000, confirm=confirm)
     play(
-        search, lambda trial, tokens: 9.0 if trial.parent_id == "00000" else float(trial.parent_id), end=trainings * BUDGET
+        search, lambda trial, tokens: 9.0 if trial.parent_id == "t00000" else float(index_of(trial)), end=trainings * BUDGET
     )
-    assert len(search.trials.by_id["00000"].seeds_at(BUDGET)) == seeds
+    assert len(search.trials.by_id["t00000"].seeds_at(BUDGET)) == seeds
 
 
 def test_a_trial_goes_on_only_after_it_has_left_its_worker():
@@ -373,7 +374,7 @@ def test_lost_processes_are_bounded_and_errors_of_the_code_are_not_repeated():
         trial = search.next_trial(Clock(0))
         search.on_failure(trial, may_pass=True, reason="killed")
         search.on_end(trial)
-    assert trial.trial_id == "00000" and trial.status == "failed" and trial.reason == "killed"
+    assert trial.trial_id == "t00000" and trial.status == "failed" and trial.reason == "killed"
     trial = search.next_trial(Clock(0))
     search.on_failure(trial, may_pass=False, reason="ValueError: x")
     assert trial.status == "failed" and trial.lost == 0
@@ -386,21 +387,21 @@ def test_a_rule_of_fifteen_lines_plays_in_a_simulation(monkeypatch):
     search = new_search("own", num_samples=6, workers=2, confirm=1)
     play(search, constant([3.0, 1.0, 5.0, 0.5, 4.0, 2.0]))
     completed = {trial.trial_id for trial in search.trials.drawn if trial.status == COMPLETED}
-    assert completed == {"00000", "00001", "00003", "00005"}  # the better half, and the reference
-    assert len(search.trials.by_id["00003"].seeds_at(BUDGET)) == 2
+    assert completed == {"t00000", "t00001", "t00003", "t00005"}  # the better half, and the reference
+    assert len(search.trials.by_id["t00003"].seeds_at(BUDGET)) == 2
 
 
 def test_a_suggestion_that_cannot_be_is_an_error_and_not_a_silent_wait():
     class Wrong(Asha):
         def suggest(self, trials: Trials, clock: Clock):
-            return Resume("00000", BUDGET) if trials.drawn else Start(segment_end_tokens=BUDGET)
+            return Resume("t00000", BUDGET) if trials.drawn else Start(segment_end_tokens=BUDGET)
 
     search = new_search("asha", num_samples=2, workers=2)
     search.scheduler = Wrong((), BUDGET, MARK)
     search.next_trial(Clock(0))
-    with pytest.raises(ValueError, match="trial 00000 is running"):
+    with pytest.raises(ValueError, match="trial t00000 is running"):
         search.next_trial(Clock(0))
-    assert Replicate("00000", 5) != Resume("00000", 5)
+    assert Replicate("t00000", 5) != Resume("t00000", 5)
 
 
 @pytest.mark.parametrize("name", sorted(SCHEDULERS))
@@ -409,4 +410,4 @@ def test_an_interrupted_trial_does_not_outlive_the_time(name):
     new_search(name, record=events).next_trial(Clock(0))
     search = new_search(name, events=events)
     assert search.is_over(Clock(5, 0.0)) and search.next_trial(Clock(5, 0.0)) is None
-    assert not search.is_over(Clock(5, BUDGET)) and search.next_trial(Clock(5, BUDGET)).trial_id == "00000"
+    assert not search.is_over(Clock(5, BUDGET)) and search.next_trial(Clock(5, BUDGET)).trial_id == "t00000"

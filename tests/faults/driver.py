@@ -24,7 +24,7 @@ def out_of_memory(config, **task):
     from tune.ray_backend.trainable import run_trial
 
     forward = GPT.forward
-    windows = 3 if ray_tune.get_context().get_trial_id().startswith("00000") else 0
+    windows = 3 if ray_tune.get_context().get_trial_id().startswith("t00000") else 0
 
     def limited(self, ids, targets=None):
         if len(ids) > windows:

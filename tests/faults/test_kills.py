@@ -28,7 +28,7 @@ def test_one_kill_of_each_kind(byte_files, undisturbed, tmp_path):
     assert_same(whole, broken)
     trials, _ = broken.tables()
     again = trials[trials["parent_id"].notna()]
-    assert {"00000-seed", "00001-seed"} <= set(again["trial_id"]) and set(again["status"]) == {"completed"}
+    assert {"t00000-seed", "t00001-seed"} <= set(again["trial_id"]) and set(again["status"]) == {"completed"}
     assert {1_000_003} <= set(again["seed"])
     lost = [event for event in broken.events() if event["event"] == "worker_lost"]
     assert len(lost) == 1 and (broken.folder / f"error-{lost[0]['trial_id']}.txt").read_text().strip()

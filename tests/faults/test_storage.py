@@ -28,9 +28,9 @@ def test_damaged_checkpoints_are_skipped_for_those_before_or_the_beginning(byte_
     assert broken.wait_for(process, "checkpoint", 3)
     broken.kill(process)
     stored = {event["trial_id"]: event for event in broken.events() if event["event"] == "checkpoint"}
-    assert set(stored) == {"00000", "00001", "00002"}  # each waited at its rung
+    assert set(stored) == {"t00000", "t00001", "t00002"}  # each waited at its rung
 
-    first = stored["00000"]
+    first = stored["t00000"]
     newest = broken.folder / "ray" / first["path"]
     older = newest.with_name("checkpoint_000099")  # the same training a little earlier: here, the very same state
     shutil.copytree(newest, older)
@@ -41,14 +41,14 @@ def test_damaged_checkpoints_are_skipped_for_those_before_or_the_beginning(byte_
     content = bytearray((newest / "state.pt").read_bytes())
     content[len(content) // 2] ^= 64
     (newest / "state.pt").write_bytes(content)
-    for trial_id in ("00001", "00002"):
+    for trial_id in ("t00001", "t00002"):
         path = broken.folder / "ray" / stored[trial_id]["path"] / "state.pt"
         if path.exists():  # that of the worst is deleted already
             os.truncate(path, path.stat().st_size // 2)
 
     warnings = [line for line in broken.finish().splitlines() if line.startswith("warning: ")]
-    assert any("trial 00000" in line and "is damaged (checksum" in line for line in warnings), warnings
-    assert any("trial 00000" not in line and "can't be read" in line for line in warnings), warnings
+    assert any("trial t00000" in line and "is damaged (checksum" in line for line in warnings), warnings
+    assert any("trial t00000" not in line and "can't be read" in line for line in warnings), warnings
     assert_same(whole, broken)
 
 
@@ -189,7 +189,7 @@ def test_out_of_memory_ends_with_the_same_losses_or_a_clear_reason(byte_files, u
     broken.finish()
     trials, found = broken.tables()
     _, expected = whole.tables()
-    expected = expected[expected["trial_id"] == "00000"]
+    expected = expected[expected["trial_id"] == "t00000"]
     pd.testing.assert_frame_equal(expected, found, check_exact=False, atol=2e-3, rtol=1e-3)
     assert trials["status"].tolist() == ["completed", "failed"] and "micro_batch_size 1" in trials["reason"][1]
     assert not any(event["event"] == "lost" for event in broken.events())  # it would only happen again

@@ -36,7 +36,7 @@ def test_the_screen_in_terminals_of_three_widths(byte_files, tmp_path):
     offline = {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
     try:
         first = Terminal(80, ["tune/search.py", *flags], offline)
-        first.read_until(lambda text: "val_loss" in text and "00000" in text)
+        first.read_until(lambda text: "val_loss" in text and "t00000" in text)
         seen = "\n".join(first.screen.display)
         for word in ("search", "trials", "best", "rungs", "workers", "0 diverged, 0 failed"):
             assert word in seen, seen
@@ -69,7 +69,7 @@ def test_the_screen_in_terminals_of_three_widths(byte_files, tmp_path):
         check_tensorboard(run)
         check_mlflow(database, name, run)
         folders = sorted(path.name.rsplit("-", 1)[-1] for path in (run / "wandb").glob("offline-run-*"))
-        assert set(folders) == {"00000", "00001"}, folders
+        assert set(folders) == {"t00000", "t00001"}, folders
     finally:
         shutil.rmtree(run, ignore_errors=True)
 
@@ -83,7 +83,7 @@ def marks(run, trial_id):
 def check_tensorboard(run):
     """One series a trial, each mark once, over all sessions; and its hyper-parameters."""
     records = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    for trial_id in ("00000", "00001"):
+    for trial_id in ("t00000", "t00001"):
         found = records.EventAccumulator(str(run / "tensorboard" / trial_id))
         found.Reload()
         steps = [scalar.step for scalar in found.Scalars("val_loss")]
@@ -96,7 +96,7 @@ def check_mlflow(database, name, folder):
     tracking = pytest.importorskip("mlflow.tracking")
     client = tracking.MlflowClient(tracking_uri=f"sqlite:///{database}")
     runs = client.search_runs([client.get_experiment_by_name(name).experiment_id])
-    assert sorted(run.data.tags["trial_id"] for run in runs) == ["00000", "00001"]
+    assert sorted(run.data.tags["trial_id"] for run in runs) == ["t00000", "t00001"]
     for run in runs:
         assert run.info.status == ("SCHEDULED" if run.data.tags["status"] == "paused" else "FINISHED")
         steps = [metric.step for metric in client.get_metric_history(run.info.run_id, "val_loss")]

@@ -88,12 +88,12 @@ def test_where_every_trial_fails_the_search_ends_early_with_the_first_reason(sma
     one_error(
         done,
         1,
-        "each of the first 3 trials failed, 00000 with: ModuleNotFoundError: ",
+        "each of the first 3 trials failed, t00000 with: ModuleNotFoundError: ",
         "tune.ray_backend.trainable",
         "--resume",
     )
     assert "Traceback" not in done.stdout
-    assert "Traceback" in (tmp_path / "runs" / "x" / "error-00000.txt").read_text()
+    assert "Traceback" in (tmp_path / "runs" / "x" / "error-t00000.txt").read_text()
 
 
 def test_a_process_that_can_not_be_reused_loses_no_trial(small, tmp_path):
@@ -106,7 +106,7 @@ def test_a_process_that_can_not_be_reused_loses_no_trial(small, tmp_path):
     events = [json.loads(line) for line in (run / "journal.jsonl").read_text().splitlines()]
     assert {event["trial_id"] for event in events if event["event"] == "worker_lost"}
     ends = [event["trial_id"] for event in events if event.get("tokens_seen") == 32768 and event["event"] == "report"]
-    assert sorted(ends) == ["00000", "00001"]
+    assert sorted(ends) == ["t00000", "t00001"]
 
 
 def test_below_uv_run_workers_are_started_as_ever(small, tmp_path):
@@ -504,7 +504,7 @@ def test_a_running_search_in_ascii_then_into_head(small, tmp_path):
     environment = os.environ | ASCII
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, timeout=120)
     assert done.returncode == 0 and not done.stderr.replace(b"M tokens", b"").count(b"Traceback"), done.stderr
-    assert b"best        trial 00000" in done.stdout and done.stdout.isascii() and done.stderr.isascii()
+    assert b"best        trial t00000" in done.stdout and done.stdout.isascii() and done.stderr.isascii()
     grow = [*command[:2], "--resume", "x", "--num_samples", "2"]
     quiet = f"{shlex.join(map(str, grow))} 2>errors | head -n 1; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", quiet], cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
@@ -540,8 +540,8 @@ def test_output_into_head_and_into_ascii(arguments, tmp_path, request):
         config = {"learning_rate": 1e-3, "batch_size": 8, "warmup_ratio": 0.1, "clip_norm": 1.0}
         events = [
             SessionStarted(session=0, workers=1),
-            begun("00000", config=config),
-            report("00000", 100, 2.0),
+            begun("t00000", config=config),
+            report("t00000", 100, 2.0),
         ]
         write_events(run, *(dataclasses.replace(event, time=1.0) for event in events))
         arguments = [arguments[0], str(run)]

@@ -126,6 +126,9 @@ def test_the_table_sorts_and_filters_with_the_keyboard_too(opened):
     page.locator("#filter").fill("größe.x>=32")
     assert min(map(int, column(page, "batch_size"))) == 32
     page.evaluate("data.columns[data.columns.indexOf('größe.x')] = 'batch_size'")
+    for asked in ("t00002", "00002", "trial_id=t00002", "trial_id=00002"):  # the run's ids have no letter
+        page.locator("#filter").fill(asked)
+        assert "00002" in column(page, "trial_id")
     page.locator("#filter").fill("no such thing")
     assert column(page, "status") == []
     page.locator("#clear").click()

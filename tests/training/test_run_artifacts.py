@@ -41,7 +41,7 @@ def run_dir(make_run, byte_files, tmp_path):
 
 
 def test_a_trial_is_found_by_an_unambiguous_part_of_its_name(run_dir):
-    assert [find_trial(f"{run_dir}/{name}").trial_id for name in ("00001", "1", "01")] == ["00001"] * 3
+    assert [find_trial(f"{run_dir}/{name}").trial_id for name in ("00001", "1", "01", "t00001", "t1")] == ["00001"] * 5
     newest, older = find_trial(f"{run_dir}/1").checkpoints
     assert newest == f"{run_dir}/ray/session_0/00001.0/checkpoint_000020/state.pt" and "000010" in older
     for name, words in (
@@ -59,7 +59,7 @@ def test_a_trial_is_found_by_an_unambiguous_part_of_its_name(run_dir):
         with pytest.raises(InputError, match=words):
             find_trial(f"{run_dir}/{name}")
     for spec, words in (
-        (run_dir, f"names no trial of this run; write {re.escape(str(run_dir))}/00000"),
+        (run_dir, f"names no trial of this run; write {re.escape(str(run_dir))}/t00000"),
         (run_dir.parent / "1", "is no run folder"),
         (run_dir / "1", "of another version"),
     ):
@@ -70,6 +70,15 @@ def test_a_trial_is_found_by_an_unambiguous_part_of_its_name(run_dir):
         )
         with pytest.raises(InputError, match=words):
             find_trial(str(spec))
+
+
+def test_a_trial_of_a_new_run_is_found_with_and_without_the_letter(run_dir):
+    journal = run_dir / "journal.jsonl"
+    journal.write_text(journal.read_text().replace('"trial_id": "', '"trial_id": "t'))
+    assert {find_trial(f"{run_dir}/{name}").trial_id for name in ("t00001", "00001", "1", "t1")} == {"t00001"}
+    for name, words in (("t0", "no checkpoint of trial t00000 is left"), ("t", "a part of several trials' ids: t00000")):
+        with pytest.raises(InputError, match=words):
+            find_trial(f"{run_dir}/{name}")
 
 
 def test_a_trial_goes_on_as_if_its_search_had_not_paused_it(run_dir, make_run, command, tmp_path, capsys):

@@ -119,8 +119,9 @@ class Coordinator:
                 self._begin(trial_id, AUDIT, self.trials.budget_tokens, by_id[parent_id].config, parent_id)
             case Start(end, proposed):
                 index = len(self.trials.drawn)
-                trial_id, source = f"{index:05d}", SUGGESTED if proposed else SAMPLED
-                self._begin(trial_id, source, end, self.configure(index, self.trials, proposed))
+                prefix = "" if self.trials.baseline_id[:1].isdigit() else "t"  # none in runs before 0.1.0
+                trial_id = f"{prefix}{index:05d}"
+                self._begin(trial_id, SUGGESTED if proposed else SAMPLED, end, self.configure(index, self.trials, proposed))
             case _:
                 return None
         return by_id[trial_id]

@@ -122,16 +122,18 @@ let sorted = { column: data.columns.indexOf("val_loss"), up: true }, most = MORE
 const body = table && table.tBodies[0], filter = document.getElementById("filter");
 const worded = data.columns.map((_, i) => data.rows.some(row => typeof row[i] === "string" && row[i])); // not numbers
 
+const bare = id => id.toLowerCase().replace(/^t(?=\d{5})/, ""); // t00001 and, in runs before 0.1.0, 00001
+
 function matcher(text) {
   const tests = text.split(/\s+/).filter(Boolean).map(word => {
     const found = word.match(/^([^<>=]+)(<=|>=|<|>|=)(.+)$/);
     const column = found && data.columns.indexOf(found[1]);
-    if (!found || column < 0) return row => row.some(cell => String(cell ?? "").toLowerCase().includes(word.toLowerCase()));
+    if (!found || column < 0) return row => row.some(cell => String(cell ?? "").toLowerCase().includes(bare(word)));
     const [, , sign, asked] = found, number = Number(asked);
     return row => {
       const cell = row[column];
       if (cell === null) return false;
-      if (sign === "=") return String(cell) === asked || cell === number;
+      if (sign === "=") return String(cell) === asked || bare(String(cell)) === bare(asked) || cell === number;
       return sign[0] === "<" ? cell < number || (sign === "<=" && cell === number)
                              : cell > number || (sign === ">=" && cell === number);
     };
