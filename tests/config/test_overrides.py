@@ -167,6 +167,12 @@ def test_a_run_keeps_its_ranges_and_baseline_where_its_preset_changes(prepared, 
     assert again.sample(0)["learning_rate"] == 3e-3
 
 
+def test_token_files_are_not_read_whole_on_resume(prepared, tmp_path, monkeypatch):
+    search = prepared()
+    monkeypatch.setattr("myllm.datasets.token_file.TokenFile.check_ids", lambda *_: pytest.fail("reads every id"))
+    assert check_comparable(search, tmp_path / "cache", {}) == search
+
+
 def test_small_budgets_have_fewer_reports_and_rungs_follow(prepared):
     assert resolve_marks(786_432, (4, 64), 128) == (786_432, 24_576)
     assert resolve_marks(40_000, (4, 8, 16), 128) == (38_912, 2048)  # 19 reports

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from myllm.config import get_preset
-from myllm.datasets.data_paths import Source, absolute, find_files, is_builtin
+from myllm.datasets.data_paths import Source, absolute, are_tokens, find_files, is_builtin
 from myllm.datasets.load_tokens import default_tokenizer, prepare
 from myllm.datasets.overlap import check_separate
 from myllm.datasets.token_file import TokenFile, are_there
@@ -171,10 +171,10 @@ def changed_code(search: SearchSpec) -> str:
     return ", ".join(f"{name} {before.get(name)} -> {now[name]}" for name in changed)
 
 
-def is_there(source: Source) -> bool:
-    """True if the files of `source` can be prepared again. Prints a note if they are gone."""
+def is_text(source: Source) -> bool:
+    """True if `source` has files of text, whose tokens may be of an earlier state. Prints a note if they are gone."""
     try:
-        return not is_builtin(source) and bool(find_files(source))
+        return not is_builtin(source) and not are_tokens(find_files(source))
     except InputError as error:
         print(f"note: {error}; the search goes on with the tokens that were made of it")
         return False
@@ -192,7 +192,7 @@ def check_comparable(search: SearchSpec, cache_dir: Path, moved: dict[str, Any])
     how = cache_dir, data.token_dtype, data.text_column
     changed = [] if identity(encoding) == data.tokenizer_sha256 else [f"tokenizer {data.tokenizer}"]
     for split, source in (("train", data.train_file), ("val", data.val_file)):
-        if f"{split}_file" in moved or not are_there(prepared[split]) or is_there(source):
+        if f"{split}_file" in moved or not are_there(prepared[split]) or is_text(source):
             prepared[split] = prepare(source, split, data.tokenizer, encoding, *how).spec
         if TokenFile(prepared[split]).fingerprint() != data.fingerprint[split]:
             changed.append(source if isinstance(source, str) else " ".join(source))
