@@ -113,16 +113,16 @@ def read_experiment(path: str, given: dict[str, Any]) -> dict[str, Any]:
         fits = isinstance(value, list) if KINDS[key] is tuple else type(value) is KINDS[key]
         if not fits and not (number and KINDS[key] is float) and not (key in PICKED and value == AUTO):
             raise InputError(f"--experiment {path}: {key} is {value!r}; it must be a {KINDS[key].__name__}")
-        values[key] = value if key in given else expanded(value, f"--experiment {path}: {key}")
+        values[key] = value if key in given else expanded(key, value, f"--experiment {path}")
     return values
 
 
-def expanded(value: Any, where: str) -> Any:
+def expanded(key: str, value: Any, where: str) -> Any:
     """The value, `$NAME` in its texts replaced from the environment. Raises InputError for a variable that is not set."""
     if isinstance(value, list):
-        return [expanded(str(one), where) for one in value]
+        return [expanded(key, str(one), where) for one in value]
     if not isinstance(value, str):
         return value
     if "$" in (text := os.path.expandvars(value)):
-        raise InputError(f"{where} is {value!r}, and that variable is not set; set it or give the flag")
+        raise InputError(f"{where}: {key} is {value!r}, and that variable is not set; set it or give --{key}")
     return text
