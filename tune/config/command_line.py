@@ -82,29 +82,28 @@ def read_experiment(path: str, given: dict[str, Any]) -> dict[str, Any]:
     Raises InputError for a missing or malformed file, an unknown key, and a variable that is not set where no flag in
     `given` stands in for it.
     """
+    where = f"--experiment {path}"
     try:
         text = Path(path).read_text("utf-8-sig")
         if "\0" in text:
-            raise InputError(f"--experiment {path}: not UTF-8 (it holds null bytes); save it as UTF-8")
+            raise InputError(f"{where}: not UTF-8 (it holds null bytes); save it as UTF-8")
         written = tomllib.loads(text)
     except FileNotFoundError:
-        raise InputError(f"--experiment {path}: no such file") from None
+        raise InputError(f"{where}: no such file") from None
     except UnicodeDecodeError as error:
-        raise InputError(f"--experiment {path}: not UTF-8 ({error}); save it as UTF-8") from None
+        raise InputError(f"{where}: not UTF-8 ({error}); save it as UTF-8") from None
     except (tomllib.TOMLDecodeError, OSError) as error:
         hint = '; beside a table [space] the space is named in it, base = "v2"' if "overwrite" in str(error) else ""
-        raise InputError(f"--experiment {path}: not TOML ({error}){hint}") from None
-    check_one_name(written, f"--experiment {path}: ")
+        raise InputError(f"{where}: not TOML ({error}){hint}") from None
+    check_one_name(written, f"{where}: ")
     values = current_names(written)
     if isinstance(values.get("space"), dict):
         if beside := [flag for flag in overrides.FLAGS if flag in values]:
-            raise InputError(
-                f"--experiment {path}: {beside[0]} beside the table [space]; write its settings into the table"
-            )
-        values |= current_names(overrides.from_table(values.pop("space"), f"--experiment {path}"))
+            raise InputError(f"{where}: {beside[0]} beside the table [space]; write its settings into the table")
+        values |= current_names(overrides.from_table(values.pop("space"), where))
     for key, value in values.items():
         if key not in KINDS:
-            raise InputError(f"--experiment {path}: unknown key {key!r}; known are {', '.join(KINDS)}")
+            raise InputError(f"{where}: unknown key {key!r}; known are {', '.join(KINDS)}")
         if KINDS[key] is tuple and isinstance(value, str):
             value = [value]
         elif key == "time_budget" and isinstance(value, str):
@@ -112,8 +111,8 @@ def read_experiment(path: str, given: dict[str, Any]) -> dict[str, Any]:
         number = isinstance(value, int) and not isinstance(value, bool)
         fits = isinstance(value, list) if KINDS[key] is tuple else type(value) is KINDS[key]
         if not fits and not (number and KINDS[key] is float) and not (key in PICKED and value == AUTO):
-            raise InputError(f"--experiment {path}: {key} is {value!r}; it must be a {KINDS[key].__name__}")
-        values[key] = value if key in given else expanded(key, value, f"--experiment {path}")
+            raise InputError(f"{where}: {key} is {value!r}; it must be a {KINDS[key].__name__}")
+        values[key] = value if key in given else expanded(key, value, where)
     return values
 
 
