@@ -1,6 +1,5 @@
 """Beside any rule: at the end some of the trials that it left behind train to the full budget, to measure the cost."""
 
-import functools
 import hashlib
 import math
 
@@ -40,14 +39,9 @@ class WithAudit(Scheduler):
 
     def lot(self, trial_id: str) -> float:
         """A number from 0 to 1 that depends on nothing but the seed and the digits of the id."""
-        return lot(self.seed, trial_id.removeprefix("t"))
+        digest = hashlib.sha256(f"{self.seed} {trial_id.removeprefix('t')}".encode()).digest()
 
-
-@functools.lru_cache(None)  # asked again and again for up to 10,000 trials
-def lot(seed: int, trial_id: str) -> float:
-    """A number from 0 to 1 that depends on nothing but the seed and the id."""
-    digest = hashlib.sha256(f"{seed} {trial_id}".encode()).digest()
-    return int.from_bytes(digest[:7]) / 2**56
+        return int.from_bytes(digest[:7]) / 2**56
 
 
 def is_left_behind(trial: Trial) -> bool:
