@@ -100,8 +100,9 @@ def plausible_losses(search: SearchSpec) -> Loss:
 
     def loss(trial: Trial, tokens: int) -> float:
         share = tokens / search.budget_tokens
-        value = EXPECTED.configuration * normal(trial.parent_id) + EXPECTED.seed * normal(trial.trial_id)
-        value += EXPECTED.early * (1 - share) * normal(f"~{trial.parent_id}") - EXPECTED.progress * math.log(share)
+        configuration, seed = trial.parent_id.removeprefix("t"), trial.trial_id.removeprefix("t")
+        value = EXPECTED.configuration * normal(configuration) + EXPECTED.seed * normal(seed)
+        value += EXPECTED.early * (1 - share) * normal(f"~{configuration}") - EXPECTED.progress * math.log(share)
         if "learning_rate" in trial.config:
             value += EXPECTED.learning_rate * math.log10(trial.config["learning_rate"] / baseline["learning_rate"]) ** 2
         if "batch_size" in trial.config:
