@@ -1,4 +1,4 @@
-"""Damaged checkpoints, full disks, memory that runs out, and how little is kept."""
+"""Damaged checkpoints, data that changes, full disks, memory that runs out, and how little is kept."""
 
 import contextlib
 import json
@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -61,6 +62,56 @@ def test_only_what_can_still_win_is_kept(byte_files, tmp_path):
     assert trials["checkpoint"][completed].all()
     most = 2 * completed.sum() + (trials["checkpoint"] & ~completed).sum()
     assert completed.sum() <= len(checkpoints(search)) <= most < 8 * 3
+
+
+def losses(search):
+    """{(trial, tokens seen): validation loss} of the reports in the journal."""
+    return {(e["trial_id"], e["tokens_seen"]): e["val_loss"] for e in search.events() if e["event"] == "report"}
+
+
+def replace(path):
+    """Puts another file of the same size in the place of `path`."""
+    path.with_suffix(".new").write_bytes(path.read_bytes()[::-1])
+    os.replace(path.with_suffix(".new"), path)
+
+
+def overwrite(path):
+    """Changes the second half of the file in its place."""
+    content = path.read_bytes()
+    with open(path, "r+b") as file:
+        file.seek(len(content) // 2)
+        file.write(content[: len(content) // 4] * 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("train.bin", replace),
+        pytest.param("train.bin", overwrite, marks=pytest.mark.slow),
+        pytest.param("train.bin", Path.unlink, marks=pytest.mark.slow),
+        pytest.param("val.bin", replace, marks=pytest.mark.slow),
+        pytest.param("val.bin", Path.unlink, marks=pytest.mark.slow),
+    ],
+)
+def test_a_data_file_that_changes_ends_the_search_and_harms_no_trial(name, change, byte_files, undisturbed, tmp_path):
+    options = dict(num_samples=2, replicate_best=2)  # as in test_kills
+    shutil.copytree(byte_files[0].parent, tmp_path / "data")
+    data = [tmp_path / "data" / path.name for path in byte_files]
+    whole, broken = undisturbed(**options), FaultSearch(tmp_path / "broken", data, **options)
+    changed = tmp_path / "data" / name
+    process = broken.start()
+    assert broken.wait_for(process, "report", 5)
+    change(changed)
+    errors = process.communicate(timeout=120)[1]
+    assert process.returncode == 1 and broken.no_process_left()
+    one_line(errors, "put that file back")
+    assert errors.count(f"error: {changed}") == 1
+    assert not {"failed", "worker_lost"} & {event["event"] for event in broken.events()}
+    assert len(losses(broken)) < len(losses(whole)) and losses(broken).items() <= losses(whole).items()
+    one_line(broken.finish(code=1), "put that file back")
+    shutil.copyfile(byte_files[0].parent / name, changed)
+    broken.finish()
+    assert_same(whole, broken)
 
 
 class Disk:

@@ -5,6 +5,7 @@ from typing import Any
 
 from myllm.datasets.token_file import TokenFile
 from myllm.datasets.windows import Windows
+from myllm.system.errors import DataChanged, InputError
 from myllm.training.train import Run
 from tune.config.spec import SearchSpec
 
@@ -12,11 +13,20 @@ from tune.config.spec import SearchSpec
 def open_run(search: SearchSpec, hyper_parameters: dict[str, Any], device: str = "cpu", **changes: Any) -> Run:
     """Returns the training of one configuration from its beginning, on the search's prepared files.
 
-    `changes` replace settings of its TrainConfig. Raises DataChanged if the files' content is not the search's any more.
+    `changes` replace settings of its TrainConfig. Raises DataChanged if a file is gone, or has other content than the
+    search's.
     """
     config = dataclasses.replace(search.train_config(hyper_parameters), **changes)
-    files = {split: TokenFile(search.data.prepared[split]) for split in ("train", "val")}
-    for split, fingerprint in search.data.fingerprint.items():
-        files[split].check_unchanged(fingerprint)
+    try:
+        files = {split: TokenFile(search.data.prepared[split]) for split in ("train", "val")}
+    except (OSError, InputError) as error:
+        raise DataChanged(f"{error}; put that file back") from None
+    check_data(search, files)
     train, val = (Windows(tokens, config.max_len, config.stride) for tokens in files.values())
     return Run(search.model_config(hyper_parameters), config, train, val, device=device)
+
+
+def check_data(search: SearchSpec, files: dict[str, TokenFile]) -> None:
+    """Raises DataChanged where the content of train or val is not the one that the search began with."""
+    for split, fingerprint in search.data.fingerprint.items():
+        files[split].check_unchanged(fingerprint)

@@ -7,6 +7,7 @@ from typing import Any
 import ray.exceptions
 from ray.tune.experiment import Trial as RayTrial
 
+from myllm.system.errors import DataChanged
 from myllm.system.files import is_disk_full
 from tune.core.trials import FAILED, Trial, Trials
 from tune.ray_backend.ray_compat import ABORTED
@@ -36,14 +37,20 @@ class RayTrialRun(RayTrial):
 
     trial: Trial
     retryable = False
-    disk_full = False
+    outer_cause = ""
+    """a cause that lies outside of the trial and ends the search: one line; empty where the trial itself is at fault"""
     error = ""
 
     def handle_error(self, exc: Any = None) -> None:
         """Remembers the error that ended the segment. Ray calls it."""
         cause = getattr(exc, "cause", None) or exc
         self.error = str(exc).strip()
-        self.disk_full = isinstance(cause, Exception) and is_disk_full(cause)
+        if isinstance(cause, DataChanged):
+            self.outer_cause = str(cause)
+        elif isinstance(cause, Exception) and is_disk_full(cause):
+            self.outer_cause = (
+                f"the disk is full: trial {self.trial.trial_id} could not store its state in {self.storage.storage_fs_path}"
+            )
         self.retryable = isinstance(cause, RETRYABLE_ERRORS) or type(cause).__name__ in RETRYABLE_NAMES
         self.retryable &= IMPORT_FAILED not in self.error
         with contextlib.suppress(OSError):  # Ray writes files of its own, which a full disk refuses

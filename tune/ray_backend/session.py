@@ -116,9 +116,9 @@ class SearchSession:
     def _on_failure(self, run: RayTrialRun) -> None:
         """Journals why a segment failed, with the whole text in a file of the run folder."""
         trial_id = run.trial.trial_id
-        if run.disk_full:
-            self.fatal = f"the disk is full: trial {trial_id} could not store its state in {self.storage.root}"
-            return  # the trial itself is sound: it goes on when there is room
+        if run.outer_cause:
+            self.fatal = run.outer_cause
+            return  # the trial itself is sound: it goes on when that is mended
         self.coordinator.on_failure(run.trial, run.retryable, run.reason)
         write_text(self.run_dir / f"error-{trial_id}.txt", run.error + "\n")
         self.fatal = why_hopeless(self.trials) or self.fatal

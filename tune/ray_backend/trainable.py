@@ -37,12 +37,13 @@ def run_trial(
 
     `storage_root` holds the checkpoints, a folder or URI. The state is stored at the `rung_tokens` (tokens_seen), where the
     trial may be told to pause, at the end, and now and then between them. `threads` are CPU threads, `gpus` a share of one.
+    Raises DataChanged where a data file no longer has the content that the search began with.
     """
     import torch  # here: the driver imports this module, too, and needs no torch
 
     from myllm.training.train import train
     from myllm.training.train_utils import load_state, save_state
-    from tune.config.open_run import open_run
+    from tune.config.open_run import check_data, open_run
 
     torch.set_num_threads(threads)
     device = "cuda" if gpus else "cpu"
@@ -50,12 +51,14 @@ def run_trial(
         torch.cuda.set_per_process_memory_fraction(gpus)
     hyper_parameters = {name: value for name, value in config.items() if name != CHECKPOINT}
     run = open_run(search, hyper_parameters, device)
+    files = {"train": run.train_windows.tokens, "val": run.val_windows.tokens}
     if CHECKPOINT in config:
         with Storage(storage_root).state_file(config[CHECKPOINT]) as file:
             run.load_state_dict(load_state(file))
     try:
         last_saved, cost = time.monotonic(), 0.0
         for report in train(run):
+            check_data(search, files)  # a loss on another file is never reported
             metrics = asdict(report) | {"val_bpb": report.val_loss / math.log(2) / search.data.bytes_per_token}
             if compiled := run.compilation.pop_measurement():
                 metrics |= asdict(compiled)
@@ -71,7 +74,7 @@ def run_trial(
                 ray_tune.report(metrics, checkpoint=ray_tune.Checkpoint.from_directory(folder))
             last_saved = time.monotonic()
     finally:  # the process serves the next trial, and keeps nothing of this one
-        del run
+        del run, files
         gc.collect()
         keep_imports()
         if device == "cuda":
