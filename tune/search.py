@@ -39,8 +39,7 @@ from tune.config.resources import Resources
 from tune.config.spec import RUNS_DIR, SearchSpec
 from tune.core.trials import UNLIMITED_TRIALS
 from tune.ray_backend.cluster import join_cluster
-from tune.ray_backend.preflight import check_programs, check_writable, runs_dir
-from tune.ray_backend.watchdog import check_address_space
+from tune.ray_backend.preflight import check_machine, check_writable, runs_dir
 from tune.text.commands import command, shown_path
 from tune.text.durations import duration
 
@@ -140,8 +139,7 @@ def estimate(
 
     options = spec.options
     if options.address is None:
-        check_address_space()
-        check_programs()
+        check_machine()
     available = join_cluster(options.address) if options.address else (available_cpus(), len(gpu_names()))
     if AUTO in (options.cpus_per_trial, options.gpus_per_trial):
         from tune.estimate.benchmark import resolve_auto
@@ -196,7 +194,7 @@ def search(run_dir: Path, spec: SearchSpec, resources: Resources, runtime: RayRu
 
         said = write_report(run_dir, whole=False)
     print(said, flush=True)
-    if finished and not runtime.was_started:
+    if finished and not runtime.address_info:
         more = "time_budget" if spec.options.time_budget else "num_samples"
         print(f"\nnote: nothing was left to do; a larger --{more} goes on")
     with nothing_lost(again):  # a script may want the files, and end all that it left behind; a person waits for the prompt

@@ -71,22 +71,29 @@ def losses(search):
 
 def replace(path):
     """Puts another file of the same size in the place of `path`."""
-    path.with_suffix(".new").write_bytes(path.read_bytes()[::-1])
+    path.with_suffix(".new").write_bytes(path.read_bytes()[1000:] + path.read_bytes()[:1000])
     os.replace(path.with_suffix(".new"), path)
 
 
-def overwrite(path):
-    """Changes the second half of the file in its place."""
+def swap(path):
+    """Changes the order of the ids in the file itself."""
     content = path.read_bytes()
     with open(path, "r+b") as file:
-        file.seek(len(content) // 2)
-        file.write(content[: len(content) // 4] * 2)
+        file.write(content[1000:] + content[:1000])
+
+
+def overwrite(path):
+    """Puts ids beyond the vocabulary into the file itself, which end a training with an error."""
+    content = path.read_bytes()
+    with open(path, "r+b") as file:
+        file.write(content[1:] + content[:1])
 
 
 @pytest.mark.parametrize(
     ("name", "change"),
     [
         ("train.bin", replace),
+        pytest.param("train.bin", swap, marks=pytest.mark.slow),
         pytest.param("train.bin", overwrite, marks=pytest.mark.slow),
         pytest.param("train.bin", Path.unlink, marks=pytest.mark.slow),
         pytest.param("val.bin", replace, marks=pytest.mark.slow),
@@ -104,7 +111,7 @@ def test_a_data_file_that_changes_ends_the_search_and_harms_no_trial(name, chang
     change(changed)
     errors = process.communicate(timeout=120)[1]
     assert process.returncode == 1 and broken.no_process_left()
-    one_line(errors, "put that file back")
+    one_line(errors, "put that file back", "put the file back")
     assert errors.count(f"error: {changed}") == 1
     assert not {"failed", "worker_lost"} & {event["event"] for event in broken.events()}
     assert len(losses(broken)) < len(losses(whole)) and losses(broken).items() <= losses(whole).items()

@@ -21,7 +21,7 @@ from myllm.system.errors import InputError, RunError
 from tune.config.options import SearchOptions
 from tune.config.resources import resolve_resources
 from tune.core.events import SessionStarted
-from tune.ray_backend import cluster, preflight, watchdog
+from tune.ray_backend import cluster, preflight, start, watchdog
 from tune.ray_backend.watchdog import Watchdog, cause
 from tune.text import commands
 
@@ -215,42 +215,52 @@ def clock(monkeypatch):
     return clock
 
 
-def test_who_computes_may_be_silent_and_who_hangs_may_not(clock, monkeypatch, tmp_path):
-    busy = [0.0]
+@pytest.fixture
+def dog(clock, tmp_path):
+    """dog(processes, shared, running): a watchdog of ten seconds. `running` holds the segments that run."""
+
+    def make(processes=None, shared=False, running=()):
+        return Watchdog(10, tmp_path, processes or {}, lambda: (frozenset(running), 0), shared)
+
+    return make
+
+
+def test_who_computes_may_be_silent_and_who_hangs_may_not(clock, monkeypatch, dog):
+    busy, running = [0.0], set()
     monkeypatch.setattr(watchdog, "working_seconds", lambda: busy[0] * clock.now)
-    dog = Watchdog(10, tmp_path, [], None)
-    wait(dog, clock, 9)
-    dog.started("a")
+    one = dog(running=running)
+    wait(one, clock, 9)
+    running.add("a")
     busy[0] = 0.5
-    wait(dog, clock, 100)
+    wait(one, clock, 100)
     busy[0] = 0.0
     with pytest.raises(RunError, match=r"no trial has reported for 1\d s, and none has computed"):
-        wait(dog, clock, 30)
-    dog = Watchdog(10, tmp_path, [], None)
+        wait(one, clock, 30)
+    one = dog()
     clock.now += 3600  # the machine slept
-    dog.check()
+    one.check()
     with pytest.raises(RunError, match=r"no trial has started for 1\d s: Ray's logs name no cause"):
-        wait(dog, clock, 10)
+        wait(one, clock, 10)
 
 
-def test_a_full_cluster_is_waited_for_aloud(clock, tmp_path, capsys):
-    room = ["0 cores are free"]
-    dog = Watchdog(10, tmp_path, [], lambda: room[0])
-    wait(dog, clock, 35)
-    assert capsys.readouterr().err.count("no trial has started for 10 s; 0 cores are free; waiting") == 3
-    room[0] = ""
-    with pytest.raises(RunError, match="no trial has started"):
-        wait(dog, clock, 12)
+def test_a_full_cluster_is_waited_for_aloud(clock, dog, capsys):
+    running = set()
+    one = dog(shared=True, running=running)
+    wait(one, clock, 35)
+    assert capsys.readouterr().err.count("no trial has started for 10 s; waiting (`ray status` says") == 3
+    running.add("a")
+    wait(one, clock, 12)
+    assert capsys.readouterr().err.count("no trial has reported for 10 s; waiting") == 1
 
 
-def test_a_process_of_rays_that_has_ended_ends_the_search(clock, tmp_path):
+def test_a_process_of_rays_that_has_ended_ends_the_search(clock, dog):
     process = subprocess.Popen(["sleep", "100"])
-    dog = Watchdog(10, tmp_path, [psutil.Process(process.pid)], None)
-    wait(dog, clock, 2)
+    one = dog({psutil.Process(process.pid): "sleep"})
+    wait(one, clock, 2)
     process.kill()
     process.wait()
     with pytest.raises(RunError, match="Ray's sleep has ended"):
-        wait(dog, clock, 2)
+        wait(one, clock, 2)
 
 
 # Files in the way
@@ -394,9 +404,9 @@ def test_what_ray_can_not_write_to_is_known_beforehand(tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_TMPDIR", "")
     monkeypatch.setenv("TMPDIR", str(tmp_path / "gone"))  # Ray would make it; Python takes another
     preflight.check_writable(tmp_path / "new", search)
-    assert watchdog.ray_folder().parent in map(Path, ("/tmp", "/var/tmp", "/usr/tmp")) and not list(tmp_path.glob("gone"))
+    assert start.ray_folder().parent in map(Path, ("/tmp", "/var/tmp", "/usr/tmp")) and not list(tmp_path.glob("gone"))
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / "dangling"))
-    assert watchdog.ray_folder() == tmp_path / "gone" / "ray"  # what Ray itself could not make
+    assert start.ray_folder() == tmp_path / "gone" / "ray"  # what Ray itself could not make
     monkeypatch.setenv("RAY_TMPDIR", "")
     monkeypatch.setattr(tempfile, "gettempdir", lambda: os.stat("/none"))
     with pytest.raises(InputError, match="no folder for temporary files can be written"):

@@ -74,7 +74,7 @@ CHECKS: dict[str, Check] = {
     "max_failures": whole(0),
     "replicate_best": whole(0),
     "reduction_factor": whole(2),
-    "scheduler": lambda name, value: one_of(*SCHEDULERS)(name, value),  # a rule may be added meanwhile
+    "scheduler": (SCHEDULERS.__contains__, one_of(*SCHEDULERS)[1]),  # a rule may be added later
     "rung_metric": one_of("val_loss", "val_loss_ema"),
     "searcher": one_of("gp", "random", "optuna"),
     "keep_checkpoints": one_of("best", "all"),

@@ -5,13 +5,10 @@ Ray reads two variables when it is first imported. This module sets them, and ea
 
 import os
 
-LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
-"""variable that is 0 where Ray listens on the loopback alone; by default Ray listens on every network"""
-UV_RUN = "RAY_ENABLE_UV_RUN_RUNTIME_ENV"
-"""variable that is 0 where Ray ignores `uv run`; by default Ray then packs the working folder for its workers"""
-
+LOOPBACK, UV_RUN = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "RAY_ENABLE_UV_RUN_RUNTIME_ENV"
 _uv_run = os.environ.get(UV_RUN)
-os.environ |= {LOOPBACK: "0", UV_RUN: _uv_run or "0"}
+os.environ[LOOPBACK] = "0"  # Ray listens on the loopback alone; by default it listens on every network
+os.environ[UV_RUN] = _uv_run or "0"  # below `uv run` Ray would pack the working folder for its workers
 
 
 def allow_cluster() -> None:

@@ -4,7 +4,7 @@ import contextlib
 import re
 from typing import Any
 
-import ray.exceptions
+from ray.exceptions import RayError, RayTaskError
 from ray.tune.experiment import Trial as RayTrial
 
 from myllm.system.errors import DataChanged
@@ -12,19 +12,8 @@ from myllm.system.files import is_disk_full
 from tune.core.trials import FAILED, Trial, Trials
 from tune.ray_backend.ray_compat import ABORTED
 
-RETRYABLE_ERRORS = (
-    ray.exceptions.RayActorError,
-    ray.exceptions.WorkerCrashedError,
-    ray.exceptions.NodeDiedError,
-    ray.exceptions.OutOfMemoryError,
-    ray.exceptions.ObjectLostError,
-    ray.exceptions.RaySystemError,
-    ray.exceptions.RpcError,
-    OSError,
-)
-"""errors of processes, machines and files, which a trial may not have again; all others lie in code or settings"""
 RETRYABLE_NAMES = ("AcceleratorError", ABORTED)
-"""names of retryable errors whose classes need not be importable here; the first is a GPU's"""
+"""names of errors, of a GPU and of Ray Tune, that a trial may not have again"""
 IMPORT_FAILED = "failed to import on the worker"
 """words of Ray where a worker can't import the trainable, which it reports as a lost process"""
 EXCEPTION_LINE = re.compile(r"(\w+\.)*\w*(Error|Exception|Exit|Interrupt): .*\S")
@@ -37,8 +26,9 @@ class RayTrialRun(RayTrial):
 
     trial: Trial
     retryable = False
+    """True if the trial may not have the error again"""
     outer_cause = ""
-    """a cause that lies outside of the trial and ends the search: one line; empty where the trial itself is at fault"""
+    """what ends the search and is no fault of the trial, in one line, or nothing"""
     error = ""
 
     def handle_error(self, exc: Any = None) -> None:
@@ -47,12 +37,10 @@ class RayTrialRun(RayTrial):
         self.error = str(exc).strip()
         if isinstance(cause, DataChanged):
             self.outer_cause = str(cause)
-        elif isinstance(cause, Exception) and is_disk_full(cause):
-            self.outer_cause = (
-                f"the disk is full: trial {self.trial.trial_id} could not store its state in {self.storage.storage_fs_path}"
-            )
-        self.retryable = isinstance(cause, RETRYABLE_ERRORS) or type(cause).__name__ in RETRYABLE_NAMES
-        self.retryable &= IMPORT_FAILED not in self.error
+        elif is_disk_full(cause):
+            self.outer_cause = f"the disk is full: trial {self.trial.trial_id} could not store its state in {self.path}"
+        of_processes = isinstance(cause, RayError | OSError) and not isinstance(cause, RayTaskError)
+        self.retryable = (of_processes or type(cause).__name__ in RETRYABLE_NAMES) and IMPORT_FAILED not in self.error
         with contextlib.suppress(OSError):  # Ray writes files of its own, which a full disk refuses
             super().handle_error(exc)
 
@@ -65,12 +53,6 @@ class RayTrialRun(RayTrial):
         """The line of the error that names its cause, at most 200 characters."""
         lines = self.error.splitlines() or ["no reason given"]
         return next((line for line in reversed(lines) if EXCEPTION_LINE.match(line)), lines[-1])[:200]
-
-
-def trial_of(run: RayTrial) -> Trial:
-    """Our trial of which `run` is a segment."""
-    assert isinstance(run, RayTrialRun)
-    return run.trial
 
 
 def why_hopeless(trials: Trials) -> str | None:

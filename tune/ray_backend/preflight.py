@@ -1,26 +1,32 @@
 """Looks for what a search and Ray need of the machine, before anything heavy starts."""
 
 import os
+import resource
 import shutil
 import sys
 from pathlib import Path
 
-from myllm.system.errors import InputError, one_line
+from myllm.system.errors import InputError, RunError, one_line
 from myllm.system.files import obstacle, user_folder
 from tune.config.spec import SearchSpec
-from tune.ray_backend.watchdog import ray_folder
+from tune.ray_backend.start import ray_folder
 from tune.store.checkpoints import Storage
 from tune.store.journal import FILE_NAME
 
 LONGEST_SOCKET = 103 if sys.platform == "darwin" else 107  # bytes
-PROGRAMS = ("bash",)  # Ray has bash start each worker
+LEAST_ADDRESS_SPACE = 4 * 2**30  # bytes; with 3 GiB Ray 2.60 aborts where it maps its object store, with 4 it works
 
 
-def check_programs() -> None:
-    """Raises InputError where a program that Ray calls is not on PATH: Ray would start workers again and again."""
-    for program in PROGRAMS:
-        if shutil.which(program) is None:
-            raise InputError(f"Ray starts its workers with {program}, which is not on PATH; install it, or mend PATH")
+def check_machine() -> None:
+    """Raises InputError where bash is not on PATH, and RunError where this process may not have enough address space."""
+    if shutil.which("bash") is None:  # Ray would start workers again and again
+        raise InputError("Ray starts its workers with bash, which is not on PATH; install it, or mend PATH")
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit != resource.RLIM_INFINITY and limit < LEAST_ADDRESS_SPACE:
+        raise RunError(
+            f"the address space is limited to {limit / 2**30:.1f} GiB (ulimit -v), and Ray needs"
+            f" {LEAST_ADDRESS_SPACE // 2**30}; raise it with: ulimit -v unlimited"
+        )
 
 
 def runs_dir(usual: Path) -> Path:
@@ -32,8 +38,7 @@ def runs_dir(usual: Path) -> Path:
     if in_checkout and obstacle(usual / "a") is None:
         return usual
     folder = user_folder("XDG_DATA_HOME", "~/.local/share") / "runs"
-    reason = obstacle(folder / "a")
-    if reason:
+    if reason := obstacle(folder / "a"):
         raise InputError(f"runs can't be written, neither to {usual} nor to {folder}: {reason}; give --storage_path")
     print(f"note: {usual} can't be written; runs are in {folder}" if in_checkout else f"note: runs are in {folder}")
     return folder
@@ -44,44 +49,32 @@ def check_writable(run_dir: Path, search: SearchSpec) -> None:
 
     Raises InputError that names the first place which can't be written.
     """
-    check_utf8(run_dir)
+    folder = ray_folder() if search.options.address is None else None
+    for place in (run_dir, folder or run_dir):
+        try:
+            str(place).encode()
+        except UnicodeEncodeError:
+            raise InputError(f"{place}: its name is not UTF-8, and Ray writes no others; choose another place") from None
     for place in (run_dir / FILE_NAME, run_dir / "ray" / "a"):
         if reason := obstacle(place):
             raise InputError(f"the run's folder {run_dir} can't be written: {reason}")
     root = search.storage_root(run_dir)
     if "://" in root:
-        check_remote(root)
-    if search.options.address is None:
-        folder = ray_folder()
-        check_utf8(folder)
-        if reason := obstacle(folder / "a"):
-            raise InputError(
-                f"{folder.parent}, where Ray keeps its logs and sockets, can't be written: {reason}; set RAY_TMPDIR"
-            )
+        try:
+            storage = Storage(root)
+            parent = storage.path.rpartition("/")[0]
+            trial = f"{parent}/.myllm-{os.getpid()}"
+            storage.filesystem.create_dir(parent, recursive=True)
+            with storage.filesystem.open_output_stream(trial) as file:
+                file.write(b"x")
+            storage.filesystem.delete_file(trial)
+        except (OSError, ValueError) as error:
+            raise InputError(f"--storage_path {root} can't be written: {one_line(error)[:300]}") from None
+    if folder:
         socket = folder / f"session_2026-01-01_00-00-00_000000_{os.getpid()}" / "sockets" / "plasma_store"
-        if len(os.fsencode(socket)) > LONGEST_SOCKET:
+        too_long = "too long a name for Ray's sockets" if len(os.fsencode(socket)) > LONGEST_SOCKET else None
+        if reason := obstacle(folder / "a") or too_long:
             raise InputError(
-                f"{folder.parent}: too long a name for Ray's sockets; set RAY_TMPDIR to a shorter one, /tmp say"
+                f"{folder.parent}, where Ray keeps its logs and sockets, can't be written: {reason};"
+                " set RAY_TMPDIR to another place, /tmp say"
             )
-
-
-def check_utf8(place: Path) -> None:
-    """Raises InputError where the name of `place` is not UTF-8, which Ray can't write."""
-    try:
-        str(place).encode()
-    except UnicodeEncodeError:
-        raise InputError(f"{place}: its name is not UTF-8, and Ray writes no others; choose another place") from None
-
-
-def check_remote(root: str) -> None:
-    """Raises InputError where no file can be written beside the URI `root`."""
-    try:
-        storage = Storage(root)
-        parent = storage.path.rpartition("/")[0]
-        trial = f"{parent}/.myllm-{os.getpid()}"
-        storage.filesystem.create_dir(parent, recursive=True)
-        with storage.filesystem.open_output_stream(trial) as file:
-            file.write(b"x")
-        storage.filesystem.delete_file(trial)
-    except (OSError, ValueError) as error:
-        raise InputError(f"--storage_path {root} can't be written: {one_line(error)[:300]}") from None

@@ -19,16 +19,12 @@ class RaySearchAlgorithm(SearchAlgorithm):
         self.session, self.check_alive = session, check_alive
         self.runs: dict[str, RayTrialRun] = {}
         """segments that Ray holds, by Ray's trial id"""
-        self._start_next: RayTrialRun | None = None
+        self.start_next: RayTrialRun | None = None
+        """the segment that was handed out last, until Ray has a process for it"""
 
     def add_configurations(self, experiments: Any) -> None:
         """Takes the experiment whose trials this algorithm makes."""
         self._experiment = experiments[0] if isinstance(experiments, list) else experiments
-
-    @property
-    def total_samples(self) -> int:
-        """Configurations that the search may try."""
-        return self.session.trials.num_samples
 
     def is_finished(self) -> bool:
         """True where Ray has ended the search, or nothing is left to do."""
@@ -37,7 +33,9 @@ class RaySearchAlgorithm(SearchAlgorithm):
     def next_trial(self) -> RayTrial | None:
         """The next segment for a free worker, or None for now."""
         self.check_alive()
-        self._take_back_lost()
+        for run in list(self.runs.values()):
+            if run.status == RayTrial.ERROR:  # Ray gives up without a word where a process can't be reused
+                self.on_trial_complete(run.trial_id, error=True)
         if super().is_finished() or self.session.fatal or len(self.runs) >= self.session.workers:
             return None
         trial = self.session.next_trial()
@@ -47,20 +45,13 @@ class RaySearchAlgorithm(SearchAlgorithm):
         """A segment has ended, well or badly."""
         self.session.on_end(self.runs.pop(trial_id), failed=error)
 
-    def take_start_next(self) -> RayTrialRun | None:
-        """The segment that was handed out last; a second call returns None."""
-        run, self._start_next = self._start_next, None
-        return run
-
-    def _take_back_lost(self) -> None:
-        """Ends the segments that Ray gave up without a word, as it does where a process can't be reused."""
-        for run in list(self.runs.values()):
-            if run.status == RayTrial.ERROR:
-                self.on_trial_complete(run.trial_id, error=True)
+    def signs(self) -> tuple[frozenset[str], int]:
+        """The ids of the segments that run, and a number that grows with each report and end."""
+        return frozenset(name for name, run in self.runs.items() if run.status == RayTrial.RUNNING), self.session.heard
 
     def _segment(self, trial: Trial) -> RayTrialRun:
         """The trial's next segment, from its newest sound checkpoint."""
-        checkpoint = self.session.checkpoints.newest_sound(trial)
+        checkpoint = self.session.newest_sound(trial)
         spec = self._experiment.spec
         run = RayTrialRun(
             self._experiment.run_identifier,
@@ -72,5 +63,5 @@ class RaySearchAlgorithm(SearchAlgorithm):
             trial_dirname_creator=lambda run: run.trial_id,
         )
         run.trial = trial
-        self.runs[run.trial_id] = self._start_next = run
+        self.runs[run.trial_id] = self.start_next = run
         return run

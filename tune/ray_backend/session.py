@@ -1,23 +1,25 @@
 """One run of the command: the journal, and all that is kept in step with it."""
 
 import contextlib
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from myllm.system.errors import RunError
+from myllm.system.errors import RunError, warn
 from myllm.system.files import is_disk_full, write_text
+from myllm.system.machine import origin
+from tune.config.resolve import CODE, PACKAGES
 from tune.config.spec import SearchSpec
 from tune.core.clock import ENDING_SECONDS, SearchClock, TimeBudget
 from tune.core.coordinator import Coordinator
-from tune.core.events import Event, Reported, SessionEnded, SessionStarted
+from tune.core.events import CheckpointsDeleted, CheckpointStored, Event, Reported, SessionEnded, SessionStarted
 from tune.core.schedulers.base import Clock
 from tune.core.trials import AUDIT, CONTINUE, STOP, Trial, Trials
 from tune.monitor.trackers import start_trackers
-from tune.ray_backend.checkpoints import CheckpointKeeper
 from tune.ray_backend.failures import RayTrialRun, why_hopeless
-from tune.store.checkpoints import Storage
+from tune.store.checkpoints import Storage, worth_keeping
 from tune.store.journal import Journal, events_of
 from tune.store.tables import GrowingTables
 
@@ -30,6 +32,8 @@ class SearchSession:
         options = search.options
         self.started = 0
         """segments that were handed out"""
+        self.heard = 0
+        """reports and ends of segments"""
         self.fatal: str | None = None
         """why the search can't go on: one line"""
         self.journal = Journal(run_dir)
@@ -48,7 +52,8 @@ class SearchSession:
             self.trials, search.scheduler(), search.searcher(), self._append, options.seed, options.max_failures
         )
         self.storage = Storage(search.storage_root(run_dir))
-        self.checkpoints = CheckpointKeeper(self.coordinator, self.storage, options.keep_checkpoints == "all")
+        self.written_here: set[str] = set()
+        """checkpoints of this run of the command, which need no test"""
         with self.disk_errors():
             search.write(run_dir)
         self.trackers = start_trackers(run_dir, search, self.trials)
@@ -72,7 +77,7 @@ class SearchSession:
 
     @property
     def clock(self) -> Clock:
-        """Where the search stands now. The clock stands still during an audit."""
+        """The search's time now. It stands still during an audit."""
         return self.time_budget.read(ENDING_SECONDS + self._passed, ENDING_SECONDS + self.spent.starting)
 
     @property
@@ -95,33 +100,63 @@ class SearchSession:
 
     def on_report(self, trial: Trial, result: dict[str, Any]) -> str:
         """The decision on a report. Where the search's time is long over, the segment ends as if interrupted."""
+        self.heard += 1
         with self.disk_errors():
             decision = self.coordinator.on_report(trial, result, self.clock)
         late = self.time_budget.is_late(self._passed) and trial.source != AUDIT
         return STOP if late and decision == CONTINUE else decision
 
     def on_checkpoint(self, trial: Trial, tokens: int, path: str) -> None:
-        """The state of the report after `tokens` lies in the folder `path`."""
+        """Journals that the trial's state after `tokens` lies in the folder `path`."""
+        relative = os.path.relpath(path, self.storage.path)
+        replaced = trial.checkpoints.get(tokens)  # by the same state, made again after a crash
+        self.written_here.add(relative)
         with self.disk_errors():
-            self.checkpoints.stored(trial, tokens, path)
+            self.coordinator.record(CheckpointStored(trial_id=trial.trial_id, tokens_seen=tokens, path=relative))
+            if replaced and replaced != relative:
+                self.storage.delete(replaced)
+            self._delete_worthless(trial)
 
     def on_end(self, run: RayTrialRun, failed: bool) -> None:
         """A worker is done with a segment."""
+        self.heard += 1
         with self.disk_errors():
-            if failed:
-                self._on_failure(run)
+            if failed and run.outer_cause:
+                self.fatal = run.outer_cause  # the trial itself is sound: it goes on when that is mended
+            elif failed:
+                self.coordinator.on_failure(run.trial, run.retryable, run.reason)
+                write_text(self.run_dir / f"error-{run.trial.trial_id}.txt", run.error + "\n")
+                self.fatal = why_hopeless(self.trials) or self.fatal
             self.coordinator.on_end(run.trial)
-            self.checkpoints.delete_worthless(run.trial)
+            self._delete_worthless(run.trial)
 
-    def _on_failure(self, run: RayTrialRun) -> None:
-        """Journals why a segment failed, with the whole text in a file of the run folder."""
-        trial_id = run.trial.trial_id
-        if run.outer_cause:
-            self.fatal = run.outer_cause
-            return  # the trial itself is sound: it goes on when that is mended
-        self.coordinator.on_failure(run.trial, run.retryable, run.reason)
-        write_text(self.run_dir / f"error-{trial_id}.txt", run.error + "\n")
-        self.fatal = why_hopeless(self.trials) or self.fatal
+    def newest_sound(self, trial: Trial) -> str | None:
+        """Path of the trial's newest undamaged checkpoint, relative to the storage; None: it begins anew."""
+        inherited = self.trials.by_id[trial.parent_id].checkpoints if trial.source == AUDIT and trial.parent_id else {}
+        for _, path in sorted((inherited | trial.checkpoints).items(), reverse=True):
+            damage = None if path in self.written_here else self.storage.damage(path)
+            if damage is None:
+                return path
+            warn(f"trial {trial.trial_id}: checkpoint {path} {damage}; going back further")
+        return None
+
+    def _delete_worthless(self, trial: Trial) -> None:
+        """Deletes the checkpoints of a trial that are not worth their room, unless the user keeps all."""
+        if self.search.options.keep_checkpoints == "all" or not trial.checkpoints:
+            return
+        kept = worth_keeping(self.trials, trial, self.coordinator.scheduler.may_audit(self.trials, trial))
+        deleted = {tokens: path for tokens, path in trial.checkpoints.items() if tokens not in kept}
+        if deleted:
+            self.coordinator.record(CheckpointsDeleted(trial_id=trial.trial_id, tokens_seen=sorted(deleted)))
+            for path in deleted.values():
+                self.storage.delete(path)
+
+    def cleanup(self) -> None:
+        """Deletes the worthless checkpoints of every trial, and the files that a crash left behind."""
+        for trial in self.trials.by_id.values():
+            self._delete_worthless(trial)
+        if self.search.options.keep_checkpoints != "all":
+            self.storage.sweep({path for trial in self.trials.by_id.values() for path in trial.checkpoints.values()})
 
     @contextlib.contextmanager
     def disk_errors(self) -> Iterator[None]:
@@ -132,11 +167,11 @@ class SearchSession:
             self.fatal = f"{'the disk is full' if is_disk_full(error) else error}: {self.run_dir} can't be written"
             raise RunError(self.fatal) from None
 
-    def begin(self, startup_seconds: float, **versions: Any) -> None:
-        """Journals the beginning of the session, `startup_seconds` after the command's, with the `versions` of its code."""
-        self.coordinator.record(
-            SessionStarted(session=self.number, workers=self.workers, startup_seconds=startup_seconds, **versions)
-        )
+    def begin(self, begun: float) -> None:
+        """Journals the beginning of the session, with the versions of its code, `begun` seconds after 1970."""
+        code = {name: value for name, value in origin(PACKAGES).items() if name in CODE}
+        seconds = round(time.time() - begun, 3)
+        self.coordinator.record(SessionStarted(session=self.number, workers=self.workers, startup_seconds=seconds, **code))
 
     def end(self) -> None:
         """Journals the end of the session where it began a segment, and closes the trackers."""

@@ -1,22 +1,23 @@
 """Starts Ray in a thread while the driver still imports and reads, and ends it."""
 
 import contextlib
-import importlib
 import ipaddress
 import logging
 import math
 import os
+import secrets
 import shlex
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from myllm.system.errors import RunError
+from myllm.system.errors import InputError, RunError
 from myllm.system.files import ROOT
-from tune.ray_backend.cluster import use_own_token
-from tune.ray_backend.watchdog import ray_folder, why_not_started
+from tune.ray_backend.cluster import AUTH_MODE
 
 if TYPE_CHECKING:  # a search's first act is to make a RayRuntime
     from tune.config.options import SearchOptions
@@ -29,14 +30,11 @@ ENVIRONMENT = {
     "TUNE_FUNCTION_THREAD_TIMEOUT_S": "60",  # to leave a process; 2 are too few where cores are busy
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # Ray's snapshots are never read back
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "PL_DISABLE_FORK": "1",  # as Tune sets it in its workers
     "RAY_prestart_worker_first_driver": "0",  # ray.init would wait for a worker, deaf to signals
     "RAY_raylet_client_connect_timeout_milliseconds": "20",  # of 1000: the store's socket often appears just after a look
     "RAY_raylet_client_num_connect_attempts": "500",  # 500 of 20 ms are Ray's own 10 s in all
     "RAY_AIR_NEW_OUTPUT": "0",
-    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "86400",
 }
 OBJECT_STORE_BYTES = 128 * 2**20  # results and settings are small; every process maps all of it
 
@@ -49,8 +47,8 @@ class RayRuntime:
         """when the search began, seconds since 1970"""
         self.address_info: dict[str, Any] = {}
         """what Ray says of the node that this process belongs to, once it has started"""
-        self.plain: str | None = None
-        """why Ray was started as documented, without the patches of ray_compat"""
+        self._plain: str | None = None
+        """why Ray was started without the patches of ray_compat"""
         self._thread: threading.Thread | None = None
         self._error: RunError | None = None
         self._started, self._over = threading.Event(), threading.Event()
@@ -71,7 +69,10 @@ class RayRuntime:
         os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(resources.workers)
         arguments: dict[str, Any] = dict(address=options.address or "local", log_to_driver=False, configure_logging=False)
         if options.address is None:
-            use_own_token()
+            if (
+                AUTH_MODE not in os.environ
+            ):  # without a token Ray leaves one in the user's home, which clusters then ask for
+                os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
             os.environ["RAY_TMPDIR"] = str(ray_folder().parent)  # Ray takes TMPDIR as it is, empty or gone
             arguments |= dict(
                 num_cpus=resources.workers * resources.cpus_per_trial,
@@ -86,46 +87,38 @@ class RayRuntime:
         self._thread = threading.Thread(target=self._live, args=(arguments,), name="ray", daemon=True)
         self._thread.start()
 
-    @property
-    def was_started(self) -> bool:
-        """True once `start` was called."""
-        return self._thread is not None
-
     def _live(self, arguments: dict[str, Any]) -> None:
         """Starts Ray and stays: Linux ends Ray's processes together with the thread that started them."""
-        start = time.time()
+        start, logger = time.time(), logging.getLogger("ray")
         with contextlib.ExitStack() as stack:
             try:
-                self._start(arguments, stack)
+                import ray
+
+                from tune.ray_backend.ray_compat import patched
+
+                self._plain = stack.enter_context(patched(arguments))
+                logger.setLevel(logging.CRITICAL)  # nobody need know of Ray's start
+                context: Any = ray.init(**arguments)
+                logger.setLevel(logging.WARNING)  # warnings go to the run's ray.log
+                self.address_info = dict(context.address_info)
+                if arguments["address"] == "local":
+                    check_loopback(self.address_info["node_ip_address"])
             except RunError as error:
                 self._error = error
             except Exception as error:  # of many kinds, Exception itself among them; raised in wait_until_started
-                self._error = RunError(f"Ray can't start: {why_not_started(error, start)}")
+                from tune.ray_backend.watchdog import why_not_started
+
+                self._error = RunError(f"Ray can't start: {why_not_started(error, start, ray_folder())}")
             self._started.set()
             self._over.wait()
-
-    def _start(self, arguments: dict[str, Any], stack: contextlib.ExitStack) -> None:
-        """Starts Ray; the patches stay until `stack` is closed."""
-        import ray
-
-        from tune.ray_backend import ray_compat
-
-        self.plain = stack.enter_context(ray_compat.patched(arguments))
-        logger = logging.getLogger("ray")
-        logger.setLevel(logging.CRITICAL)  # nobody need know of Ray's start
-        context: Any = ray.init(**arguments)
-        self.address_info = dict(context.address_info)
-        logger.setLevel(logging.WARNING)  # warnings go to the run's ray.log
-        if arguments["address"] == "local":
-            check_loopback(self.address_info["node_ip_address"])
 
     def wait_until_started(self) -> None:
         """Returns when Ray can be used. Raises RunError that says why Ray did not start."""
         self._started.wait()
         if self._error:
             raise self._error
-        if self.plain:
-            logging.getLogger("ray").warning("Ray is started as documented: %s", self.plain)
+        if self._plain:
+            logging.getLogger("ray").warning("Ray is started as documented: %s", self._plain)
 
     def stop(self) -> None:
         """Ends Ray, also while it starts. A second call does nothing."""
@@ -140,18 +133,13 @@ class RayRuntime:
 def check_loopback(address: str) -> None:
     """Raises RunError where other machines can reach a Ray that listens on `address`."""
     if not ipaddress.ip_address(address).is_loopback:
-        raise RunError(
-            f"Ray listens on {address}, where other machines can reach it; the search was not started."
-            " Start it in a process that has not imported Ray before"
-        )
+        raise RunError(f"Ray listens on {address}, where other machines can reach it; import Ray after tune.ray_backend")
 
 
-def import_ahead(*modules: str) -> None:
-    """Imports in a thread modules that are wanted later. A module that can't be imported says so then."""
-
-    def load() -> None:
-        with contextlib.suppress(ImportError):
-            for module in modules:
-                importlib.import_module(module)
-
-    threading.Thread(target=load, name="imports").start()
+def ray_folder() -> Path:
+    """Where Ray on this machine alone keeps its logs and sockets. Raises InputError where there is no such place."""
+    usual = "/tmp" if sys.platform == "darwin" else None  # the Mac's own folder has too long a name for sockets
+    try:
+        return Path(os.path.realpath(os.environ.get("RAY_TMPDIR") or usual or tempfile.gettempdir())) / "ray"
+    except FileNotFoundError:
+        raise InputError("no folder for temporary files can be written, which Ray needs; set TMPDIR") from None

@@ -1,6 +1,5 @@
 """A worker's side: Ray's flat config dict -> TrainConfig -> the training loop -> Ray's reports and checkpoints."""
 
-import functools
 import gc
 import math
 import tempfile
@@ -18,16 +17,6 @@ CHECKPOINT = "start_from_checkpoint"
 """key of a segment's config that holds the checkpoint to go on from, relative to the search's storage"""
 CHECKPOINT_SHARE = 0.05  # of a trial's time, which checkpoints may take; those at rungs and at the end come on top
 CHECKPOINT_MIN_SECONDS = 2.0  # between two checkpoints
-
-
-@functools.cache
-def keep_imports() -> None:
-    """Takes all objects of this process out of the garbage collector's sight, once.
-
-    A collection after every trial took 0.04 s, a tenth of a short trial. The first trial loads more of torch, so the call
-    comes after the first trial.
-    """
-    gc.freeze()
 
 
 def run_trial(
@@ -73,9 +62,11 @@ def run_trial(
                 cost = time.monotonic() - start
                 ray_tune.report(metrics, checkpoint=ray_tune.Checkpoint.from_directory(folder))
             last_saved = time.monotonic()
+    except Exception:
+        check_data(search, files)  # other ids may be the cause
+        raise
     finally:  # the process serves the next trial, and keeps nothing of this one
         del run, files
         gc.collect()
-        keep_imports()
         if device == "cuda":
             torch.cuda.empty_cache()
