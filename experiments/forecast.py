@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from myllm.system.errors import Parser, run_command
-from tune.text.durations import parse_duration
+from myllm.text.durations import parse_duration
 
 ROOT = Path(__file__).resolve().parent.parent
 SEARCHES = {

@@ -73,10 +73,7 @@ def decisions(count: int) -> tuple[float, float]:
     rule = SCHEDULERS["explore-finish"](SCHEDULERS["explore-finish"].default_rungs, BUDGET, BUDGET // MARKS)
     trials = Trials(BUDGET, count, events=[SessionStarted(session=0, workers=8)])
     coordinator = Coordinator(
-        trials,
-        WithBaseline(rule, 3),
-        lambda index, trials, proposed: configs[index % 64],
-        lambda event: event,
+        trials, WithBaseline(rule, 3), lambda index, trials, proposed: configs[index % 64], lambda event: event
     )
     begin = time.process_time()
     play(coordinator, lambda trial, tokens: levels[index_of(trial)] + noise[(index_of(trial) * 31 + tokens) % 997])
@@ -206,7 +203,7 @@ class Watch:
 
 def busy(slots: int, seconds: float, wait: float, folder: Path) -> dict[str, float]:
     """What a search of so many seconds with the default rule over pretended trainings does, once all slots have started."""
-    from tune.config.resources import Resources
+    from tune.config.resolve import Resources
     from tune.ray_backend import tuner
 
     tuner.run_trial = pretend

@@ -14,27 +14,27 @@ from myllm.system.imports import PACKAGES
 
 MODULES = sorted(path for folder in ("myllm", "tune") for path in (ROOT / folder).rglob("*.py"))
 TUNE = {
-    "text": (),
     "core": (),
-    "ladder": ("core", "text"),
-    "store": ("core", "text"),
-    "config": ("core", "text", "store"),
-    "analysis": ("core", "text", "store", "config"),
-    "estimate": ("core", "text", "store", "config", "analysis"),
-    "monitor": ("core", "text", "store", "config", "analysis", "estimate"),
-    "ray_backend": ("core", "text", "store", "config", "analysis", "estimate", "monitor"),
-    "reporting": ("core", "text", "store", "config", "analysis"),
-    "report": ("core", "text", "store", "config", "analysis", "reporting"),
-    "search": ("core", "text", "store", "config", "analysis", "estimate", "monitor", "ray_backend", "reporting", "report"),
+    "ladder": ("core",),
+    "store": ("core",),
+    "config": ("core", "store"),
+    "analysis": ("core", "store", "config"),
+    "estimate": ("core", "store", "config", "analysis"),
+    "monitor": ("core", "store", "config", "analysis", "estimate"),
+    "ray_backend": ("core", "store", "config", "analysis", "estimate", "monitor"),
+    "reporting": ("core", "store", "config", "analysis"),
+    "report": ("core", "store", "config", "analysis", "reporting"),
+    "search": ("core", "store", "config", "analysis", "estimate", "monitor", "ray_backend", "reporting", "report"),
     "__init__": ("analysis",),
 }
 MYLLM = {
     "__init__": (),
     "system": (),
+    "text": ("system",),
     "config": ("system",),
     "datasets": ("system", "config"),
     "models": ("system", "config"),
-    "training": ("system", "config", "datasets", "models"),
+    "training": ("system", "text", "config", "datasets", "models"),
     "data": ("system", "datasets"),
 }
 """wing -> the wings that it may import"""

@@ -17,8 +17,7 @@ from myllm.system.errors import InputError
 from tune.config.command_line import read_experiment
 from tune.config.options import SearchOptions
 from tune.config.overrides import list_spaces
-from tune.config.resolve import resolve_search
-from tune.config.resources import Resources
+from tune.config.resolve import Resources, resolve_search
 from tune.core.search_space import SPACES
 from tune.ray_backend.tuner import run_search
 from tune.search import resume, search, start

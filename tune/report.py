@@ -1,9 +1,4 @@
-"""Writes the report of a run: a summary, figures and one HTML page. Reads only files; imports no ray.
-
-python tune/report.py experiments/runs/NAME
-python tune/report.py experiments/runs/NAME --open
-python tune/report.py experiments/runs/ONE experiments/runs/OTHER
-"""
+"""Command line of the report: writes summary, figures and page of a run, or compares runs. It reads only files."""
 
 import os
 import sys

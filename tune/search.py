@@ -1,8 +1,4 @@
-"""Command line of the search.
-
-python tune/search.py --space v2
-python tune/search.py --resume experiments/runs/NAME
-"""
+"""Command line of the search: `python tune/search.py --space v2`, and `--resume DIR` to go on with a run."""
 
 import os
 import sys
@@ -32,16 +28,16 @@ from myllm.models.custom_model import CustomModelConfig, absolute, is_changed
 from myllm.system.errors import InputError, RunError, run_command
 from myllm.system.files import cache_dir
 from myllm.system.machine import available_cpus, gpu_names
+from myllm.text.commands import command, shown_path
+from myllm.text.durations import duration
 from tune.config import overrides
 from tune.config.command_line import DATA_FLAGS, RESUME_FLAGS, parse_args, read_experiment
 from tune.config.options import AUTO, SearchOptions
-from tune.config.resources import Resources
+from tune.config.resolve import Resources
 from tune.config.spec import RUNS_DIR, SearchSpec
 from tune.core.trials import UNLIMITED_TRIALS
 from tune.ray_backend.cluster import join_cluster
 from tune.ray_backend.preflight import check_machine, check_writable, runs_dir
-from tune.text.commands import command, shown_path
-from tune.text.durations import duration
 
 # What takes long to import comes where it is used: --help and most errors need none of it.
 
@@ -134,8 +130,7 @@ def estimate(
     run_dir: Path, spec: SearchSpec, runtime: RayRuntime, resumed: bool, dry_run: bool
 ) -> tuple[SearchSpec, Resources]:
     """The settings with `auto` resolved, and each trial's resources. Prints the search's plan, and how long it takes."""
-    from tune.config.resolve import changed_code
-    from tune.config.resources import resolve_resources
+    from tune.config.resolve import changed_code, resolve_resources
 
     options = spec.options
     if options.address is None:

@@ -45,12 +45,7 @@ class TokenFile:
     Raises InputError where a file is missing, empty, or not what it claims to be.
     """
 
-    def __init__(
-        self,
-        source: Spec,
-        token_dtype: str | None = None,
-        tokenizer_sha256: str | None = None,
-    ):
+    def __init__(self, source: Spec, token_dtype: str | None = None, tokenizer_sha256: str | None = None):
         if isinstance(source, dict):
             token_dtype, tokenizer_sha256 = source["token_dtype"], source["tokenizer_sha256"]
             source = source["paths"]

@@ -116,12 +116,7 @@ def read_start(options: TrainerOptions) -> tuple[StartConfig, SavedState | None]
     if not options.from_trial:
         return StartConfig({}, ""), None
     trial, state, place = load_trial(options.from_trial)
-    parts = {
-        "preset": trial.preset,
-        "model": state["model_config"],
-        "train": state["train_config"],
-        "data": trial.data,
-    }
+    parts = {"preset": trial.preset, "model": state["model_config"], "train": state["train_config"], "data": trial.data}
     where = place if "://" not in place else str(trial.run_dir / "search.json")
     return StartConfig(parts, where), SavedState(state, place)
 

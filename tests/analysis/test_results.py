@@ -16,7 +16,7 @@ from myllm.system.errors import InputError
 from tune.analysis.posterior import expected_losses, interval, probability_of_best
 from tune.analysis.results import leaderboard, posterior_summary, tables
 from tune.config.options import SearchOptions
-from tune.config.resources import resolve_resources
+from tune.config.resolve import resolve_resources
 from tune.config.spec import SearchSpec
 from tune.core.clock import SearchClock, TimeBudget, search_seconds
 from tune.core.events import CheckpointStored, SessionEnded, SessionStarted, TrialFailed, TrialStarted

@@ -229,10 +229,7 @@ def test_small_budgets_have_fewer_reports_and_rungs_follow(prepared):
         ({"range": ("clip_norm=0.5:2",), "space": "v1"}, "the training loop of space v1 has no clip_norm"),
         ({"range": ("beta2=0.9:0.99",), "space": "v3"}, "beta2_half_life, which is set too, decides beta2"),
         ({"range": ("cooldown_ratio=0.1:0.3",)}, "only schedule wsd has a cooldown"),
-        (
-            {"range": ("cooldown_ratio=0.1:0.9", "warmup_ratio=0.1:0.5"), "set": ("schedule=wsd",)},
-            "add up to more than 1",
-        ),
+        ({"range": ("cooldown_ratio=0.1:0.9", "warmup_ratio=0.1:0.5"), "set": ("schedule=wsd",)}, "add up to more than 1"),
         ({"choices": ("micro_batch_size=1,2",)}, "set it with --set micro_batch_size=VALUE"),
         ({"range": ("block_size=32:64",)}, "set it with --set block_size=VALUE"),
         ({"range": ("seed=1:4",)}, "there is no 'seed' to set"),

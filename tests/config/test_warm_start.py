@@ -128,10 +128,7 @@ def with_data(search, **changes):
             lambda s: with_data(s, fingerprint={"train": {"tokens": 7}, "val": {"tokens": 6}}),
             "its validation data is not that of",
         ),
-        (
-            lambda s: dataclasses.replace(s, ranges={"dropout": Range(0.0, 1.0, LINEAR)}),
-            "it searched dropout, and",
-        ),
+        (lambda s: dataclasses.replace(s, ranges={"dropout": Range(0.0, 1.0, LINEAR)}), "it searched dropout, and"),
     ],
 )
 def test_only_a_run_of_the_same_kind_can_seed_a_search(tmp_path, change, words):

@@ -7,7 +7,7 @@ from conftest import run_command_line
 from helpers import search_of
 
 from myllm.system.errors import InputError
-from tune.config.resources import Resources
+from tune.config.resolve import Resources
 from tune.config.spec import SearchSpec
 from tune.estimate.benchmark import ConcurrencyTrial, candidates, choose, resolve_auto, time_concurrency
 

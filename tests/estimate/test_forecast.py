@@ -7,9 +7,9 @@ from conftest import begun, report
 from helpers import search_of
 
 from myllm.system.errors import InputError
+from myllm.text.durations import duration, parse_duration
 from tune.core.trials import CONTINUE, STOP
 from tune.estimate.forecast import MOST_TRIALS, Throughput, fit_throughput, is_finished, measured_throughput, simulate_rest
-from tune.text.durations import duration, parse_duration
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))  # own_rule
 
 from myllm.system.errors import run_command
-from tune.config.resources import Resources
+from tune.config.resolve import Resources
 from tune.config.spec import SearchSpec
 from tune.core.schedulers import SCHEDULERS
 from tune.ray_backend.cluster import join_cluster

@@ -18,12 +18,12 @@ from helpers import search_of, write_events
 
 from myllm.system import imports, machine
 from myllm.system.errors import InputError, RunError
+from myllm.text import commands
 from tune.config.options import SearchOptions
-from tune.config.resources import resolve_resources
+from tune.config.resolve import resolve_resources
 from tune.core.events import SessionStarted
 from tune.ray_backend import cluster, preflight, start, watchdog
 from tune.ray_backend.watchdog import Watchdog, cause
-from tune.text import commands
 
 SEARCH = "tune/search.py"
 SMALL = ["--budget_tokens", "262144", "--num_samples", "1", "--replicate_best", "0", "--scheduler", "fifo", "--space", "v1"]
@@ -548,11 +548,7 @@ def test_output_into_head_and_into_ascii(arguments, tmp_path, request):
         search = search_of(name="x")
         search.write(run)
         config = {"learning_rate": 1e-3, "batch_size": 8, "warmup_ratio": 0.1, "clip_norm": 1.0}
-        events = [
-            SessionStarted(session=0, workers=1),
-            begun("t00000", config=config),
-            report("t00000", 100, 2.0),
-        ]
+        events = [SessionStarted(session=0, workers=1), begun("t00000", config=config), report("t00000", 100, 2.0)]
         write_events(run, *(dataclasses.replace(event, time=1.0) for event in events))
         arguments = [arguments[0], str(run)]
         done = run_command_line(*arguments, env=os.environ | ASCII)

@@ -14,7 +14,7 @@ from harness import SHORT, TIMES, FaultSearch
 
 from myllm.system.errors import RunError
 from tune.config.options import SearchOptions
-from tune.config.resources import Resources
+from tune.config.resolve import Resources
 from tune.config.spec import SearchSpec
 from tune.ray_backend import ray_compat, tuner
 from tune.ray_backend.start import RayRuntime, check_loopback

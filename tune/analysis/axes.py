@@ -69,12 +69,9 @@ class Edge:
     """A hyper-parameter of the best that lies at the end of its range."""
 
     hyper_parameter: str
-    value: float
-    """of the best configuration"""
-    end: float
-    """the end of the range"""
-    search_next: str
-    """flag and value for tune/search.py"""
+    value: float  # of the best configuration
+    end: float  # the end of the range
+    search_next: str  # flag and value for tune/search.py
 
 
 def edges(axes: list[Axis], config: dict[str, Any]) -> list[Edge]:

@@ -1,12 +1,8 @@
 """The joint posterior of the expected losses of configurations, given the losses of a few seeds. No files, no trials.
 
-A loss is the configuration's expected loss plus the noise of one seed. Few configurations have several seeds, and these
-were picked for their low losses. So the noise and the expected losses are estimated together:
-- The variances between seeds are scaled inverse chi-squared around a common variance (Smyth 2004, "Linear models and
-  empirical Bayes methods").
-- The expected losses are normal around a common mean (Gelman et al., Bayesian Data Analysis, chapter 5). This shrinks the
-  lead of the best by the part that is probably luck.
-How often the intervals hold: experiments/LOG.md, "the loss's interval".
+A loss is the expected loss plus the noise of one seed. Variances between seeds are scaled inverse chi-squared around a
+common one (Smyth 2004); expected losses are normal around a common mean (Gelman et al., BDA, chapter 5), which shrinks the
+lead of the best by the part that is probably luck. How often intervals hold: experiments/LOG.md, "the loss's interval".
 """
 
 import math
@@ -29,16 +25,12 @@ class Calibration:
 
     noise_of_single_seed: float = 2.0
     """factor on the noise of a configuration with one seed; replicated ones are the best, whose noise is low"""
-    noise_of_baseline: float = 2.5
-    """factor on the noise of the baseline, which was not picked for its loss"""
-    hidden_noise: float = 1.15
-    """factor on the standard error of a mean over several seeds"""
-    skew_below: float = 0.85
-    """factor on errors below the mean of several seeds, but for the baseline"""
+    noise_of_baseline: float = 2.5  # factor on the noise of the baseline, which was not picked for its loss
+    hidden_noise: float = 1.15  # factor on the standard error of a mean over several seeds
+    skew_below: float = 0.85  # factor on errors below the mean of several seeds, but for the baseline
     skew_above: float = 1.6
     """factor on errors above: now and then a seed is much worse, and a configuration that led was spared it so far"""
-    odds_offset: float = 0.83
-    """log-odds that the best is the best = odds_offset + odds_slope * log-odds of the draws"""
+    odds_offset: float = 0.83  # log-odds that the best is the best = odds_offset + odds_slope * log-odds of the draws
     odds_slope: float = 0.63
 
 
@@ -122,11 +114,9 @@ def _shrunk(means: Floats, variances: Floats, noise: Floats, rng: np.random.Gene
 
 
 def probability_of_best(drawn: Floats) -> Floats:
-    """Returns (n,) probabilities of having the lowest expected loss, from (DRAWS, n) draws; the best comes first.
-
-    The best's share of the draws is too low, as the draws ignore rungs and hyper-parameters; a share near 1 is too high. So
-    the share is calibrated to searches with a known answer (Platt 1999, "Probabilistic outputs for support vector
-    machines"). The other configurations share the remaining probability as they share the draws.
+    """Returns (n,) probabilities of having the lowest expected loss, from (DRAWS, n) draws; the best comes first. Its
+    share of the draws is calibrated to searches with a known answer (Platt 1999), as the draws ignore rungs and
+    hyper-parameters; the others share the rest as they share the draws.
     """
     mine, *others = np.bincount(drawn.argmin(axis=1), minlength=drawn.shape[1]) / len(drawn) + 1e-3
     chance = 1 / (1 + np.exp(-CALIBRATION.odds_offset - CALIBRATION.odds_slope * np.log(mine / (1.002 - mine))))

@@ -93,10 +93,9 @@ class ResponseSurface:
         return found
 
     def importance(self) -> list[dict[str, Any]]:
-        """Returns a row a hyper-parameter, the most important first: hyper_parameter, importance, low and high.
-
-        The importance is scipy's total-order Sobol index: the share of the variance over the ranges that the
-        hyper-parameter and its interactions explain. low and high are the ends of its interval.
+        """Returns a row a hyper-parameter, the most important first: hyper_parameter, importance (scipy's total-order
+        Sobol index: the share of the variance that it and its interactions explain), low and high, the ends of its
+        interval.
         """
         from scipy.stats import qmc, sobol_indices
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from myllm.system.errors import InputError
 from myllm.system.files import write_text
+from myllm.text.commands import command
 from myllm.training.run_artifacts import DATA_KEYS
 from tune.analysis.posterior import CONSIDERED, expected_losses, interval, probability_of_best
 from tune.config.spec import SearchSpec
@@ -20,7 +21,6 @@ from tune.core.ranking import ranking
 from tune.core.trials import AUDIT, DIVERGED, REPLICATE, SAMPLED, STATUSES, SUGGESTED, Trials
 from tune.store.journal import read_journal
 from tune.store.tables import HISTORY_COLUMNS, by_id, trial_columns, trial_row, write_tables
-from tune.text.commands import command
 
 if TYPE_CHECKING:  # pandas takes half a second to import: only who reads tables waits for it
     import pandas as pd
@@ -70,12 +70,9 @@ def load(run_dir: Path) -> tuple[SearchSpec, Trials, list[Event]]:
 class RunTables:
     """The tables of a search, for pandas. UNITS describes each column; losses are nats per token."""
 
-    search: SearchSpec
-    """the settings of the search"""
-    trials: "pd.DataFrame"
-    """a row a trial, indexed by trial_id: hyper-parameters, source, status, last losses"""
-    history: "pd.DataFrame"
-    """a row a report: trial_id, tokens_seen and the measurements"""
+    search: SearchSpec  # the settings of the search
+    trials: "pd.DataFrame"  # a row a trial, indexed by trial_id: hyper-parameters, source, status, last losses
+    history: "pd.DataFrame"  # a row a report: trial_id, tokens_seen and the measurements
     leaderboard: "pd.DataFrame"
     """a row a configuration that came as far as the best, best first, indexed by trial_id, with intervals (90%)"""
 
@@ -106,9 +103,8 @@ def tables(trials: Trials, seed: int = 0) -> tuple["pd.DataFrame", "pd.DataFrame
 
 def leaderboard(trials: Trials, most: int | None = None) -> "pd.DataFrame":
     """Returns the configurations in the order of `ranking`, indexed by trial_id: all, or the `most` best and the baseline.
-
-    Columns: tokens_seen, where losses are compared; val_loss and val_bpb there, means over seeds; spread, the largest minus
-    the smallest val_loss; seeds, their number; losses, the val_loss of each seed.
+    Columns: tokens_seen, where losses are compared; val_loss and val_bpb there, means over seeds; spread, the largest
+    minus the smallest val_loss; seeds, their number; losses, the val_loss of each seed.
     """
     import pandas as pd
 
@@ -128,11 +124,12 @@ def leaderboard(trials: Trials, most: int | None = None) -> "pd.DataFrame":
 
 
 def posterior_summary(table: "pd.DataFrame", baseline_id: str) -> "pd.DataFrame":
-    """Returns the posterior of the CONSIDERED best of `leaderboard` and the baseline, in the same order.
+    """Returns the posterior of the CONSIDERED best of `leaderboard` and the baseline, in the same order; NaN where none
+    has two seeds.
 
-    Columns, NaN where no configuration has two seeds: low and high, the interval of the expected val_loss;
-    probability_best, of having the lowest; regret, the expected difference to the truly best configuration; gain_low and
-    gain_high, the interval of the gain over the baseline. All losses in nats per token.
+    Columns, nats per token but for the probability: low and high, the interval of the expected val_loss; probability_best,
+    of having the lowest; regret, the expected difference to the truly best; gain_low and gain_high, the interval of the
+    gain.
     """
     import pandas as pd
 

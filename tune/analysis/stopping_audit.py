@@ -1,9 +1,7 @@
 """Estimates what early stopping cost, and how well rungs ranked, from the trials that an audit trained to the end.
 
-Two groups of trials have a final loss: those that the rule finished because they led, and a random sample of those that it
-left behind (`--audit_fraction`). Each sampled trial has the weight of the trials left behind for each audited one. With
-these weights both groups together represent all trials of the search. Each loss is of one seed and contains its luck; only
-the best's loss is a mean over seeds. How often the intervals hold: experiments/LOG.md, "the audit".
+Final losses are known of the trials that the rule finished and of a random sample of those left behind. Each sampled trial
+weighs as many trials as it stands for. How often the intervals hold: experiments/LOG.md, "the audit".
 """
 
 import math
@@ -30,22 +28,17 @@ FEWEST = 5  # audited trials needed to judge rungs, and trials seen to the end n
 class ShareBelow:
     """The trials left behind that would have ended below a loss."""
 
-    count: int
-    """audited trials that ended below the loss"""
-    share: float
-    """of the audited trials"""
-    low: float
-    """lower end of the 90% interval of the share of all trials left behind"""
-    high: float
-    """upper end of the 90% interval of the share of all trials left behind"""
+    count: int  # audited trials that ended below the loss
+    share: float  # of the audited trials
+    low: float  # lower end of the 90% interval of the share of all trials left behind
+    high: float  # upper end of the 90% interval of the share of all trials left behind
 
 
 @dataclass(frozen=True)
 class StoppingCost:
     """Nats per token by which the lowest of all trials left behind would have ended below the best."""
 
-    low: float
-    """nats per token that the audited trials showed"""
+    low: float  # nats per token that the audited trials showed
     high: float | None
     """nats per token that 95 in 100 searches would not exceed; null where fewer than 5 trials were seen to the end"""
 
@@ -55,60 +48,45 @@ class AuditedTrial:
     """An audited trial that ended below the best."""
 
     trial_id: str
-    val_loss: float
-    """nats per token, on one seed"""
+    val_loss: float  # nats per token, on one seed
 
 
 @dataclass(frozen=True)
 class RungQuality:
     """How well the losses at a rung ranked the configurations."""
 
-    tokens_seen: int
-    """tokens of a trial at the rung"""
-    share: float
-    """of the budget"""
+    tokens_seen: int  # tokens of a trial at the rung
+    share: float  # of the budget
     correlation: float
     """rank correlation of the loss at the rung with the loss at the end, over all configurations, audited ones weighted"""
-    low: float
-    """lower end of the 90% interval of the correlation"""
-    high: float
-    """upper end of the 90% interval of the correlation"""
+    low: float  # lower end of the 90% interval of the correlation
+    high: float  # upper end of the 90% interval of the correlation
     kept: dict[str, float]
     """factor -> probability that the configuration that ends best is among the best one in `factor` at the rung"""
-    one_in: int | None
-    """one in `one_in` trials went on at this rung of the search; null where the search has no rung there"""
+    one_in: int | None  # one in `one_in` trials went on at this rung of the search; null where the search has no rung there
 
 
 @dataclass(frozen=True)
 class Audit:
     """What a random sample of the configurations left behind came to. Losses are of one seed; the best's is a mean."""
 
-    left_behind: int
-    """configurations that are paused or stopped"""
-    chosen: int
-    """audits that have begun"""
-    ended: int
-    """audits that have ended, of configurations that are still left behind"""
-    seconds: float
-    """wall clock; part of cost.seconds, no part of --time_budget"""
-    tokens: int
-    """trained on by audits; part of cost.tokens"""
+    left_behind: int  # configurations that are paused or stopped
+    chosen: int  # audits that have begun
+    ended: int  # audits that have ended, of configurations that are still left behind
+    seconds: float  # wall clock; part of cost.seconds, no part of --time_budget
+    tokens: int  # trained on by audits; part of cost.tokens
     below_best: ShareBelow | None
     """trials that ended below the best's mean; null where the search itself has no two that came to the end"""
-    below_worst: ShareBelow | None
-    """trials that ended below the highest loss of those that the search finished"""
+    below_worst: ShareBelow | None  # trials that ended below the highest loss of those that the search finished
     cost: StoppingCost | None
     better: tuple[AuditedTrial, ...]
     """audited trials that ended below the best, the lowest first; none of them is named the best"""
-    rungs: tuple[RungQuality, ...]
-    """rungs of the search and others; empty where fewer than 5 trials were audited"""
+    rungs: tuple[RungQuality, ...]  # rungs of the search and others; empty where fewer than 5 trials were audited
 
 
 def share_interval(count: int, seen: int, of: int) -> tuple[float, float]:
-    """Returns the interval of the share of `of` trials that have a property, where `count` of `seen` random ones have it.
-
-    The trials not seen are beta-binomial, with Jeffreys' prior (Brown, Cai, DasGupta 2001, "Interval estimation for a
-    binomial proportion").
+    """Returns the interval of the share of `of` trials that have a property, where `count` of `seen` random ones have it:
+    the others are beta-binomial, with Jeffreys' prior (Brown, Cai, DasGupta 2001).
     """
     if seen == of:
         return count / of, count / of
@@ -136,9 +114,8 @@ def weighted_rank_correlation(x: Floats, y: Floats, weights: Floats) -> Floats:
 def draw_lowest_unseen(x: Floats, y: Floats, weights: Floats, at: Floats, rng: np.random.Generator) -> Floats:
     """Draws (DRAWS,) the lowest final loss of trials that stood `at` (k,), as other trials came from `x` (n,) to `y` (n,).
 
-    A weighted linear regression of logarithms predicts the final losses; its parameters are drawn, too. The logarithm is of
-    the distance to a floor, which lies as far below the lowest loss as the median lies above it. So good trials differ less
-    than bad ones, as real ones do.
+    A weighted linear regression of logarithms, with drawn parameters; the logarithm is of the distance to a floor below
+    the lowest loss, so that good trials differ less than bad ones.
     """
 
     def floor(values: Floats, lowest: float) -> float:
@@ -205,10 +182,8 @@ class AuditSample:
         return StoppingCost(seen, max(seen, unseen))
 
     def rung_quality(self, tokens: int, factors: Iterable[int], one_in: int | None = None) -> RungQuality:
-        """Estimates how well a rung at `tokens` ranks the trials, and the probability that it keeps the best one.
-
-        The correlation's interval is a Bayesian bootstrap of the audited trials. The probability is a bootstrap of all
-        trials, as luck decides also which one is the best.
+        """Estimates how well a rung at `tokens` ranks the trials, by a Bayesian bootstrap of the audited trials, and the
+        probability that it keeps the best one, by a bootstrap of all trials, as luck decides also which one is the best.
         """
         early, rng, seen = self.losses_at(tokens), np.random.default_rng(0), len(self.audited)
         parts = [n for n in (len(self.finished), seen) if n]

@@ -10,21 +10,19 @@ from typing import Any
 
 from myllm.config import field_help, value_type
 from myllm.system.errors import InputError, Parser
+from myllm.text.durations import parse_duration
 from tune.config import overrides
 from tune.config.options import AUTO, OLD_NAMES, PICKED, SearchOptions, check_one_name, current_names
-from tune.text.durations import parse_duration
 
 RESUME_FLAGS = (
     *("num_samples", "time_budget", "replicate_best", "audit_fraction", "max_failures", "keep_checkpoints"),
     *("cpus_per_trial", "gpus_per_trial", "max_concurrent", "address", "dashboard", "stall_timeout", "wandb", "mlflow"),
 )
 """flags that may change on --resume: earlier trials and later ones stay comparable"""
-DATA_FLAGS = ("train_file", "val_file")
-"""flags that may name another place on --resume: the content there must be the same"""
+DATA_FLAGS = ("train_file", "val_file")  # flags that may name another place on --resume: the content there must be the same
 TEXTS = {"time_budget": "TIME"} | dict.fromkeys(PICKED, "NUMBER")
 """options of numbers that may be written in another way -> the word for it in --help"""
-KINDS = {field.name: value_type(field) for field in dataclasses.fields(SearchOptions)}
-"""the type of each option"""
+KINDS = {field.name: value_type(field) for field in dataclasses.fields(SearchOptions)}  # the type of each option
 
 
 def search_parser() -> Parser:
@@ -77,10 +75,8 @@ def read_text(name: str, text: str) -> Any:
 
 
 def read_experiment(path: str, given: dict[str, Any]) -> dict[str, Any]:
-    """The settings of an experiment file, `$NAME` in its paths replaced from the environment.
-
-    Raises InputError for a missing or malformed file, an unknown key, and a variable that is not set where no flag in
-    `given` stands in for it.
+    """The settings of an experiment file, `$NAME` in its paths replaced from the environment. Raises InputError for a
+    missing or malformed file, an unknown key, and a variable that is not set where no flag in `given` stands in for it.
     """
     where = f"--experiment {path}"
     try:

@@ -11,10 +11,8 @@ from tune.config.spec import SearchSpec
 
 
 def open_run(search: SearchSpec, hyper_parameters: dict[str, Any], device: str = "cpu", **changes: Any) -> Run:
-    """Returns the training of one configuration from its beginning, on the search's prepared files.
-
-    `changes` replace settings of its TrainConfig. Raises DataChanged if a file is gone, or has other content than the
-    search's.
+    """Returns the training of one configuration from its beginning; `changes` replace settings of its TrainConfig. Raises
+    DataChanged if a file is gone, or has other content than the search's.
     """
     config = dataclasses.replace(search.train_config(hyper_parameters), **changes)
     try:

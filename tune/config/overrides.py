@@ -1,10 +1,6 @@
-"""The user's own ranges over a named space: --range, --choices and --set, or the table [space] of an experiment's file.
-
-[space]
-base = "v2"                      # the named space; --space is the same
-learning_rate = "1e-4:3e-3"      # a range
-batch_size = [8, 16, 32]         # choices
-warmup_ratio = 0.02              # fixed
+"""The user's own ranges over a named space: --range, --choices and --set, or the table [space] of an experiment's file,
+which has `base` for the space, "1e-4:3e-3" for a range, a list for choices, and any other value for a setting that is
+fixed.
 """
 
 import dataclasses
@@ -18,9 +14,9 @@ from typing import Any
 from myllm.config import GPTConfig, TrainConfig, get_preset, parse_value, value_type
 from myllm.models.custom_model import CustomModelConfig, ModelConfig, settings_of
 from myllm.system.errors import InputError
+from myllm.text.format import format_value
 from tune.config.options import SearchOptions
 from tune.core.search_space import CUSTOM, LINEAR, LOG, LOG_BELOW_ONE, SPACES, Choice, Range, Ranges, get_space
-from tune.text.format import format_value
 
 FLAGS = {"range": "MIN:MAX", "choices": "VALUE,VALUE", "set": "VALUE"}
 V2_ONLY = ("warmup_ratio", "min_lr_ratio", "schedule", "cooldown_ratio", "clip_norm")
@@ -41,12 +37,9 @@ RESOLVED = 101  # places of a range that floats must tell apart
 class Override:
     """One hyper-parameter's range or value that the user gave in place of the named space's."""
 
-    flag: str
-    """the flag and its text, as typed"""
-    values: Range | Choice | None = None
-    """the distribution to draw from; None for a fixed value"""
-    fixed: Any = None
-    """the value, if it is not drawn"""
+    flag: str  # the flag and its text, as typed
+    values: Range | Choice | None = None  # the distribution to draw from; None for a fixed value
+    fixed: Any = None  # the value, if it is not drawn
 
 
 def kinds(model: ModelConfig) -> dict[str, type]:
@@ -148,12 +141,10 @@ def _is_resolved(values: Range) -> bool:
 class SearchedSpace:
     """The hyper-parameters that a search draws, and those that it fixes."""
 
-    ranges: Ranges
-    """the distribution of each hyper-parameter, by name: the named space's, the user's own in their place"""
+    ranges: Ranges  # the distribution of each hyper-parameter, by name: the named space's, the user's own in their place
     baseline: dict[str, Any]
     """the value that trial 0 has of each: the preset's or the model's own, or the nearest within the user's range"""
-    fixed: dict[str, Any]
-    """the values that the user set, by name"""
+    fixed: dict[str, Any]  # the values that the user set, by name
     clipped_baseline: dict[str, Any]
     """the preset's or the model's own values that lie outside of the user's ranges, by name"""
 
@@ -193,10 +184,8 @@ def check_space(options: SearchOptions, space: SearchedSpace, overrides: Mapping
 def extremes(
     space: SearchedSpace, overrides: Mapping[str, Override], settings: Mapping[str, Any]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields (flags, hyper-parameters) at the ends of the user's ranges, to be checked before the search starts.
-
-    Each range of the training is at its ends alone, then all are high together. The ranges of the model's `settings` are
-    at their ends in all combinations, up to MOST_SHAPES.
+    """Yields (flags, hyper-parameters) to check before the search starts: each range of the training at its ends, then all
+    high together, and the model's ranges at their ends in all combinations, up to MOST_SHAPES.
     """
     searched = {name: (one.flag, _ends(name, one.values)) for name, one in overrides.items() if one.values}
     for name, (flag, ends) in searched.items():

@@ -6,6 +6,7 @@ import itertools
 import math
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from myllm.datasets.windows import Windows
 from myllm.models.custom_model import CustomModelConfig, custom_model, settings_of, with_settings
 from myllm.system.errors import InputError
 from myllm.system.machine import cpp_compiler, gpu_names, origin
-from tune.config.options import SearchOptions
+from tune.config.options import AUTO, SearchOptions
 from tune.config.overrides import Override, check_space, extremes, parse_overrides, searched_space
 from tune.config.spec import RUN_ID_DIGITS, Data, SearchSpec
 from tune.core.search_space import get_space
@@ -34,6 +35,32 @@ NUM_REPORTS = 32  # token marks a full training
 MIN_EVAL_TOKENS, MAX_EVAL_TOKENS, EVAL_SHARE = 4096, 2**20, 1 / 256  # of val, at each mark; the share is of the budget
 MOST_BUILT = 32  # shapes of a user's own model that are tried before the start
 TRAIN_EVAL = 4  # one window of train for so many of val: train_loss is there to be read, nothing is decided by it
+
+
+@dataclass(frozen=True)
+class Resources:
+    """The share of the machine that one trial takes, and the trials that train at once."""
+
+    cpus_per_trial: int  # CPU cores
+    gpus_per_trial: float  # GPUs; a fraction shares one
+    workers: int  # trials that train at once
+
+
+def resolve_resources(options: SearchOptions, num_cpus: int, num_gpus: int) -> Resources:
+    """The trials' share of `num_cpus` cores and `num_gpus` GPUs. Raises InputError where not one trial fits."""
+    gpus, cpus = options.gpus_per_trial, options.cpus_per_trial
+    if isinstance(gpus, str) or isinstance(cpus, str):
+        raise ValueError(f"{AUTO} is not resolved yet")
+    if gpus is None:
+        gpus = 1 if num_gpus else 0
+    if gpus > num_gpus:
+        raise InputError(f"--gpus_per_trial is {gpus:g}, but there are {num_gpus} GPUs")
+    by_gpu = (int(1 / gpus + 1e-9) * num_gpus if gpus < 1 else num_gpus // int(gpus)) if gpus else num_cpus
+    cpus = cpus or (max(1, num_cpus // by_gpu) if gpus else 1)
+    if cpus > num_cpus:
+        raise InputError(f"--cpus_per_trial is {cpus}, but there are {num_cpus} CPU cores")
+    workers = min(by_gpu, num_cpus // cpus)
+    return Resources(cpus, gpus, min(workers, options.max_concurrent or workers))
 
 
 @contextlib.contextmanager
@@ -181,10 +208,8 @@ def is_text(source: Source) -> bool:
 
 
 def check_comparable(search: SearchSpec, cache_dir: Path, moved: dict[str, Any]) -> SearchSpec:
-    """The search with its prepared data in place, once new trials are sure to be comparable with earlier ones.
-
-    `moved` has the files that hold the data now, by train_file and val_file. Ranges and shapes are the stored ones.
-    Raises InputError where the content of the tokenizer or of the data is another one.
+    """The search with its prepared data in place, or where `moved` says that it is now, by train_file and val_file. Raises
+    InputError where the content of the tokenizer or of the data is another one.
     """
     places: dict[str, Any] = {name: absolute(list(files)) for name, files in moved.items()}
     data = dataclasses.replace(search.data, **places)

@@ -34,18 +34,13 @@ FORMAT = 3
 class Data:
     """The training and validation data of every trial."""
 
-    train_file: Source
-    """as the user named it, absolute; or 'builtin'"""
+    train_file: Source  # as the user named it, absolute; or 'builtin'
     val_file: Source
     tokenizer: str
-    tokenizer_sha256: str
-    """SHA-256 of the tokenizer's contents"""
-    fingerprint: dict[str, Any]
-    """fingerprint of the content of train and val, as TokenFile.fingerprint returns it"""
-    prepared: dict[str, Any]
-    """specification of train and val that TokenFile opens"""
-    bytes_per_token: float
-    """UTF-8 bytes per target token of the validation windows"""
+    tokenizer_sha256: str  # SHA-256 of the tokenizer's contents
+    fingerprint: dict[str, Any]  # fingerprint of the content of train and val, as TokenFile.fingerprint returns it
+    prepared: dict[str, Any]  # specification of train and val that TokenFile opens
+    bytes_per_token: float  # UTF-8 bytes per target token of the validation windows
     token_dtype: str | None = None
     text_column: str | None = None
 
@@ -54,14 +49,12 @@ class Data:
 class SearchSpec(SearchedSpace):
     """The checked and resolved settings of a search: the space that is searched, and everything else that decides."""
 
-    options: SearchOptions
-    """the user's options, with texts as typed"""
+    options: SearchOptions  # the user's options, with texts as typed
     model: ModelConfig
     training: TrainConfig
     """the preset's baseline settings and the user's fixed values; a trial's hyper-parameters replace some"""
     data: Data
-    report_tokens: int
-    """tokens between report points; a multiple of every trial's optimizer step"""
+    report_tokens: int  # tokens between report points; a multiple of every trial's optimizer step
     warm_start: tuple[dict[str, Any], ...] = ()
     """configurations of earlier runs and their losses, as warm_start_trials returns them"""
     origin: dict[str, Any] = dataclasses.field(default_factory=dict)

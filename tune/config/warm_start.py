@@ -23,11 +23,9 @@ WARM_SHARE = 4  # at most one trial in this many repeats a configuration of an e
 def warm_start_trials(search: SearchSpec) -> tuple[dict[str, Any], ...]:
     """The distinct configurations of the earlier runs, except the baseline. search.json keeps them: the runs may vanish.
 
-    Each has "config", "status" (completed, paused or diverged), "val_loss" (nats per token, the mean over seeds; None if
-    diverged), "tokens_seen", "same" (it would train here as it did there) and "tried" (the search trains it itself, in this
-    order). The best of each run's ranking are taken in turn.
-
-    Raises InputError that names what is wrong with the first run that cannot seed this search.
+    Each has "config", "status", "val_loss" (nats per token, mean over seeds; None if diverged), "tokens_seen", "same" (it
+    would train here as it did there) and "tried" (the search trains it, in this order). The best of each run are taken in
+    turn. Raises InputError for the first run that cannot seed this search.
     """
     baseline = config_key(search.sample(0))
     runs = [_read_run(Path(folder), search) for folder in search.options.warm_start]

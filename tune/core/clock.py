@@ -55,10 +55,8 @@ def search_seconds(events: Iterable[Event]) -> float:
 
 
 class TimeBudget:
-    """The clock of a search that has `seconds` in all its sessions, or no end if None.
-
-    Seconds are converted to tokens at a worker's pace, evaluations included. The pace is the lower quartile of the recent
-    reports, as the best configurations often have small batches.
+    """The clock of a search that has `seconds` in all its sessions; None: no end. Seconds become tokens at a worker's
+    pace, evaluations included: the lower quartile of recent reports, as the best configurations often have small batches.
     """
 
     def __init__(self, seconds: float | None):

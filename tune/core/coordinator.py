@@ -6,19 +6,7 @@ from typing import Any
 from tune.core.events import COMPILING, REPORTED, Event, Reported, TrialFailed, TrialResumed, TrialStarted, WorkerLost
 from tune.core.schedulers.base import Audit, Clock, Replicate, Resume, Scheduler, Start
 from tune.core.search_space import Config
-from tune.core.trials import (
-    AUDIT,
-    CONTINUE,
-    PAUSE,
-    PAUSED,
-    REPLICATE,
-    RUNNING,
-    SAMPLED,
-    STOP,
-    SUGGESTED,
-    Trial,
-    Trials,
-)
+from tune.core.trials import AUDIT, CONTINUE, PAUSE, PAUSED, REPLICATE, RUNNING, SAMPLED, STOP, SUGGESTED, Trial, Trials
 
 SEED_STEP = 1_000_003  # added to the search's seed for each replicate of a configuration
 Configure = Callable[[int, Trials, bool], Config]
@@ -39,8 +27,7 @@ class Coordinator:
     ):
         self.trials, self.scheduler, self.configure, self.append = trials, scheduler, configure, append
         self.seed, self.max_failures = seed, max_failures
-        self.active: set[str] = set()
-        """ids of the trials that workers hold now; the only state that is not in the events"""
+        self.active: set[str] = set()  # ids of the trials that workers hold now; the only state that is not in the events
 
     def record(self, event: Event) -> None:
         """Stores an event, then applies it to the trials."""

@@ -13,10 +13,9 @@ COUNTED_FROM_SHARE = 1 / 4  # share of the budget after which a running seed cou
 
 
 def by_expected_final_loss(trials: Trials) -> list[Trial]:
-    """The trials that came to the full budget, the lowest mean over seeds of their final losses first.
-
-    A seed that is at least COUNTED_FROM_SHARE of the way counts, too, with its expected final loss. Its loss is expected to
-    change as the losses of the trials that ended did, on average.
+    """The trials that came to the full budget, the lowest mean over seeds of their final losses first. A seed that is
+    COUNTED_FROM_SHARE of the way counts too: its loss is expected to change as the losses of the trials that ended did, on
+    average.
     """
     ended = trials.ranked_at(trials.budget_tokens)
     return sorted(ended, key=lambda trial: (expected_final_loss(trial, trials), trial.trial_id))
@@ -36,14 +35,12 @@ def expected_final_loss(trial: Trial, trials: Trials) -> float:
 
 
 def ranking(trials: Trials) -> tuple[int, list[Trial]]:
-    """(tokens, configurations, best first): `tokens` is the furthest mark that two configurations reached, or the only one.
+    """(tokens, configurations, best first): `tokens` is the furthest mark that two configurations reached, or the only
+    one.
 
-    The order is the mean loss over seeds at `tokens`; at the full budget it is that of `by_expected_final_loss`. These
-    rules come before it:
-    - A configuration with TRUSTED_SEEDS seeds, or the most that any has, ranks before those with fewer seeds.
-    - With more than FEW_WORKERS workers, one with several seeds that leads the best trusted configuration by
-      LEAD_STANDARD_ERRORS ranks first.
-    - A configuration that diverged on any seed ranks last.
+    The order is the mean loss over seeds at `tokens`, after three rules. TRUSTED_SEEDS seeds, or the most that any has,
+    rank before fewer. With more than FEW_WORKERS workers several seeds that lead the best trusted configuration by
+    LEAD_STANDARD_ERRORS rank first. A configuration that diverged on any seed ranks last.
     """
     marks = {tokens for tokens, kind in trials.count_by_rung if kind != REPLICATE}
     tokens = max((tokens for tokens in marks if trials.count_at(tokens) > 1), default=max(marks, default=0))
@@ -70,10 +67,8 @@ def ranking(trials: Trials) -> tuple[int, list[Trial]]:
 
 
 def seed_noise(losses: Iterable[list[float]]) -> float | None:
-    """The standard deviation of the loss between seeds, nats per token, pooled over configurations.
-
-    `losses` has one list a configuration, with one loss a seed; losses that are not finite are left out. None where no
-    configuration has two.
+    """The standard deviation of the loss between seeds, nats per token, pooled over configurations; None where none has
+    two. `losses` has a list a configuration, with a loss a seed; losses that are not finite are left out.
     """
     squares, degrees = 0.0, 0
     for seeds in losses:

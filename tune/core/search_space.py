@@ -113,8 +113,7 @@ class Choice:
 
 
 Ranges = dict[str, Range | Choice]
-Config = dict[str, Any]
-"""the value of each hyper-parameter, by name"""
+Config = dict[str, Any]  # the value of each hyper-parameter, by name
 
 
 def range_from_json(values: dict[str, Any]) -> Range | Choice:
@@ -163,8 +162,7 @@ def _v3(preset: Preset) -> Ranges:
 
 
 SPACES = {"v1": Space("v1", _v1), "v2": Space("v2", _v2), "v3": Space("v2", _v3)}
-CUSTOM = "custom"
-"""a space of nothing but what the user names"""
+CUSTOM = "custom"  # a space of nothing but what the user names
 
 
 def get_space(name: str) -> Space:
@@ -187,9 +185,8 @@ def sample(space: Space, preset: Preset, seed: int, index: int) -> dict[str, Any
 def even_draw(ranges: Ranges, seed: int, index: int) -> dict[str, Any]:
     """The hyper-parameters of trial `index`: a pure function of its arguments, so that no draw is lost or repeated.
 
-    The draws are spread evenly over the ranges, where independent draws would leave holes (Bousquet et al., arXiv
-    1706.03200). They follow the additive recurrence of the generalized golden ratio (Roberts 2018, "The unreasonable
-    effectiveness of quasirandom sequences"), shifted at random by `seed`.
+    Draws follow the additive recurrence of the generalized golden ratio (Roberts 2018), shifted at random by `seed`: they
+    leave no holes, as independent draws would (Bousquet et al., arXiv 1706.03200).
     """
     ratio = 2.0
     for _ in range(64):  # to the root of ratio ** (dimensions + 1) == ratio + 1

@@ -38,11 +38,9 @@ def play(
     pace: float = 1.0,
     idle: float = 0.0,
 ) -> float:
-    """Plays the search from `begin` until nothing is left to do, or to `end`. Returns the time of the last report.
-
-    No worker trained in `idle` of the time before `begin`. Trials report at the scheduler's stops. Reports after `end` are
-    dropped, except those of audits, during which the clock stands still. The scheduler's clock has an end only if
-    `known_end`; `pace` is in tokens a unit of time.
+    """Plays the search from `begin` until nothing is left to do, or to `end`. Returns the time of the last report. No
+    worker trained in `idle` of the time before `begin`. Reports after `end` are dropped, except those of audits, during
+    which the clock stands still. The scheduler's clock has an end only if `known_end`; `pace` is in tokens a unit of time.
     """
     trials = coordinator.trials
     marks = coordinator.scheduler.stops

@@ -34,27 +34,18 @@ class Trial:
 
     trial_id: str
     config: dict[str, Any]
-    source: str
-    """sampled, suggested, replicate, or audit"""
-    parent_id: str
-    """the trial that a replicate repeats or an audit continues; of other trials their own id"""
-    segment_end_tokens: int
-    """tokens_seen at which the trial's present segment ends"""
+    source: str  # sampled, suggested, replicate, or audit
+    parent_id: str  # the trial that a replicate repeats or an audit continues; of other trials their own id
+    segment_end_tokens: int  # tokens_seen at which the trial's present segment ends
     status: str = RUNNING
-    tokens: int = 0
-    """tokens_seen of the last report"""
-    losses: dict[int, float] = field(default_factory=dict)
-    """tokens_seen -> the loss that rungs compare, nats per token"""
-    reports: dict[int, Reported] = field(default_factory=dict)
-    """tokens_seen -> the report"""
-    checkpoints: dict[int, str] = field(default_factory=dict)
-    """tokens_seen -> the checkpoint's path below the storage root"""
+    tokens: int = 0  # tokens_seen of the last report
+    losses: dict[int, float] = field(default_factory=dict)  # tokens_seen -> the loss that rungs compare, nats per token
+    reports: dict[int, Reported] = field(default_factory=dict)  # tokens_seen -> the report
+    checkpoints: dict[int, str] = field(default_factory=dict)  # tokens_seen -> the checkpoint's path below the storage root
     replicates: list["Trial"] = field(default_factory=list)
     """the trials of this configuration on other seeds, in the order in which they began"""
-    lost: int = 0
-    """the number of times that the trial lost its process or machine"""
-    reason: str = ""
-    """the error that ended the trial"""
+    lost: int = 0  # the number of times that the trial lost its process or machine
+    reason: str = ""  # the error that ended the trial
     begun_at: int = 0
     """tokens_seen at which an audit began; its losses and reports up to there are those of the audited trial"""
     cache: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
@@ -93,24 +84,17 @@ class Trials:
 
     def __init__(self, budget_tokens: int, num_samples: int, metric: str = "val_loss", events: Iterable[Event] = ()):
         self.budget_tokens, self.num_samples, self.metric = budget_tokens, num_samples, metric
-        self.by_id: dict[str, Trial] = {}
-        """all trials in the order in which they began"""
-        self.drawn: list[Trial] = []
-        """the sampled and suggested trials, in the order in which they began"""
-        self.running: dict[str, Trial] = {}
-        """the running trials, except audits"""
+        self.by_id: dict[str, Trial] = {}  # all trials in the order in which they began
+        self.drawn: list[Trial] = []  # the sampled and suggested trials, in the order in which they began
+        self.running: dict[str, Trial] = {}  # the running trials, except audits
         self.audits: dict[str, Trial] = {}
         """the audits, by the id of the audited trial; only `by_id` and `tokens` know of them besides"""
-        self.workers = 1
-        """the number of trainings at once in the last session"""
-        self.tokens = 0
-        """the tokens that all trials have trained on"""
-        self.segments_by_end: Counter[tuple[str, int]] = Counter()
-        """(source, segment_end_tokens) -> number of trials"""
+        self.workers = 1  # the number of trainings at once in the last session
+        self.tokens = 0  # the tokens that all trials have trained on
+        self.segments_by_end: Counter[tuple[str, int]] = Counter()  # (source, segment_end_tokens) -> number of trials
         self.count_by_rung: Counter[tuple[int, str]] = Counter()
         """(tokens_seen, source) -> number of trials with a loss there"""
-        self.cache: dict[Any, Any] = {}
-        """values that a rule computed and that no later event can change"""
+        self.cache: dict[Any, Any] = {}  # values that a rule computed and that no later event can change
         self._changes: dict[int, tuple[float, int]] = {}
         """tokens_seen -> (sum of the changes of the loss from there to the full budget, number of trials)"""
         self._ranked: defaultdict[int, list[Trial]] = defaultdict(list)

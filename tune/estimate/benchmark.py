@@ -22,15 +22,15 @@ import psutil
 
 from myllm.system.errors import InputError, RunError
 from myllm.system.machine import gpu_names, peak_memory
+from myllm.text.durations import duration
+from myllm.text.format import amount, share_text
 from tune.config.options import AUTO, PICKED
-from tune.config.resources import Resources
+from tune.config.resolve import Resources
 from tune.config.spec import RUNS_DIR, SearchSpec
 from tune.core.clock import ENDING_SECONDS, search_seconds
 from tune.core.events import Event
 from tune.estimate.forecast import Throughput, fit_throughput, is_finished, simulate_rest
 from tune.store.checkpoints import STATE_FILE
-from tune.text.durations import duration
-from tune.text.format import amount, share_text
 
 TIMED_SECONDS = 1.0  # for each batch size
 WARM_STEPS = {"cpu": 1, "cuda": 3}  # untimed: memory is allocated, code compiled, CUDA graphs captured
@@ -140,10 +140,9 @@ def _gpus(worker: int, each: float) -> str:
 def measure(
     search: SearchSpec, batches: list[int], device: str, threads: int, seconds: float, start: float
 ) -> dict[str, Any]:
-    """Times baseline trainings with batches of each of `batches` windows, for about `seconds` each.
-
-    The process was started at `start`, in seconds since 1970. Returns the fields of StepTimings, the seconds of a
-    `segment`, and of a step by batch size.
+    """Times baseline trainings with batches of each of `batches` windows, for about `seconds` each, in a process started
+    at `start` (seconds since 1970). Returns the fields of StepTimings, the seconds of a `segment`, and of a step by batch
+    size.
     """
     import torch  # here: only processes that train need it
 
@@ -214,10 +213,8 @@ def time_concurrency(search: SearchSpec, resources: Resources) -> ConcurrencyTri
 
 
 def choose(tried: Iterable[ConcurrencyTrial]) -> tuple[Resources, str]:
-    """The best of `tried`, which has at least one and is ordered by trials at once; and the reason in one line.
-
-    More at once must be MIN_SPEEDUP times as fast. The first that is slower than the best, or does not fit, ends the
-    search: none is timed after it.
+    """The best of `tried`, ordered by trials at once, and the reason in one line. More at once must be MIN_SPEEDUP times
+    as fast; the first that is slower than the best, or does not fit, ends the search.
     """
     remaining = iter(tried)
     best = next(remaining)
@@ -241,10 +238,7 @@ def candidates(cpus: int, gpus: int, most: int | None) -> list[Resources]:
 
 
 def resolve_auto(
-    search: SearchSpec,
-    cpus: int,
-    gpus: int,
-    timed: Callable[[SearchSpec, Resources], ConcurrencyTrial] = time_concurrency,
+    search: SearchSpec, cpus: int, gpus: int, timed: Callable[[SearchSpec, Resources], ConcurrencyTrial] = time_concurrency
 ) -> tuple[SearchSpec, str]:
     """The search with numbers in the place of `auto`, and a message with the timings. The message is empty without `auto`.
 

@@ -24,10 +24,8 @@ RECENT_REPORTS = 256  # last reports of a running search that its throughput is 
 
 @dataclass(frozen=True)
 class ExpectedLosses:
-    """The assumed losses of a search that has not run: each number is a change of the log of the loss.
-
-    They are round numbers between the values of the recorded tables in experiments/data, which agree. A forecast uses
-    the ranks alone, and a rule lets a fixed share go on, so the numbers matter little.
+    """The assumed losses of a search that has not run, as changes of the log of the loss: round numbers between the values
+    of the recorded tables in experiments/data. A forecast uses the ranks alone, so they matter little.
     """
 
     learning_rate: float = 0.2  # for one decade from the baseline's learning rate; grows with the square of the distance

@@ -10,11 +10,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from myllm.text.durations import duration
+from myllm.text.format import amount, format_settings, share_text
 from tune.core.ranking import ranking, seed_noise
 from tune.core.trials import DIVERGED, FAILED, REPLICATE, RUNNING, STATUSES, UNLIMITED_TRIALS, Trial, Trials
 from tune.estimate.forecast import Forecast
-from tune.text.durations import duration
-from tune.text.format import amount, format_settings, share_text
 
 BAR = 8  # columns
 GOOD, BAD, WEAK = "green", "red", "dim"  # colours of the terminal's palette that can be read on black and on white

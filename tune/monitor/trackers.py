@@ -170,10 +170,8 @@ Tracker = TensorBoard | WeightsAndBiases | Mlflow
 
 
 class BackgroundLogger:
-    """Feeds a Tracker from a thread: a slow or lost server does not delay the search.
-
-    `tracker.report` opens the trial's run where it is not open. `tracker.end` closes it, also when the trial pauses.
-    A report that the server refuses is missing there. The next report is tried again. The first failure is printed.
+    """Feeds a Tracker from a thread, so that a slow or lost server does not delay the search. What the server refuses is
+    missing there, the next report is tried again, and the first failure is printed.
     """
 
     def __init__(self, label: str, make: Callable[[], Tracker], trials: Mapping[str, Trial]):

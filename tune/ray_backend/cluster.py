@@ -23,9 +23,8 @@ AUTH_MODE = "RAY_AUTH_MODE"
 
 def join_cluster(address: str) -> tuple[int, int]:
     """(CPU cores, GPUs) of the Ray cluster at `address`. Raises InputError where none answers, or it refuses our token.
-
-    From then on this process sends its user's token only where the cluster asks for one. Ray 2.60 sends a token to any
-    cluster, and then refuses the requests of a cluster without tokens, which cancels each trial before it runs.
+    From then on a token is sent only where the cluster asks for one: Ray sends it to any, and then a cluster without
+    tokens fails.
     """
     if address != "auto":
         host, _, port = address.rpartition(":")

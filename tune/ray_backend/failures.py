@@ -25,10 +25,8 @@ class RayTrialRun(RayTrial):
     """A segment of one of our trials, as Ray's trial."""
 
     trial: Trial
-    retryable = False
-    """True if the trial may not have the error again"""
-    outer_cause = ""
-    """what ends the search and is no fault of the trial, in one line, or nothing"""
+    retryable = False  # True if the trial may not have the error again
+    outer_cause = ""  # what ends the search and is no fault of the trial, in one line, or nothing
     error = ""
 
     def handle_error(self, exc: Any = None) -> None:

@@ -14,26 +14,19 @@ from typing import Any
 
 import ray
 
-TESTED = ("2.58", "2.59", "2.60")
-"""minor versions of Ray with which a search was run under these patches"""
-PLAIN = "MYLLM_PLAIN_RAY"
-"""variable that is 1 where Ray is to start as documented"""
-ABORTED = "_AbortTrialExecution"
-"""name of Ray's error for a worker whose last trial did not leave it in time"""
+TESTED = ("2.58", "2.59", "2.60")  # minor versions of Ray with which a search was run under these patches
+PLAIN = "MYLLM_PLAIN_RAY"  # variable that is 1 where Ray is to start as documented
+ABORTED = "_AbortTrialExecution"  # name of Ray's error for a worker whose last trial did not leave it in time
 
 
 @dataclass(frozen=True)
 class Patch:
     """A function of Ray that is replaced while Ray runs. A comment says why, and the seconds of a start that it saves."""
 
-    target: str
-    """dotted name"""
-    replacement: Callable[[Any], Any]
-    """makes the new function from Ray's own"""
-    parameters: tuple[str, ...] = ()
-    """names that the target must accept, all that have no default among them"""
-    only_alone: bool = False
-    """True if the patch is for a Ray of this machine alone, without a dashboard"""
+    target: str  # dotted name
+    replacement: Callable[[Any], Any]  # makes the new function from Ray's own
+    parameters: tuple[str, ...] = ()  # names that the target must accept, all that have no default among them
+    only_alone: bool = False  # True if the patch is for a Ray of this machine alone, without a dashboard
 
     def obstacle(self) -> str | None:
         """Why the patch can't be applied to the Ray that is installed, or None."""

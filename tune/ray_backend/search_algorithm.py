@@ -17,10 +17,8 @@ class RaySearchAlgorithm(SearchAlgorithm):
 
     def __init__(self, session: SearchSession, check_alive: Callable[[], None]):
         self.session, self.check_alive = session, check_alive
-        self.runs: dict[str, RayTrialRun] = {}
-        """segments that Ray holds, by Ray's trial id"""
-        self.start_next: RayTrialRun | None = None
-        """the segment that was handed out last, until Ray has a process for it"""
+        self.runs: dict[str, RayTrialRun] = {}  # segments that Ray holds, by Ray's trial id
+        self.start_next: RayTrialRun | None = None  # the segment that was handed out last, until Ray has a process for it
 
     def add_configurations(self, experiments: Any) -> None:
         """Takes the experiment whose trials this algorithm makes."""

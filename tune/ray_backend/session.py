@@ -30,19 +30,15 @@ class SearchSession:
     def __init__(self, run_dir: Path, search: SearchSpec, workers: int):
         self.run_dir, self.search, self.workers = run_dir, search, workers
         options = search.options
-        self.started = 0
-        """segments that were handed out"""
-        self.heard = 0
-        """reports and ends of segments"""
-        self.fatal: str | None = None
-        """why the search can't go on: one line"""
+        self.started = 0  # segments that were handed out
+        self.heard = 0  # reports and ends of segments
+        self.fatal: str | None = None  # why the search can't go on: one line
         self.journal = Journal(run_dir)
         self.trials = Trials(search.budget_tokens, options.trials, options.rung_metric)
         self.tables = GrowingTables(run_dir, self.trials, options.seed)
         self.time_budget = TimeBudget(options.time_budget)
         self.spent = SearchClock()
-        self.number = 0
-        """sessions of this search before this one"""
+        self.number = 0  # sessions of this search before this one
         for event in events_of(run_dir):
             self._see(event)
             self.trials.apply(event)
@@ -52,8 +48,7 @@ class SearchSession:
             self.trials, search.scheduler(), search.searcher(), self._append, options.seed, options.max_failures
         )
         self.storage = Storage(search.storage_root(run_dir))
-        self.written_here: set[str] = set()
-        """checkpoints of this run of the command, which need no test"""
+        self.written_here: set[str] = set()  # checkpoints of this run of the command, which need no test
         with self.disk_errors():
             search.write(run_dir)
         self.trackers = start_trackers(run_dir, search, self.trials)

@@ -14,8 +14,7 @@ class Interrupts:
 
     def __init__(self, resume_command: str):
         self.resume_command, self.count = resume_command, 0
-        self.ending = False
-        """True once the search ends anyway"""
+        self.ending = False  # True once the search ends anyway
 
     def __enter__(self) -> "Interrupts":
         self.before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}

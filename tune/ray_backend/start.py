@@ -21,7 +21,7 @@ from tune.ray_backend.cluster import AUTH_MODE
 
 if TYPE_CHECKING:  # a search's first act is to make a RayRuntime
     from tune.config.options import SearchOptions
-    from tune.config.resources import Resources
+    from tune.config.resolve import Resources
 
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing leaves the machine unless the user sets Ray's own switch
@@ -43,12 +43,10 @@ class RayRuntime:
     """Ray on this machine, or a cluster that was joined. `stop` ends it whatever happened before."""
 
     def __init__(self) -> None:
-        self.begun = time.time()
-        """when the search began, seconds since 1970"""
+        self.begun = time.time()  # when the search began, seconds since 1970
         self.address_info: dict[str, Any] = {}
         """what Ray says of the node that this process belongs to, once it has started"""
-        self._plain: str | None = None
-        """why Ray was started without the patches of ray_compat"""
+        self._plain: str | None = None  # why Ray was started without the patches of ray_compat
         self._thread: threading.Thread | None = None
         self._error: RunError | None = None
         self._started, self._over = threading.Event(), threading.Event()

@@ -23,10 +23,8 @@ def run_trial(
     config: dict[str, Any], search: SearchSpec, storage_root: str, rung_tokens: tuple[int, ...], threads: int, gpus: float
 ) -> None:
     """Ray's function trainable: trains one configuration, from the checkpoint that its config names where there is one.
-
-    `storage_root` holds the checkpoints, a folder or URI. The state is stored at the `rung_tokens` (tokens_seen), where the
-    trial may be told to pause, at the end, and now and then between them. `threads` are CPU threads, `gpus` a share of one.
-    Raises DataChanged where a data file no longer has the content that the search began with.
+    The state is stored at the `rung_tokens`, at the end, and now and then between them. Raises DataChanged where a data
+    file no longer has the content that the search began with.
     """
     import torch  # here: the driver imports this module, too, and needs no torch
 

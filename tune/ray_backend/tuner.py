@@ -22,8 +22,9 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from myllm.system.errors import RunError
 from myllm.system.files import is_disk_full
+from myllm.text.commands import command
 from tune.analysis.results import write_best, write_results
-from tune.config.resources import Resources
+from tune.config.resolve import Resources
 from tune.config.spec import SearchSpec
 from tune.core.trials import CONTINUE
 from tune.monitor.progress import Progress
@@ -33,16 +34,13 @@ from tune.ray_backend.signals import Interrupts
 from tune.ray_backend.start import RayRuntime
 from tune.ray_backend.trainable import run_trial
 from tune.ray_backend.watchdog import Watchdog, ray_processes
-from tune.text.commands import command
 
 TABLES_SECONDS = 10.0  # between additions to trials.csv and history.csv while a search runs
 
 
 class JournalledScheduler(FIFOScheduler):
-    """Passes the session's decisions to Ray: a segment goes on, or ends for good or to wait at a rung.
-
-    A new segment takes the process of the segment that has just ended. Ray alone gives that process to the segment that has
-    waited longest: of 16 workers whose trainings ended sooner than processes start, 8 never trained.
+    """Passes the session's decisions to Ray. A new segment takes the process of the segment that has just ended; Ray alone
+    gives it to the segment that has waited longest, and with short trainings half of 16 workers never trained.
     """
 
     def __init__(self, algorithm: RaySearchAlgorithm):
@@ -88,9 +86,8 @@ class Housekeeping(ray_tune.Callback):
 
 def run_search(run_dir: Path, search: SearchSpec, resources: Resources, runtime: RayRuntime | None = None) -> bool:
     """Runs, or goes on with, the search in `run_dir`; True where it ended by itself, False where it was interrupted.
-
-    `runtime` is stopped in the end. search.json is written first. Raises InputError where another process is running the
-    search, and RunError where it can't go on, as on a full disk.
+    `runtime` is stopped in the end, search.json is written first. Raises InputError where another process runs the search,
+    and RunError where it can't go on.
     """
     session = SearchSession(run_dir, search, resources.workers)
     with contextlib.closing(session), Interrupts(command("tune/search.py", "--resume", run_dir)) as interrupts:

@@ -74,11 +74,9 @@ def _has_ended(process: psutil.Process) -> bool:
 
 
 class Watchdog:
-    """Counts the seconds in which no trial has started or reported, and ends the search after `stall_timeout` of them.
+    """Ends the search after `stall_timeout` seconds in which no trial has started or reported, and none has computed.
 
-    A trial that trains may report rarely. So where one runs, its process must also have used almost no CPU time in the
-    second half of these seconds. Processes on other machines can't be seen, and a shared cluster may have no room. There
-    the user is warned every `stall_timeout` seconds instead.
+    Processes on other machines can't be seen, and a shared cluster may have no room: there the user is warned instead.
     """
 
     def __init__(
@@ -90,8 +88,7 @@ class Watchdog:
         shared: bool,
     ):
         self.stall_timeout, self.logs, self.processes, self.shared = stall_timeout, logs, processes, shared
-        self.signs = signs
-        """returns the ids of the segments that run, and a number that grows with each report and end"""
+        self.signs = signs  # returns the ids of the segments that run, and a number that grows with each report and end
         self.last = time.monotonic()
         self._begin(signs())
 

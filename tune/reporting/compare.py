@@ -26,10 +26,8 @@ LINES = ("#2f81f7", "#d9730d", "#2da44e", "#a371b5", "#e5534b", "#8c959f", "#b35
 
 
 def compare(folders: list[Path]) -> tuple[str, Path]:
-    """Compares runs; returns (the comparison as text, the path of the page).
-
-    Writes compare.html, compare.csv and compare/ (the figure's PNG and CSV) into the first run's folder. Raises InputError
-    for a folder that is no run.
+    """Compares runs; returns the comparison as text and the path of the page. Writes compare.html, compare.csv and
+    compare/ into the first run's folder. Raises InputError for a folder that is no run.
     """
     runs = {os.path.relpath(folder): load(folder) for folder in folders}
     summaries = {name: summarize(folder, *run) for (name, run), folder in zip(runs.items(), folders, strict=True)}
@@ -92,9 +90,8 @@ def differing(search: SearchSpec, others: list[SearchSpec]) -> dict[str, Any]:
 
 
 def best_so_far(runs: dict[str, tuple[SearchSpec, Trials, list[Event]]], metric: str) -> pd.DataFrame:
-    """Returns a row whenever a search reports a lower loss, and where it ends: run, tokens and seconds spent, loss.
-
-    Losses are of single reports. Audits do not count.
+    """Returns a row whenever a search reports a lower loss, of one seed, and where it ends: run, tokens and seconds, loss;
+    no audits.
     """
     rows: list[dict[str, Any]] = []
     for name, (_, trials, events) in runs.items():

@@ -10,11 +10,11 @@ from typing import Any
 import pandas as pd
 
 from myllm.models.custom_model import described
+from myllm.text.format import amount, format_value
 from tune.config.spec import SearchSpec
 from tune.reporting.figures.base import Figure, rounded
 from tune.reporting.summary import Summary
 from tune.reporting.summary_text import CONFIDENCE, compared, compiled_words, interval_words
-from tune.text.format import amount, format_value
 
 RELOAD_SECONDS = 5
 

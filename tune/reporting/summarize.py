@@ -12,6 +12,7 @@ import pandas as pd
 from myllm.datasets.data_paths import is_builtin
 from myllm.models.custom_model import CustomModelConfig
 from myllm.system.files import disk_use
+from myllm.text.commands import command
 from tune.analysis.axes import Edge, axes_of, edges
 from tune.analysis.posterior import LEVEL
 from tune.analysis.results import leaderboard, posterior_summary
@@ -33,7 +34,6 @@ from tune.reporting.summary import (
     Summary,
     TrialCounts,
 )
-from tune.text.commands import command
 
 TRUSTED = 0.9  # probability of being the best from which on a configuration is called the best
 ALIKE = 0.002  # share of the loss below which the regret of a choice does not matter

@@ -3,13 +3,12 @@
 import math
 from collections.abc import Iterator, Sequence
 
+from myllm.text.format import amount, format_settings, share_text
 from tune.analysis.posterior import LEVEL
 from tune.analysis.stopping_audit import FEWEST, Audit, RungQuality
 from tune.reporting.summary import Best, Compiled, Gain, Standing, Summary
-from tune.text.format import amount, format_settings, share_text
 
-CONFIDENCE = {"yes": "Yes.", "partly": "Partly.", "no": "No."}
-"""the answers to: can I rely on it?"""
+CONFIDENCE = {"yes": "Yes.", "partly": "Partly.", "no": "No."}  # the answers to: can I rely on it?
 RELIABLE = 0.9  # probability of keeping the best from which on a rung counts as reliable
 
 

@@ -67,14 +67,9 @@ class Storage:
 
 
 def worth_keeping(trials: Trials, trial: Trial, may_audit: bool = False) -> set[int]:
-    """The tokens_seen of the checkpoints of a trial that are kept.
-
-    - A running trial keeps the last two, in case the newer is damaged, and the best.
-    - A completed trial keeps the last and the best.
-    - A paused trial keeps the last while it is in the better half of the trials that came to its rung.
-    - A paused or stopped trial that `may_audit` is true for keeps the last.
-
-    All others keep none: such a trial begins anew if it goes on.
+    """The tokens_seen of the checkpoints of a trial that are kept: of a running trial the last two, in case the newer is
+    damaged, and the best; of a completed one the last and the best; of a paused one the last, while it is in the better
+    half at its rung; of one that `may_audit`, the last. A trial without checkpoints begins anew if it goes on.
     """
     stored = sorted(trial.checkpoints)
     if stored and trial.status in (RUNNING, COMPLETED):

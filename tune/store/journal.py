@@ -59,10 +59,8 @@ def _restored(line: dict[str, Any]) -> Event:
 
 
 class Journal:
-    """Appends events. On opening, a last line that a crash cut short is removed.
-
-    Raises InputError where another process has the journal open: one search a folder. The lock goes with `close`
-    or its process.
+    """Appends events. On opening, a last line that a crash cut short is removed. Raises InputError where another process
+    has the journal open: one search a folder, until `close` or the end of its process.
     """
 
     def __init__(self, run_dir: Path):
@@ -82,11 +80,8 @@ class Journal:
         self._file.close()
 
     def append(self, event: Event) -> Event:
-        """Writes one event and returns it, its `time` set; once this returns it survives a crash.
-
-        An infinite number is recorded as NaN, and NaN is written as null.
-
-        Raises OSError where it can't be written, on a full disk for example; the journal is then as it was.
+        """Writes one event, its `time` set, and returns it; once this returns it survives a crash. NaN and infinite
+        numbers are written as null. Raises OSError where it can't be written; the journal is then as it was.
         """
         infinite = [name for name, value in event.to_json().items() if isinstance(value, float) and math.isinf(value)]
         event = replace(event, time=round(time.time(), 3), **dict.fromkeys(infinite, math.nan))

@@ -8,12 +8,11 @@ from tune.core.trials import PAUSED, RUNNING, STOPPED, Trial, Trials
 
 
 class WithAudit(Scheduler):
-    """A rule whose decisions are audited. When it has nothing left to do and nothing runs, a `share` of the trials that it
-    stopped or left paused, one at least, go on to the full budget.
+    """A rule whose decisions are audited: at its end a `share` of the trials left behind, one at least, go on to the full
+    budget.
 
-    A lot from the search's `seed` and the trial's id chooses them. It is known before the trial begins, and the same after
-    a resume. Its order is random, so that an audit that was broken off is a random sample, too. An audit is a trial of its
-    own, which no rule sees (Trials.audits).
+    A lot from the search's `seed` and the trial's id chooses them: the same after a resume, and a random sample also where
+    an audit is broken off. An audit is a trial of its own, which no rule sees.
     """
 
     def __init__(self, rule: Scheduler, share: float, seed: int):

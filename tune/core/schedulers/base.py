@@ -15,8 +15,7 @@ class Clock:
     """Where a search stands between its beginning and its end, in tokens that one worker trains."""
 
     used: float
-    left: float = math.inf
-    """infinite in a search without --time_budget, and until the workers' speed is known"""
+    left: float = math.inf  # infinite in a search without --time_budget, and until the workers' speed is known
 
 
 @dataclass(frozen=True)
@@ -24,8 +23,7 @@ class Start:
     """A new configuration trains up to `segment_end_tokens` tokens."""
 
     segment_end_tokens: int
-    proposed: bool = False
-    """True if the searcher suggests the configuration, False if it is sampled"""
+    proposed: bool = False  # True if the searcher suggests the configuration, False if it is sampled
 
 
 @dataclass(frozen=True)
@@ -90,10 +88,8 @@ class Scheduler:
 def replicate(
     candidates: Iterable[Trial], trials: Trials, clock: Clock, max_seeds: int, concurrent: int = 1
 ) -> Action | None:
-    """The action that gives one more seed at the full budget to the first of `candidates` that may have it.
-
-    A candidate may not have it with `max_seeds` seeds, or with `concurrent` seeds while one is running, or where the time
-    is too short. A paused replicate goes on before a new one begins.
+    """The action that gives the first of the `candidates` that may have it one more seed at the full budget. None may have
+    it that has `max_seeds`, or `concurrent` and one is running, or too little time. A paused replicate goes on first.
     """
     budget = trials.budget_tokens
     for trial in candidates:

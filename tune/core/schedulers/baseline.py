@@ -10,11 +10,9 @@ BASELINE_WORTH_TRAININGS = 16  # full trainings that a search must have room for
 
 
 class WithBaseline(Scheduler):
-    """A rule beside which the baseline trains to the full budget, so that the gain over it shows.
-
-    When the rule has nothing left to do, the best `confirm` configurations and the baseline run on one more seed. In a
-    search that knows its end the rule always has something to do: there the baseline gets its second seed where there is
-    room for two trainings of it.
+    """A rule beside which the baseline trains to the full budget, so that the gain over it shows. When the rule has
+    nothing left to do, the best `confirm` configurations and the baseline run on one more seed; in a timed search the
+    baseline gets its second seed where there is room.
     """
 
     def __init__(self, rule: Scheduler, confirm: int):

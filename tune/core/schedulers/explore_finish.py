@@ -17,18 +17,14 @@ SEEDS_AT_END = 4  # seeds of the incumbent at the full budget, at most
 
 
 class ExploreThenFinish(Scheduler):
-    """Explores, then finishes.
+    """Explores on cheap rungs, then finishes the best.
 
-    Explore    A new configuration trains to the first rung. At each rung the better half goes on to the next rung. The best
-               configuration at the last rung gets a second seed there. Once MIN_TRIALS_TO_COMPARE trials have come to the
-               last rung, the searcher suggests configurations for half of the tokens.
-    Finish     The best at the last rung train to the full budget. The incumbent, the lowest mean loss there, gets more
-               seeds. So do the configurations behind it in the time of the last two trainings, or where nothing else is
-               left to do.
-    Known end  The second half of the search finishes, in whole waves of trainings from the last rung to the full budget.
-               With many workers several seeds of one configuration finish side by side, as the best of many single seeds
-               would be the luckiest.
-    Else       The search finishes whenever finishing has had fewer tokens than exploring.
+    Exploring, a new configuration trains to the first rung, and at each rung the better half goes on to the next. The best
+    at the last rung gets a second seed there. Once MIN_TRIALS_TO_COMPARE have come there, the searcher suggests
+    configurations for half of the tokens. Finishing, the best at the last rung train to the full budget, and the
+    incumbent, the lowest mean there, gets more seeds; so do those behind it in the time of the last two trainings. A
+    search that knows its end finishes in its second half, in whole waves, with several seeds of one configuration side by
+    side where workers are many. Another finishes whenever finishing has had fewer tokens than exploring.
     """
 
     default_rungs = ((1 / 32, 2), (1 / 8, 2), (1 / 4, 2))

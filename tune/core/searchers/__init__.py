@@ -16,19 +16,11 @@ from tune.core.trials import RUNNING, Trials
 
 
 def searcher(
-    name: str,
-    ranges: Ranges,
-    baseline: Config,
-    seed: int,
-    stops: Sequence[int],
-    warm_start: Sequence[dict[str, Any]] = (),
+    name: str, ranges: Ranges, baseline: Config, seed: int, stops: Sequence[int], warm_start: Sequence[dict[str, Any]] = ()
 ) -> Configure:
-    """The configure(index, trials, proposed) of a search with the searcher called `name`: random, gp or optuna.
-
-    Trial 0 has the `baseline`. The next trials repeat the configurations of `warm_start` that are marked "tried". `stops`
-    are the tokens_seen at which a trial may stop: the rungs and the full budget.
-
-    Raises InputError where the searcher's package is missing.
+    """The configure(index, trials, proposed) of the searcher called `name`: random, gp or optuna. Trial 0 has the
+    `baseline`, the next trials the configurations of `warm_start` marked "tried"; `stops` are the rungs and the full
+    budget, in tokens. Raises InputError where the searcher's package is missing.
     """
     proposals = Proposals(ranges, seed, stops[:-1])
     repeated = [trial["config"] for trial in warm_start if trial["tried"]]

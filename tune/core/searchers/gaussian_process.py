@@ -49,11 +49,11 @@ class Proposals:
 
 
 def projected(trials: Trials, rung_tokens: Sequence[int]) -> list[tuple[Trial, float, int]]:
-    """(trial, expected log-loss at the last of `rung_tokens`, seeds) of each trial that reached a rung, or diverged.
+    """(trial, expected log-loss at the last of `rung_tokens`, seeds) of each trial that reached a rung, or diverged
+    (infinite).
 
-    A trial at an earlier rung is expected to improve as the trials that went on from that rung did, on average. Without
-    the trials left behind, bad regions would look unexplored. The log-loss of a diverged trial is infinite. Of one rung at
-    most MOST_TOLD trials are returned. The order is the one in which the trials began.
+    A trial at an earlier rung is expected to improve as the trials that went on from there did. Of one rung at most
+    MOST_TOLD trials are returned, in the order in which they began.
     """
     change = dict.fromkeys(rung_tokens, 0.0)  # of the log-loss from a rung to the last one
     for here, there in reversed(list(pairwise(rung_tokens))):

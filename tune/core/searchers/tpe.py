@@ -18,10 +18,8 @@ Standing = tuple[str, int, float]
 def suggest(ranges: Ranges, seed: int, index: int, known: list[tuple[Config, Standing]]) -> Config:
     """TPE's configuration for trial `index`, given the `known` configurations and their standings.
 
-    Optuna 5.0 (samplers/_tpe/sampler.py, _split_trials) ranks COMPLETE trials before PRUNED ones. It ranks PRUNED trials by
-    their last step, the largest first, then by the value there, and last those without a value. A diverged trial is PRUNED
-    without a value here: as COMPLETE it would come before every paused trial. RUNNING trials count as bad (the constant
-    liar).
+    Optuna 5.0 ranks COMPLETE trials before PRUNED ones, these by their last step, then by the value there, and last those
+    without a value. A diverged trial is PRUNED without a value. RUNNING trials count as bad (the constant liar).
     """
     import optuna  # the import takes a second, and only this searcher needs optuna
 

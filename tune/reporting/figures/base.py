@@ -34,13 +34,10 @@ class Figure:
 
     name: str
     title: str
-    says: str
-    """a description in words, read aloud by screen readers"""
+    says: str  # a description in words, read aloud by screen readers
     table: pd.DataFrame
-    plot: dict[str, Any]
-    """plotly's data and layout"""
-    draw: Callable[[Any], None]
-    """draws into an empty matplotlib figure"""
+    plot: dict[str, Any]  # plotly's data and layout
+    draw: Callable[[Any], None]  # draws into an empty matplotlib figure
 
 
 def outcome(trials: Trials, trial: Trial, best: str) -> str:

@@ -13,16 +13,7 @@ from tune.analysis.response_surface import ResponseSurface
 from tune.config.spec import SearchSpec
 from tune.core.searchers.gaussian_process import projected
 from tune.core.trials import Trials
-from tune.reporting.figures.base import (
-    COLOURS,
-    MOST_POINTS,
-    NATS,
-    Figure,
-    outcome,
-    plotly_axis,
-    rounded,
-    scale_axis,
-)
+from tune.reporting.figures.base import COLOURS, MOST_POINTS, NATS, Figure, outcome, plotly_axis, rounded, scale_axis
 
 Band = tuple[list[Any], Floats]
 """(m values of a hyper-parameter, (3, m) expected loss there and both ends of its interval, nats per token)"""

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from myllm.text.format import share_text
 from tune.analysis.axes import Axis
 from tune.analysis.stopping_audit import RungQuality
 from tune.config.spec import SearchSpec
 from tune.core.trials import AUDIT, REPLICATE, SAMPLED, SUGGESTED, Trials
 from tune.reporting.figures.base import COLOURS, MOST_POINTS, NATS, Figure, outcome, rounded, ticks
-from tune.text.format import share_text
 
 MOST_CURVES = 300  # trials drawn: more hide each other
 KEPT = {"2": "#2da44e", "4": "#d9730d", "8": "#a371b5"}

@@ -8,9 +8,20 @@ from pathlib import Path
 from myllm.system.files import ROOT
 
 
+INSTALLED = {
+    "tune/search.py": "myllm-search",
+    "tune/report.py": "myllm-report",
+    "myllm/training/trainer.py": "myllm-train",
+    "myllm/data.py": "myllm-data",
+}
+"""script of a checkout -> the console command of an installed package"""
+
+
 def command(script: str, *arguments: str | Path) -> str:
     """The command line of a script of this project, run by the user's Python. Paths are relative to the working folder."""
     shown = [shown_path(word) if isinstance(word, Path) else word for word in arguments]
+    if not (ROOT / "pyproject.toml").is_file() and script in INSTALLED:
+        return shlex.join([INSTALLED[script], *shown])
     return shlex.join([sys.orig_argv[0] or sys.executable, shown_path(ROOT / script), *shown])
 
 
