@@ -7,7 +7,6 @@ from pathlib import Path
 
 from myllm.system.files import ROOT
 
-
 INSTALLED = {
     "tune/search.py": "myllm-search",
     "tune/report.py": "myllm-report",
