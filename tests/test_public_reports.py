@@ -226,7 +226,7 @@ def test_data_that_is_prepared_twice_is_the_same(tmp_path, monkeypatch):
 def test_mlflow_takes_names_beyond_ascii_and_long_values(tmp_path):
     """mlflow/mlflow#4202, #9425, #1976: a parameter's name or length ended the training that logged it."""
     pytest.importorskip("mlflow")
-    from tune.monitor.trackers.mlflow_tracking import Mlflow
+    from tune.monitor.trackers import Mlflow
 
     tracker = Mlflow(f"sqlite:///{tmp_path}/mlflow.db", "searches", "id")
     for number, config in enumerate(({"größe": 1}, {"kind": "x" * 600}, {"kind": "x" * 7000})):
