@@ -6,6 +6,7 @@ Every test names the report. The table with what came out is in experiments/resu
 import dataclasses
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -230,7 +231,7 @@ def test_mlflow_takes_names_beyond_ascii_and_long_values(tmp_path):
 
     tracker = Mlflow(f"sqlite:///{tmp_path}/mlflow.db", "searches", "id")
     for number, config in enumerate(({"größe": 1}, {"kind": "x" * 600}, {"kind": "x" * 7000})):
-        tracker.report(f"t0000{number}", config, report(f"t0000{number}", 100, 2.0) | {"time": 1.7e9})
+        tracker.report(f"t0000{number}", config, replace(report(f"t0000{number}", 100, 2.0), time=1.7e9))
         run = tracker.client.get_run(tracker.runs[f"t0000{number}"])
         assert run.data.params.keys() == config.keys() and run.data.metrics["val_loss"] == 2.0
 
