@@ -34,6 +34,7 @@ ENVIRONMENT = {
     "RAY_raylet_client_connect_timeout_milliseconds": "20",  # of 1000: the store's socket often appears just after a look
     "RAY_raylet_client_num_connect_attempts": "500",  # 500 of 20 ms are Ray's own 10 s in all
     "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # the run's folder has them, and a full disk no room for them in ray.log
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 OBJECT_STORE_BYTES = 128 * 2**20  # results and settings are small; every process maps all of it

@@ -132,6 +132,7 @@ def _ray_log(run_dir: Path) -> Iterator[None]:
     root, rays = logging.getLogger(), logging.getLogger("ray")
     before = root.handlers[:], rays.handlers[:], rays.propagate
     root.handlers, rays.handlers, rays.propagate = [handler], [], True  # ray.init clears its own logger's
+    logging.getLogger("ray.tune.analysis").setLevel(logging.ERROR)  # misses the files that the journal stands in for
     logging.captureWarnings(True)
     try:
         yield
