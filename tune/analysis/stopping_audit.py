@@ -112,10 +112,9 @@ def weighted_rank_correlation(x: Floats, y: Floats, weights: Floats) -> Floats:
 
 
 def draw_lowest_unseen(x: Floats, y: Floats, weights: Floats, at: Floats, rng: np.random.Generator) -> Floats:
-    """Draws (DRAWS,) the lowest final loss of trials that stood `at` (k,), as other trials came from `x` (n,) to `y` (n,).
-
-    A weighted linear regression of logarithms, with drawn parameters; the logarithm is of the distance to a floor below
-    the lowest loss, so that good trials differ less than bad ones.
+    """Draws (DRAWS,) the lowest final loss of trials that stood `at` (k,), as other trials came from `x` (n,) to `y` (n,):
+    by a weighted linear regression of logarithms of the distance to a floor below the lowest loss, so that good trials
+    differ less.
     """
 
     def floor(values: Floats, lowest: float) -> float:

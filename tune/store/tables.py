@@ -56,9 +56,8 @@ def write_tables(run_dir: Path, trials: Trials, seed: int) -> None:
 
 
 class GrowingTables:
-    """Both tables while a search runs: new rows are appended in the order of the events.
-
-    trials.csv gets another row of a trial whenever its status has changed. The last row of a trial counts.
+    """Both tables while a search runs: rows are added at the end as they come. trials.csv gets one more row of a trial
+    whenever its status has changed; the last one counts.
     """
 
     def __init__(self, run_dir: Path, trials: Trials, seed: int):
