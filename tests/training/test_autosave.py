@@ -43,9 +43,13 @@ def test_a_signal_saves_and_a_resume_goes_on_bit_for_bit(flags, whole, tmp_path,
         if report.step == at:
             signal.raise_signal(number)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer, "print_report", interrupt)
-        assert command(*flags, "--save_model", broken) == 128 + number
+    usual = signal.signal(number, signal.SIG_DFL)  # below nohup SIGHUP is ignored
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(trainer, "print_report", interrupt)
+            assert command(*flags, "--save_model", broken) == 128 + number
+    finally:
+        signal.signal(number, usual)
     assert f"interrupted at step {at} of" in capsys.readouterr().out
     assert torch.load(broken, weights_only=True)["step"] == at
     assert command(*flags, "--save_model", broken, "--load_model", broken) == 0
