@@ -22,9 +22,10 @@ import numpy as np
 import torch
 from fused import FusedRuns
 
-from myllm.config import PRESETS, GPTConfig, TrainConfig
+from myllm.config import GPTConfig, TrainConfig
 from myllm.datasets.token_file import TokenFile
 from myllm.datasets.windows import Windows
+from myllm.presets import PRESETS
 from myllm.training.run import Run
 from myllm.training.train import train
 

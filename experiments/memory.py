@@ -17,10 +17,10 @@ import numpy as np
 
 def train_on(path: Path, steps: int) -> None:
     """Trains `steps` steps and prints this process's peak resident memory in MiB."""
-    from myllm.config import get_preset
     from myllm.datasets.load_tokens import prepare
     from myllm.datasets.tokenizer import get_tokenizer
     from myllm.datasets.windows import Windows
+    from myllm.presets import get_preset
     from myllm.system.machine import peak_memory
     from myllm.training.train import Run, train
 

@@ -22,7 +22,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from myllm.config import get_preset
+from myllm.presets import get_preset
 from myllm.system.files import cache_dir
 from myllm.training.train import Run, mean_loss, train
 from tune.config.open_run import open_run

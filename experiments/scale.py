@@ -34,7 +34,7 @@ from typing import Any
 
 import psutil
 
-from myllm.config import PRESETS
+from myllm.presets import PRESETS
 from myllm.system.errors import Parser, run_command
 from tune.config.options import SearchOptions
 from tune.config.overrides import searched_space

@@ -18,10 +18,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from myllm.config import PRESETS
 from myllm.datasets.load_tokens import prepare
 from myllm.datasets.tokenizer import get_tokenizer
 from myllm.datasets.windows import Windows
+from myllm.presets import PRESETS
 from myllm.training.train import Run, train
 
 BUDGET = 196_608

@@ -53,8 +53,8 @@ from typing import Any
 
 import torch
 
-from myllm.config import get_preset
 from myllm.datasets.data_paths import BUILTIN
+from myllm.presets import get_preset
 from myllm.system.errors import InputError, Parser, RunError, run_command
 from myllm.system.files import cache_dir
 from myllm.system.machine import available_cpus

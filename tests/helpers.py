@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from conftest import BUDGET, MARK, ROOT, begun, new_search, report
 
-from myllm.config import PRESETS
+from myllm.presets import PRESETS
 from tune.config.options import SearchOptions
 from tune.config.overrides import parse_overrides, searched_space
 from tune.config.spec import Data, SearchSpec

@@ -2,8 +2,9 @@ import dataclasses
 
 import pytest
 
-from myllm.config import PRESETS, GPTConfig, TrainConfig, from_dict, get_preset
+from myllm.config import GPTConfig, TrainConfig, from_dict
 from myllm.models.gpt import GPT
+from myllm.presets import PRESETS, get_preset
 from myllm.system.errors import InputError
 
 

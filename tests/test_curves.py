@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT
 from curves import Curves, Surrogate, read_curves, spearman, summary
 
-from myllm.config import get_preset
+from myllm.presets import get_preset
 from myllm.system.errors import InputError
 from tune.core.search_space import get_space, sample
 

@@ -32,9 +32,10 @@ MYLLM = {
     "system": (),
     "text": ("system",),
     "config": ("system",),
+    "presets": ("system", "config"),
     "datasets": ("system", "config"),
-    "models": ("system", "config"),
-    "training": ("system", "text", "config", "datasets", "models"),
+    "models": ("system", "config", "presets"),
+    "training": ("system", "text", "config", "presets", "datasets", "models"),
     "data": ("system", "datasets"),
 }
 """wing -> the wings that it may import"""

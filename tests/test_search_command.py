@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from conftest import ROOT, run_command_line, summary
 
-from myllm.config import PRESETS
+from myllm.presets import PRESETS
 from myllm.system.errors import InputError
 from tune.config.command_line import read_experiment
 from tune.config.options import SearchOptions

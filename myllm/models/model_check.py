@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from myllm.config import PRESETS, Preset
 from myllm.models.custom_model import (
     CustomModelConfig,
     ModelConfig,
@@ -24,6 +23,7 @@ from myllm.models.custom_model import (
     with_settings,
 )
 from myllm.models.model_contract import Probe, check_contract
+from myllm.presets import PRESETS, Preset
 from myllm.system.errors import InputError, warn
 
 CHOSEN = ("dropout", "bias", "activation")  # of a model, beside its size

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from myllm.config import get_preset
 from myllm.datasets.tokenizer import Tokenizer, byte_tokenizer, end_of_text, get_tokenizer, identity, resolve
 from myllm.models.custom_model import CustomModelConfig, builder, error_text
 from myllm.models.model_check import choose_model
+from myllm.presets import get_preset
 from myllm.system.errors import InputError
 from myllm.training.gpu import pick_device
 from myllm.training.run_artifacts import read_config

@@ -18,9 +18,10 @@ from typing import Any
 
 import torch
 
-from myllm.config import PRESETS, Preset, TrainConfig, from_dict
+from myllm.config import TrainConfig, from_dict
 from myllm.models.custom_model import CustomModelConfig, ModelConfig, builder, difference, read_model, settings_of
 from myllm.models.model_check import quiet
+from myllm.presets import PRESETS, Preset
 
 WIDTH_LAW = "1/width, Yang et al., arXiv 2203.03466"
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from myllm.config import Preset, TrainConfig, get_preset
+from myllm.config import TrainConfig
 from myllm.datasets.data_paths import BUILTIN, Source, is_builtin
 from myllm.datasets.load_tokens import default_tokenizer, prepare
 from myllm.datasets.overlap import check_separate
@@ -14,6 +14,7 @@ from myllm.datasets.tokenizer import Tokenizer, get_tokenizer, identity, resolve
 from myllm.datasets.windows import Windows
 from myllm.models.custom_model import ModelConfig
 from myllm.models.model_check import choose_model
+from myllm.presets import Preset, get_preset
 from myllm.system.errors import InputError, warn
 from myllm.training.gpu import pick_device
 from myllm.training.hparam_transfer import Transfer, rescaled_rate, search_command, transferred

@@ -11,7 +11,8 @@ import pytest
 from conftest import BUDGET, begun, report
 from helpers import search_of
 
-from myllm.config import PRESETS, GPTConfig
+from myllm.config import GPTConfig
+from myllm.presets import PRESETS
 from myllm.system.errors import InputError
 from tune.analysis.posterior import expected_losses, interval, probability_of_best
 from tune.analysis.results import leaderboard, posterior_summary, tables

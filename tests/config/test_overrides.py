@@ -9,7 +9,8 @@ import pytest
 from conftest import BUDGET, begun, report, summary
 from helpers import BIGRAM, NANO, RECORDED, asha_search, draws_of, overridden, searched, write_events, write_run
 
-from myllm.config import PRESETS, GPTConfig, TrainConfig
+from myllm.config import GPTConfig, TrainConfig
+from myllm.presets import PRESETS
 from myllm.system.errors import InputError
 from tune.analysis.results import write_results
 from tune.config.command_line import read_experiment

@@ -12,7 +12,7 @@ import pytest
 from conftest import BUDGET, ROOT, begun, report
 from helpers import MILESTONES, NANO, asha_search, draws_of, log_rate, loss_of, searched
 
-from myllm.config import PRESETS
+from myllm.presets import PRESETS
 from tune.core.events import TrialFailed, TrialResumed, from_json
 from tune.core.search_space import SPACES, Choice, Range, get_space, sample
 from tune.core.searchers.gaussian_process import most_promising

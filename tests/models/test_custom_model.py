@@ -12,7 +12,7 @@ import torch
 from conftest import ROOT, run_command_line, summary
 from helpers import BIGRAM, HEAD
 
-from myllm.config import PRESETS, TrainConfig
+from myllm.config import TrainConfig
 from myllm.datasets.token_file import TokenFile
 from myllm.datasets.windows import Windows
 from myllm.models.custom_model import (
@@ -25,6 +25,7 @@ from myllm.models.custom_model import (
     read_model,
 )
 from myllm.models.model_check import check_trains
+from myllm.presets import PRESETS
 from myllm.system.errors import InputError
 from myllm.training.train import Run, train
 from tune.config.options import SearchOptions

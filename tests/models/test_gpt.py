@@ -5,10 +5,11 @@ import torch
 import torch.nn.functional as F
 from conftest import ROOT
 
-from myllm.config import PRESETS, GPTConfig
+from myllm.config import GPTConfig
 from myllm.models import gpt as model_module
 from myllm.models.custom_model import difference
 from myllm.models.gpt import GPT
+from myllm.presets import PRESETS
 from myllm.system.errors import InputError
 from tune.config.spec import SearchSpec
 

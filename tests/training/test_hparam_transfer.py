@@ -5,8 +5,8 @@ import shlex
 
 import pytest
 
-from myllm.config import PRESETS
 from myllm.models.custom_model import custom_model, fix_settings
+from myllm.presets import PRESETS
 from myllm.system.errors import InputError
 from myllm.training.hparam_transfer import search_command, times_as_wide
 from myllm.training.train_utils import load_state

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from myllm.config import get_preset
 from myllm.datasets.data_paths import BUILTIN, is_builtin
 from myllm.datasets.token_layout import DTYPES
+from myllm.presets import get_preset
 from myllm.system.errors import InputError
 from tune.core.schedulers import SCHEDULERS, geometric_rungs, parse_rungs
 from tune.core.schedulers.base import Rungs

@@ -11,8 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from myllm.config import GPTConfig, TrainConfig, get_preset, parse_value, value_type
+from myllm.config import GPTConfig, TrainConfig, parse_value, value_type
 from myllm.models.custom_model import CustomModelConfig, ModelConfig, settings_of
+from myllm.presets import get_preset
 from myllm.system.errors import InputError
 from myllm.text.format import format_value
 from tune.config.options import SearchOptions

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from myllm.config import get_preset
 from myllm.datasets.data_paths import Source, absolute, are_tokens, find_files, is_builtin
 from myllm.datasets.load_tokens import default_tokenizer, prepare
 from myllm.datasets.overlap import check_separate
@@ -18,6 +17,7 @@ from myllm.datasets.token_file import TokenFile, are_there
 from myllm.datasets.tokenizer import get_tokenizer, identity, resolve, token_bytes
 from myllm.datasets.windows import Windows
 from myllm.models.custom_model import CustomModelConfig, custom_model, settings_of, with_settings
+from myllm.presets import get_preset
 from myllm.system.errors import InputError
 from myllm.system.machine import cpp_compiler, gpu_names, origin
 from tune.config.options import AUTO, SearchOptions

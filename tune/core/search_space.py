@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from myllm.config import Preset
+from myllm.presets import Preset
 from myllm.system.errors import InputError
 
 LINEAR, LOG, LOG_BELOW_ONE = "linear", "log", "log of 1 - x"
