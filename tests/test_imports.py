@@ -32,10 +32,11 @@ MYLLM = {
     "system": (),
     "text": ("system",),
     "config": ("system",),
-    "presets": ("system", "config"),
+    "scaling_laws": (),
+    "presets": ("system", "config", "scaling_laws"),
     "datasets": ("system", "config"),
     "models": ("system", "config", "presets"),
-    "training": ("system", "text", "config", "presets", "datasets", "models"),
+    "training": ("system", "text", "config", "scaling_laws", "presets", "datasets", "models"),
     "data": ("system", "datasets"),
 }
 """wing -> the wings that it may import"""
