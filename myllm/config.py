@@ -20,7 +20,13 @@ class _Dataclass(Protocol):
 
 
 T = TypeVar("T", bound=_Dataclass)
-ACTIVATIONS = ("gelu_tanh", "gelu")
+CHOICES = {
+    "activation": ("gelu_tanh", "gelu"),
+    "norm": ("layernorm", "rmsnorm"),
+    "position": ("learned", "rotary"),
+    "mlp": ("gelu", "swiglu", "relu2"),
+}
+"""words that settings of the decoder may have"""
 
 
 def _require(condition: bool, field: str, value: Any, right: str) -> None:
@@ -38,7 +44,7 @@ def _is_number(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """The shape of a GPT-2 style decoder."""
+    """The shape of a decoder: GPT-2's, with newer parts where they are named."""
 
     n_layer: int
     """transformer blocks"""
@@ -56,6 +62,18 @@ class GPTConfig:
     """whether linear layers and norms carry a bias, as GPT-2's do"""
     activation: str = "gelu_tanh"
     """gelu: the exact one, as nanoGPT's; gelu_tanh: GPT-2's approximation, which older configurations mean as well"""
+    norm: str = "layernorm"
+    """layernorm; or rmsnorm, without a mean and a bias"""
+    position: str = "learned"
+    """learned: an embedding of each position; rotary: queries and keys turn with their position"""
+    mlp: str = "gelu"
+    """gelu (see activation); swiglu: a gated layer of 8/3 the width; relu2: the squared ReLU"""
+    qk_norm: bool = False
+    """whether queries and keys have an RMS norm, over each head's channels"""
+    n_kv_head: int = 0
+    """heads of keys and values, which groups of heads share; divides n_head; 0: as many as n_head"""
+    tied: bool = True
+    """whether the head is the token embedding; else it has weights of its own"""
 
     def __post_init__(self) -> None:
         for name in ("n_layer", "n_head", "n_embd", "block_size", "vocab_size"):
@@ -63,7 +81,22 @@ class GPTConfig:
             _require(_is_int(value) and value > 0, name, value, "a positive whole number")
         _require(self.n_embd % self.n_head == 0, "n_embd", self.n_embd, f"a multiple of n_head ({self.n_head})")
         _require(_is_number(self.dropout) and 0 <= self.dropout < 1, "dropout", self.dropout, "at least 0 and below 1")
-        _require(self.activation in ACTIVATIONS, "activation", self.activation, " or ".join(ACTIVATIONS))
+        for name, words in CHOICES.items():
+            _require(getattr(self, name) in words, name, getattr(self, name), " or ".join(words))
+        divides = _is_int(self.n_kv_head) and self.n_kv_head >= 0 and self.n_head % (self.n_kv_head or 1) == 0
+        _require(divides, "n_kv_head", self.n_kv_head, f"a divisor of n_head ({self.n_head}), or 0 for as many")
+        if self.position == "rotary" and self.n_embd // self.n_head % 2:
+            raise InputError(
+                f"position is 'rotary', and a head of n_embd {self.n_embd} / n_head {self.n_head} has an odd number of "
+                "channels; it must have an even one, for channels turn in pairs"
+            )
+        for name in ("bias", "qk_norm", "tied"):
+            _require(isinstance(getattr(self, name), bool), name, getattr(self, name), "true or false")
+
+    @property
+    def kv_heads(self) -> int:
+        """Returns the heads of keys and values."""
+        return self.n_kv_head or self.n_head
 
 
 @dataclass(frozen=True)
@@ -71,7 +104,7 @@ class TrainConfig:
     """The settings of one training. Exactly one of `epochs` and `budget_tokens` says how long it is."""
 
     learning_rate: float
-    """peak learning rate of AdamW"""
+    """peak learning rate"""
     batch_size: int
     """windows per optimizer step"""
     max_len: int
@@ -94,8 +127,12 @@ class TrainConfig:
     """wsd: share of the optimizer steps, at the end, in which the rate falls to its floor"""
     clip_norm: float = 1.0
     """v2: largest global L2 norm of the gradient"""
+    optimizer: str = "adamw"
+    """adamw; or muon, for the matrices of the blocks, beside adamw for all other parameters"""
+    muon_lr_ratio: float = 1.0
+    """muon: learning rate of the matrices, as a multiple of learning_rate"""
     weight_decay: float = 0.1
-    """AdamW's decoupled decay, of matrices and embeddings only"""
+    """decoupled decay, of matrices and embeddings only"""
     beta1: float = 0.9
     """AdamW's decay rate of the gradient average, per step"""
     beta2: float = 0.95
@@ -127,7 +164,7 @@ class TrainConfig:
             value = getattr(self, name)
             unset = value is None and name in optional
             _require(unset or (_is_int(value) and 0 < value < 2**63), name, value, "a positive whole number below 2^63")
-        for name in ("learning_rate", "clip_norm", "beta2_half_life"):
+        for name in ("learning_rate", "clip_norm", "muon_lr_ratio", "beta2_half_life"):
             value = getattr(self, name)
             unset = value is None and name == "beta2_half_life"
             _require(unset or (_is_number(value) and value > 0), name, value, "a positive number")
@@ -146,6 +183,7 @@ class TrainConfig:
             _require(_is_number(value) and 0 <= value < 1, name, value, "at least 0 and below 1")
         _require(_is_int(self.seed) and 0 <= self.seed < 2**31, "seed", self.seed, "a whole number from 0 to 2^31 - 1")
         _require(self.version in ("v1", "v2"), "version", self.version, "v1 or v2")
+        _require(self.optimizer in ("adamw", "muon"), "optimizer", self.optimizer, "adamw or muon")
         _require(self.schedule in ("cosine", "wsd"), "schedule", self.schedule, "cosine or wsd")
         _require(self.dtype in ("auto", "float32", "bfloat16"), "dtype", self.dtype, "auto, float32 or bfloat16")
         _require(self.float32_matmul in ("tf32", "float32"), "float32_matmul", self.float32_matmul, "tf32 or float32")

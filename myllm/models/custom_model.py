@@ -12,9 +12,11 @@
         def logits(self, ids):                      # may be left out: a model that has it can write text
             return logits                           # (B, T, vocab_size), or (B, 1, vocab_size) of the last token
 
+        def optimizers(self, settings):             # may be left out; `settings` are the training's, by name
+            return optimizer                        # torch's own or like it, or a list; each rate follows the schedule
+
 The file's text, and that of the modules beside it that it imports, is part of the model's configuration: a search goes on
-with the code that it began with, on every machine, whatever happens to the file. Nothing here imports torch before a model
-is built: a report reads configurations without it.
+with the code that it began with, on every machine. Nothing here imports torch before a model is built.
 """
 
 import ast
@@ -145,9 +147,6 @@ def difference(model: ModelConfig, saved: dict[str, Any]) -> str | None:
         if theirs.get(field) != ours.get(field) and field != "dropout":
             return f"the checkpoint's model has {field} {theirs.get(field)}, this one {ours.get(field)}"
     return None
-
-
-# Files
 
 
 def absolute(spec: str) -> str:

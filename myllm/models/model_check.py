@@ -26,7 +26,7 @@ from myllm.models.model_contract import Probe, check_contract
 from myllm.presets import PRESETS, Preset
 from myllm.system.errors import InputError, warn
 
-CHOSEN = ("dropout", "bias", "activation")  # of a model, beside its size
+CHOSEN = ("dropout", "bias", "activation", "norm", "position", "mlp", "qk_norm", "tied")  # of a model, beside its size
 DRAWS = 64  # pairs of targets by which the unit of a loss is found
 PREFIX = 8  # tokens at which a loss is compared with logits
 ODD = 1.25  # times one nat per token, or less than its inverse, is another unit: a bit is 1.44

@@ -6,8 +6,8 @@ from myllm.config import TrainConfig
 from myllm.models.custom_model import ModelConfig, difference
 from myllm.system.errors import InputError
 
-FIXED = ("batch_size", "max_len", "stride", "seed", "ema_ratio")
-"""settings that decide which windows come next or what is averaged: they can't change between checkpoint and run"""
+FIXED = ("batch_size", "max_len", "stride", "seed", "ema_ratio", "optimizer")
+"""settings that decide which windows come next, or what is averaged: they can't change between checkpoint and run"""
 
 
 def check_compatible(
@@ -26,7 +26,7 @@ def check_compatible(
     if different := difference(model_config, state["model_config"]):
         raise InputError(different)
     for field in FIXED:
-        value = state["train_config"].get(field)
+        value = state["train_config"].get(field, getattr(TrainConfig, field, None))  # older than the setting: its default
         if value != getattr(config, field):
             raise InputError(
                 f"the checkpoint was trained with {field} {value}, not {getattr(config, field)}; it can't go on from there"

@@ -119,7 +119,7 @@ def search_command(
     preset = PRESETS[preset_name]
     baseline = preset.training()
     names = ["batch_size", "warmup_ratio", "min_lr_ratio", "schedule", "cooldown_ratio", "clip_norm", "weight_decay"]
-    names += ["beta1", "beta2", "beta2_half_life", "micro_batch_size"]
+    names += ["beta1", "beta2", "beta2_half_life", "micro_batch_size", "optimizer", "muon_lr_ratio"]
     fixed = {n: getattr(training, n) for n in names if getattr(training, n) not in (None, getattr(baseline, n))}
     if training.beta2_half_life is not None:  # it decides beta2
         fixed.pop("beta2", None)

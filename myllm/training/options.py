@@ -23,7 +23,8 @@ class TrainerOptions:
     model: str | None = None
     """your own model, FILE.py:Class (default: GPT-2's decoder)"""
     set: tuple[str, ...] = ()
-    """settings of the model: of GPT-2's decoder n_layer, n_head, n_embd, block_size, dropout, bias and activation"""
+    """settings of the model: of the built-in one n_layer, n_head, n_embd, block_size, dropout, bias, activation, norm,
+    position, mlp, qk_norm, n_kv_head and tied"""
     train_file: tuple[str, ...] = ()
     """token files or text: names, glob, or folder (default: builtin)"""
     val_file: tuple[str, ...] = ()

@@ -12,11 +12,11 @@ from myllm.datasets.windows import BatchStream, Windows
 from myllm.models.custom_model import ModelConfig, builder
 from myllm.system.errors import InputError, RunError
 from myllm.system.files import cache_dir
-from myllm.training.adamw import build_optimizer, restore_averages
 from myllm.training.compatibility import check_compatible
 from myllm.training.compiling import Compilation
 from myllm.training.ema import move_average
 from myllm.training.gpu import CUDAGraphRunner, autocast, random_state, resolve_dtype, set_random_state
+from myllm.training.optimizers import build_optimizers
 
 T = TypeVar("T")
 
@@ -59,7 +59,7 @@ class Run:
         build = builder(model_config)
         torch.manual_seed(config.seed)
         self.model = build().to(self.device)
-        self.optimizer = build_optimizer(self.model, config, self.device)
+        self.optimizer = build_optimizers(self.model, config, self.device, model_config.vocab_size)
         self.parameters = list(self.model.parameters())
         self.average = [p.detach().clone() for p in self.parameters] if config.ema_ratio else None
         self.micro_batch_size = config.micro_batch_size or config.batch_size  # windows; halved where memory runs out
@@ -153,7 +153,7 @@ class Run:
         except RuntimeError as error:  # the code of a custom model changed
             reason = " ".join(str(error).split())[:300]
             raise InputError(f"the checkpoint's weights are not this model's: {reason}") from None
-        restore_averages(self.optimizer, state["optimizer"])
+        self.optimizer.load_averages(state["optimizer"])
         if self.update_recorder:
             self.update_recorder.forget()
         if self.average is not None:
@@ -266,16 +266,14 @@ class Run:
         Returns the gradient's L2 norm before clipping, NaN in V1, as a scalar on the device, valid until the next step.
         """
         norm = (self.update_recorder or self._update)(rate)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate  # a number again, as checkpoints hold it
+        self.optimizer.set_rate(rate)  # a number again, as checkpoints hold it
         self.step += 1
         if self.average is not None:
             move_average(self.average, self.parameters, self.config.ema_ratio, self.step)
         return norm
 
     def _update(self, rate: float | torch.Tensor) -> torch.Tensor:
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        self.optimizer.set_rate(rate)
         norm = torch.full((), math.nan, device=self.device)
         if self.config.version == "v2":
             norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm, foreach=True)

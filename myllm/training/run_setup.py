@@ -12,12 +12,13 @@ from myllm.datasets.load_tokens import default_tokenizer, prepare
 from myllm.datasets.overlap import check_separate
 from myllm.datasets.tokenizer import Tokenizer, get_tokenizer, identity, resolve
 from myllm.datasets.windows import Windows
-from myllm.models.custom_model import ModelConfig
+from myllm.models.custom_model import CustomModelConfig, ModelConfig
 from myllm.models.model_check import choose_model
 from myllm.presets import Preset, get_preset
 from myllm.system.errors import InputError, warn
 from myllm.training.gpu import pick_device
 from myllm.training.hparam_transfer import Transfer, rescaled_rate, search_command, transferred
+from myllm.training.optimizers import check_optimizers
 from myllm.training.options import training_flags
 from myllm.training.run import Run
 
@@ -69,6 +70,8 @@ def build_run(given: dict[str, Any], start: StartConfig) -> RunSetup:
             f"{start.where}: the model has vocab_size {model.vocab_size}, --tokenizer {name} {tokenizer.n_vocab}"
         )
     training, rescaled = choose_training(given, start, model, preset)
+    if isinstance(model, CustomModelConfig):
+        check_optimizers(model, [training])
     train_windows, val_windows = open_windows(given, start, files, name, tokenizer, training)
     if "train" in start.values and "learning_rate" not in given:
         training, change = rescaled_rate(start.values, training, model)
@@ -106,6 +109,8 @@ def check_used(flags: dict[str, Any], training: TrainConfig) -> None:
         raise InputError("--beta2 does nothing where beta2_half_life is set, which decides it; give --beta2_half_life")
     if "cooldown_ratio" in flags and training.schedule != "wsd":
         raise InputError(f"--cooldown_ratio does nothing with --schedule {training.schedule}; it belongs to wsd")
+    if "muon_lr_ratio" in flags and training.optimizer != "muon":
+        raise InputError(f"--muon_lr_ratio does nothing with --optimizer {training.optimizer}; it belongs to muon")
     for name in ("warmup_ratio", "min_lr_ratio", "schedule", "cooldown_ratio", "clip_norm"):
         if name in flags and training.version == "v1":
             raise InputError(f"--{name} does nothing with --version v1: a constant rate, without clipping; leave it out")

@@ -21,14 +21,21 @@ from tune.core.search_space import CUSTOM, LINEAR, LOG, LOG_BELOW_ONE, SPACES, C
 
 FLAGS = {"range": "MIN:MAX", "choices": "VALUE,VALUE", "set": "VALUE"}
 V2_ONLY = ("warmup_ratio", "min_lr_ratio", "schedule", "cooldown_ratio", "clip_norm")
-TRAINED = ("learning_rate", "batch_size", *V2_ONLY, "weight_decay", "beta1", "beta2", "beta2_half_life")
+MUON = ("optimizer", "muon_lr_ratio")
+TRAINED = ("learning_rate", "batch_size", *V2_ONLY, "weight_decay", "beta1", "beta2", "beta2_half_life", *MUON)
 SHAPE = ("n_layer", "n_head", "n_embd", "dropout", "bias", "activation")
+BLOCK = ("norm", "position", "mlp", "qk_norm", "n_kv_head", "tied")
 HOW = ("micro_batch_size", "dtype", "float32_matmul", "compile")
 ONLY_FIXED = (*HOW, "block_size")
 """settings that may be set but not searched: the window changes the meaning of a loss, the others only its rounding"""
-SCALES = dict.fromkeys(
-    ("learning_rate", "warmup_ratio", "min_lr_ratio", "clip_norm", "weight_decay", "beta2_half_life", "n_embd"), LOG
-) | dict.fromkeys(("beta1", "beta2"), LOG_BELOW_ONE)
+SCALES = (
+    dict.fromkeys(
+        ("learning_rate", "muon_lr_ratio", "warmup_ratio", "min_lr_ratio", "clip_norm", "weight_decay", "beta2_half_life"),
+        LOG,
+    )
+    | dict.fromkeys(("n_embd",), LOG)
+    | dict.fromkeys(("beta1", "beta2"), LOG_BELOW_ONE)
+)
 """the scale of a hyper-parameter on which equal steps have equal weight; all others are linear"""
 MOST_SHAPES = 1000  # combinations of model settings that are checked before the start
 RESOLVED = 101  # places of a range that floats must tell apart
@@ -47,7 +54,7 @@ def kinds(model: ModelConfig) -> dict[str, type]:
     """The type of each hyper-parameter that may be overridden, by name. The model's settings follow the training's."""
     trained = {field.name: value_type(field) for field in dataclasses.fields(TrainConfig)}
     settings = settings_of(model)
-    names = (*SHAPE, "block_size") if isinstance(model, GPTConfig) else settings
+    names = (*SHAPE, *BLOCK, "block_size") if isinstance(model, GPTConfig) else settings
     return {name: trained[name] for name in (*TRAINED, *HOW)} | {n: type(settings[n]) for n in names}
 
 
@@ -162,6 +169,8 @@ def searched_space(options: SearchOptions, model: ModelConfig, overrides: Mappin
     own = {name: one.values for name, one in overrides.items() if one.values is not None}
     ranges = {name: values for name, values in (base.ranges(preset) | own).items() if name not in fixed}
     usual = base.values(preset) | settings_of(model)
+    if isinstance(model, GPTConfig):
+        usual["n_kv_head"] = model.kv_heads
     baseline = {name: own[name].clip(usual[name]) if name in own else usual[name] for name in ranges}
     clipped = {name: usual[name] for name in ranges if usual[name] != baseline[name]}
     return SearchedSpace(ranges=ranges, baseline=baseline, fixed=fixed, clipped_baseline=clipped)
@@ -180,6 +189,8 @@ def check_space(options: SearchOptions, space: SearchedSpace, overrides: Mapping
         raise InputError(f"{overrides['beta2'].flag}: beta2_half_life, which is set too, decides beta2; leave one out")
     if "cooldown_ratio" in overrides and "wsd" not in space.values_of("schedule", ""):
         raise InputError(f"{overrides['cooldown_ratio'].flag}: only schedule wsd has a cooldown; add --set schedule=wsd")
+    if "muon_lr_ratio" in overrides and "muon" not in space.values_of("optimizer", "adamw"):
+        raise InputError(f"{overrides['muon_lr_ratio'].flag}: only optimizer muon has it; add --set optimizer=muon")
 
 
 def extremes(
@@ -205,7 +216,7 @@ def _ends(name: str, values: Range | Choice) -> tuple[Any, ...]:
     """The values of a range that must be checked for all of the range to be sound."""
     if isinstance(values, Choice):
         return values.values
-    if name in ("n_embd", "n_head"):  # whether one divides the other is another question at each number
+    if name in ("n_embd", "n_head", "n_kv_head"):  # whether one divides the other is another question at each number
         return tuple(range(int(values.low), int(values.high) + 1))
     return values.low, values.high
 

@@ -176,8 +176,11 @@ def check_trials(search: SearchSpec, overrides: Mapping[str, Override]) -> None:
     baseline = search.model_config(search.baseline)
     if isinstance(baseline, CustomModelConfig):
         from myllm.models.model_check import check_builds, check_trains  # here: torch takes long, and only they need it
+        from myllm.training.optimizers import check_optimizers
 
         check_trains(baseline)
+        names = search.values_of("optimizer", search.training.optimizer)
+        check_optimizers(baseline, [dataclasses.replace(search.training, optimizer=name) for name in names])
         different = {str(shape.settings): shape for shape in shapes if isinstance(shape, CustomModelConfig)}
         for shape in itertools.islice(different.values(), MOST_BUILT):
             check_builds(shape)
