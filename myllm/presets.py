@@ -1,10 +1,13 @@
 """The presets: named model shapes, each with baseline hyper-parameters and a budget."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from myllm.config import GPTConfig, TrainConfig
 from myllm.system.errors import InputError
+
+MODERN = {"norm": "rmsnorm", "position": "rotary", "mlp": "swiglu", "qk_norm": True, "bias": False}
+"""settings of the modern block, that of Qwen3's dense models (arXiv 2505.09388)"""
 
 
 @dataclass(frozen=True)
@@ -27,11 +30,14 @@ class Preset:
     warmup_ratio: float = 0.02
     micro_batch_size: int | None = None
     activation: str = "gelu"
+    is_modern: bool = False
+    """True: the modern block; False: GPT-2's"""
 
     def model(self, vocab_size: int) -> GPTConfig:
         """Returns the preset's shape for a vocabulary of `vocab_size` token ids."""
         shape = self.n_layer, self.n_head, self.n_embd, self.block_size
-        return GPTConfig(*shape, vocab_size, self.dropout, activation=self.activation)
+        block: dict[str, Any] = MODERN if self.is_modern else {}
+        return GPTConfig(*shape, vocab_size, self.dropout, activation=self.activation, **block)
 
     def training(self, **changes: Any) -> TrainConfig:
         """Returns the preset's baseline TrainConfig with `changes`. Without a length in them it trains budget_tokens."""
@@ -62,6 +68,8 @@ PRESETS: dict[str, Preset] = {
     "gpt2-large": Preset(36, 20, 1280, 1024, 2.5e-4, 512, 15_502_147_584, micro_batch_size=4),
     "gpt2-xl": Preset(48, 25, 1600, 1024, 2e-4, 1024, 31_138_512_896, micro_batch_size=4),
 }
+# The modern block has the baseline of the preset of its size: no search has tried another one.
+PRESETS |= {f"{name}-modern": replace(preset, is_modern=True) for name, preset in PRESETS.items()}
 
 
 def get_preset(name: str) -> Preset:

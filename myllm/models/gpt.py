@@ -43,6 +43,9 @@ class GPT(nn.Module):
     code).
     """
 
+    cosines: torch.Tensor  # rotary positions: each (block_size, 1, D)
+    sines: torch.Tensor
+
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.config = config
@@ -51,7 +54,7 @@ class GPT(nn.Module):
             self.position_embedding = nn.Embedding(config.block_size, config.n_embd)
         else:
             cosines, sines = rotation_table(config.block_size, config.n_embd // config.n_head)
-            self.register_buffer("cosines", cosines, persistent=False)  # each (block_size, 1, D)
+            self.register_buffer("cosines", cosines, persistent=False)
             self.register_buffer("sines", sines, persistent=False)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))

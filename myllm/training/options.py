@@ -19,7 +19,8 @@ class TrainerOptions:
     from_trial: str | None = None
     """RUN/TRIAL, a trial of a search: training goes on with its settings and its weights"""
     preset: str | None = None
-    """model shape and baseline settings: nano, micro, mini, gpt2, gpt2-medium, gpt2-large or gpt2-xl (default: nano)"""
+    """model shape and baseline settings: nano, micro, mini, gpt2, gpt2-medium, gpt2-large or gpt2-xl,
+    each also with -modern behind it (default: nano)"""
     model: str | None = None
     """your own model, FILE.py:Class (default: GPT-2's decoder)"""
     set: tuple[str, ...] = ()

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from myllm.config import GPTConfig
 from myllm.models.gpt import GPT
+from myllm.presets import PRESETS
 from myllm.system.errors import InputError
 from myllm.training.train import train
 from myllm.training.train_utils import generate, load_state, save_state
@@ -202,3 +203,14 @@ def test_the_switches_can_be_searched_and_the_baseline_keeps_its_heads():
     check_space(options, space, overrides)
     assert space.baseline | {"n_kv_head": 2, "mlp": "gelu", "qk_norm": False} == space.baseline
     assert space.fixed == {"norm": "rmsnorm"} and space.clipped_baseline == {}
+
+
+def test_every_preset_has_a_modern_one_of_its_size():
+    plain = [name for name in PRESETS if not name.endswith("-modern")]
+    for name in plain:
+        ours, modern = PRESETS[name].model(257), PRESETS[f"{name}-modern"].model(257)
+        assert vars(modern) == vars(ours) | MODERN | {"qk_norm": True}
+        assert PRESETS[name].training() == PRESETS[f"{name}-modern"].training()
+    for name in ("nano", "mini"):  # of about as many parameters
+        counts = [sum(p.numel() for p in GPT(PRESETS[f"{name}{end}"].model(257)).parameters()) for end in ("", "-modern")]
+        assert 0.9 < counts[1] / counts[0] < 1.1
