@@ -63,9 +63,15 @@ def start(given: dict[str, Any]) -> tuple[Path, SearchSpec]:
     run_dir = (Path(os.path.realpath(local)) if local else runs_dir(RUNS_DIR)) / name
     if options.name and os.path.lexists(run_dir):
         raise name_taken(run_dir)
+    from tune.config.ladder import check_flags
     from tune.config.resolve import resolve_search
     from tune.config.warm_start import warm_start_trials
 
+    check_flags(options)
+    if options.target:
+        from tune.estimate.ladder import resolve_target
+
+        return run_dir, resolve_target(options, cache_dir())
     spec = resolve_search(options, cache_dir())
     return run_dir, dataclasses.replace(spec, warm_start=warm_start_trials(spec))
 
@@ -92,6 +98,7 @@ def make_folder(run_dir: Path, spec: SearchSpec) -> tuple[Path, SearchSpec]:
 
 def resume(given: dict[str, Any]) -> tuple[Path, SearchSpec]:
     """The run folder to go on with, and its settings with what may change."""
+    from tune.config.ladder import check_flags
     from tune.config.resolve import check_comparable
 
     run_dir = Path(os.path.realpath(given.pop("resume")))
@@ -114,6 +121,7 @@ def resume(given: dict[str, Any]) -> tuple[Path, SearchSpec]:
     if given.get("num_samples", asked) < asked:
         raise InputError(f"--num_samples is {given['num_samples']}, the total; the run already asked for {asked}")
     options = dataclasses.replace(before, **{flag: value for flag, value in given.items() if flag in RESUME_FLAGS})
+    check_flags(options)
     moved = {flag: tuple(given[flag]) for flag in DATA_FLAGS if flag in given}
     return run_dir, check_comparable(dataclasses.replace(search, options=options), cache_dir(), moved)
 
@@ -149,6 +157,13 @@ def estimate(
         print(f"note: {spec.model.source} has changed since the search began, which goes on with the code of then")
     check_writable(run_dir, spec)
     data = "the built-in corpus" if is_builtin(options.train_file) else " ".join(options.train_file)
+    if spec.ladder:
+        from tune.estimate.ladder import plan_text
+
+        print(f"a ladder on {data}, {resources.workers} at once, in {shown_path(run_dir)}", flush=True)
+        with runtime.before_the_search():
+            print(plan_text(spec, resources, timed=dry_run or not resumed), flush=True)
+        return spec, resources
     trials = f"{options.trials} trials"
     if options.time_budget is not None and options.trials >= UNLIMITED_TRIALS:
         trials = f"{duration(options.time_budget)} of trials"

@@ -93,6 +93,18 @@ def check_builds(model: CustomModelConfig) -> None:
             raise InputError(f"--model {model.source}: {call} raises {error_text(error)}") from None
 
 
+def parameter_shapes(model: CustomModelConfig) -> list[tuple[tuple[int, ...], int]]:
+    """Returns the sides of each parameter and the number of its values, built in no memory where the class allows it."""
+    build = builder(model)
+    try:
+        with torch.device("meta"), quiet():
+            module = build()
+    except (Exception, SystemExit):  # the class has values that the device can't hold
+        with quiet():
+            module = build()
+    return [(tuple(parameter.shape), parameter.numel()) for parameter in module.parameters()]
+
+
 def check_trains(model: CustomModelConfig) -> None:
     """Builds a custom model, takes a loss and its gradient on this CPU, and tries the contract.
 

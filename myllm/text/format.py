@@ -1,6 +1,11 @@
 """Formats numbers and configurations for people."""
 
+import re
 from typing import Any
+
+from myllm.system.errors import InputError
+
+AMOUNTS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
 
 
 def format_value(value: Any) -> str:
@@ -18,6 +23,15 @@ def amount(tokens: float) -> str:
     if tokens < 1e5:
         return f"{tokens / 1e3:.0f}k"
     return f"{tokens / 1e9:,.1f}B" if tokens >= 1e9 else f"{tokens / 1e6:,.1f}M"
+
+
+def parse_amount(text: str) -> int:
+    """The whole number that `66k`, `2.5B`, `1e6` or `1_000` spells. Raises InputError for another text."""
+    parts = re.fullmatch(r"([\d._]+(?:e\+?\d+)?)\s*([kmbt]?)", text.strip().lower())
+    try:
+        return round(float(parts[1]) * AMOUNTS[parts[2]]) if parts else int(text)
+    except (ValueError, OverflowError):
+        raise InputError(f"{text!r} is no number of tokens; it must be like 2500000, 66k, 100M or 2.5B") from None
 
 
 def share_text(tokens: float, budget: int) -> str:

@@ -61,7 +61,7 @@ def test_the_summary_of_a_recorded_search_is_the_one_it_was(report):
 def test_summary_json_of_a_recorded_search_is_the_one_it_was(report):
     """The recorded file is of format 1; some of its keys have other names in format 2."""
     found, former = (json.loads(path.read_text()) for path in (report / "summary.json", RECORDED / "golden.json"))
-    former |= {"format": 2, "baseline": former.pop("default"), "confidence": former.pop("trust")}
+    former |= {"format": 2, "ladder": None, "baseline": former.pop("default"), "confidence": former.pop("trust")}
     former["trials"]["replicates"] = former["trials"].pop("repeats")
     former["best"]["compared_with"] = former["best"].pop("rivals")
     former["verdict"] = former["verdict"].replace("default", "baseline")

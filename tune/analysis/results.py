@@ -63,7 +63,7 @@ def load(run_dir: Path) -> tuple[SearchSpec, Trials, list[Event]]:
     search, events = SearchSpec.read(run_dir), read_journal(run_dir)
     if not events:
         raise InputError(f"{run_dir} has no results yet; go on with: {command('tune/search.py', '--resume', run_dir)}")
-    return search, Trials(search.budget_tokens, search.options.trials, search.options.rung_metric, events), events
+    return search, Trials(search.budget_tokens, search.planned_trials, search.options.rung_metric, events), events
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,11 @@ def write_results(run_dir: Path, trials: Trials, search: SearchSpec) -> None:
 
 
 def write_best(run_dir: Path, trials: Trials, search: SearchSpec) -> None:
-    """Writes best_config.json, once a trial has reported."""
+    """Writes best_config.json, once a trial has reported; of a ladder once it has an answer."""
+    if search.ladder:
+        from tune.analysis.ladder import write_target_config  # here: scipy takes long
+
+        return write_target_config(run_dir, trials, search, search.ladder)
     table = leaderboard(trials, CONSIDERED)
     if table.empty:
         return

@@ -11,6 +11,7 @@ from typing import Any
 from myllm.config import field_help, value_type
 from myllm.system.errors import InputError, Parser
 from myllm.text.durations import parse_duration
+from myllm.text.format import parse_amount
 from tune.config import overrides
 from tune.config.options import AUTO, OLD_NAMES, PICKED, SearchOptions, check_one_name, current_names
 
@@ -20,7 +21,8 @@ RESUME_FLAGS = (
 )
 """flags that may change on --resume: earlier trials and later ones stay comparable"""
 DATA_FLAGS = ("train_file", "val_file")  # flags that may name another place on --resume: the content there must be the same
-TEXTS = {"time_budget": "TIME"} | dict.fromkeys(PICKED, "NUMBER")
+TIMES = ("time_budget", "target_seconds")
+TEXTS = dict.fromkeys(TIMES, "TIME") | {"target_tokens": "TOKENS"} | dict.fromkeys(PICKED, "NUMBER")
 """options of numbers that may be written in another way -> the word for it in --help"""
 KINDS = {field.name: value_type(field) for field in dataclasses.fields(SearchOptions)}  # the type of each option
 
@@ -41,7 +43,7 @@ def search_parser() -> Parser:
         elif field.name in overrides.FLAGS:
             how = {"nargs": "+", "action": "extend", "metavar": "NAME=..."}
         elif kind is tuple:
-            how = {"nargs": "+", "metavar": "PATH"}
+            how = {"nargs": "+", "metavar": "SIZE" if field.name == "target" else "PATH"}
         elif field.name in TEXTS:
             how = {"metavar": TEXTS[field.name]}
         parser.add_argument(f"--{field.name}", help=(helps[field.name] + default).replace("%", "%%"), **how)
@@ -66,8 +68,10 @@ def parse_args() -> dict[str, Any]:
 
 def read_text(name: str, text: str) -> Any:
     """The value of an option in TEXTS. Raises InputError."""
-    if name == "time_budget":
+    if name in TIMES:
         return parse_duration(text)
+    if name == "target_tokens":
+        return parse_amount(text)
     try:
         return text if text == AUTO else KINDS[name](text)
     except ValueError:
@@ -102,8 +106,8 @@ def read_experiment(path: str, given: dict[str, Any]) -> dict[str, Any]:
             raise InputError(f"{where}: unknown key {key!r}; known are {', '.join(KINDS)}")
         if KINDS[key] is tuple and isinstance(value, str):
             value = [value]
-        elif key == "time_budget" and isinstance(value, str):
-            value = parse_duration(value)
+        elif key in (*TIMES, "target_tokens") and isinstance(value, str):
+            value = read_text(key, value)
         number = isinstance(value, int) and not isinstance(value, bool)
         fits = isinstance(value, list) if KINDS[key] is tuple else type(value) is KINDS[key]
         if not fits and not (number and KINDS[key] is float) and not (key in PICKED and value == AUTO):

@@ -80,6 +80,9 @@ CHECKS: dict[str, Check] = {
     "keep_checkpoints": one_of("best", "all"),
     "grace_period": number("a share between 0 and 1", lambda share: 0 < share < 1),
     "audit_fraction": number("a share of the trials left behind, above 0 and at most 1", lambda share: 0 < share <= 1),
+    "target_tokens": whole(1),
+    "target_seconds": positive_seconds,
+    "target_share": number("a share of the target's compute, above 0 and at most 1", lambda share: 0 < share <= 1),
     "time_budget": positive_seconds,
     "stall_timeout": positive_seconds,
     "gpus_per_trial": number("a share below 1 or a whole number of GPUs", lambda n: n >= 0 and (n < 1 or n == int(n))),
@@ -147,6 +150,14 @@ class SearchOptions:
     """trials in total, the preset's baseline included (unset: 16; with --time_budget as many as it lets)"""
     budget_tokens: int | None = None
     """tokens of one full training, rounded down so that all batch sizes share the report marks (unset: the preset's)"""
+    target: tuple[str, ...] = ()
+    """search small, train big: the model to be trained in the end, a preset or the settings that grow, NAME=NUMBER ..."""
+    target_tokens: int | None = None
+    """tokens of the target's training, like 2.5B, 100M, 66k (unset: the preset's)"""
+    target_seconds: float | None = None
+    """time of the target's training on this machine, like 2h, in place of --target_tokens"""
+    target_share: float | None = None
+    """share of the target's compute that its search may take (unset: 0.05)"""
     time_budget: float | None = None
     """seconds (or like 90m, 1h30m, 2h) of all sessions: half explore, half finish the best (unset: no limit)"""
     name: str | None = None

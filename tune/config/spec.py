@@ -22,6 +22,7 @@ from tune.core.schedulers.base import Scheduler
 from tune.core.schedulers.baseline import WithBaseline
 from tune.core.search_space import even_draw, range_from_json
 from tune.core.searchers import searcher
+from tune.ladder.plan import Plan, plan_from_json
 
 RUNS_DIR = ROOT / "experiments" / "runs"
 FILE_NAME = "search.json"
@@ -59,6 +60,8 @@ class SearchSpec(SearchedSpace):
     """configurations of earlier runs and their losses, as warm_start_trials returns them"""
     origin: dict[str, Any] = dataclasses.field(default_factory=dict)
     """the search's random `run_id`, and the time, package versions, git commit and hardware of its start"""
+    ladder: Plan | None = None
+    """the smaller models that stand in for the target; None: every trial trains the search's own model"""
     auto_resolved: dict[str, str] = dataclasses.field(default_factory=dict)
     """the measurement behind each option that was `auto`; the number itself is in `options`"""
 
@@ -67,6 +70,11 @@ class SearchSpec(SearchedSpace):
         """Tokens of one full training."""
         assert self.training.budget_tokens is not None, "a search has a budget in tokens, not in epochs"
         return self.training.budget_tokens
+
+    @property
+    def planned_trials(self) -> int:
+        """Configurations that the search begins, at most; of a ladder those of its plan."""
+        return self.ladder.trials if self.ladder else self.options.trials
 
     @property
     def range_texts(self) -> dict[str, str]:
@@ -92,7 +100,8 @@ class SearchSpec(SearchedSpace):
         names = settings_of(self.model)
         values = dataclasses.asdict(self.training)
         values |= {name: value for name, value in hyper_parameters.items() if name not in names}
-        values["eval_freq"] = max(1, self.report_tokens // (values["batch_size"] * values["max_len"]))
+        apart = self.report_tokens * values["budget_tokens"] // self.budget_tokens  # a ladder's trials differ in length
+        values["eval_freq"] = max(1, apart // (values["batch_size"] * values["max_len"]))
         if values["micro_batch_size"] is not None:
             values["micro_batch_size"] = min(values["micro_batch_size"], values["batch_size"])
         return from_dict(TrainConfig, values, "trial")
@@ -100,6 +109,10 @@ class SearchSpec(SearchedSpace):
     def scheduler(self) -> Scheduler:
         """The scheduler that decides which trials go on."""
         config = self.options
+        if self.ladder:
+            from tune.ladder.rule import LadderScheduler  # here: scipy takes long
+
+            return LadderScheduler(self.ladder, config.seed, self.report_tokens)
         rule = SCHEDULERS[config.scheduler](config.resolved_rungs, self.budget_tokens, self.report_tokens)
         rule = WithBaseline(rule, config.confirmations)
         return WithAudit(rule, config.audit_fraction, config.seed) if config.audit_fraction else rule
@@ -151,6 +164,7 @@ class SearchSpec(SearchedSpace):
                 "data": from_dict(Data, values["data"], f"{path}: data"),
                 "ranges": {name: range_from_json(one) for name, one in values["ranges"].items()},
                 "warm_start": tuple(values["warm_start"]),
+                "ladder": plan_from_json(values["ladder"]) if values.get("ladder") else None,
             }
             return cls(**values)
         except InputError:

@@ -56,7 +56,7 @@ class Coordinator:
         tokens = result["tokens_seen"]
         if tokens in trial.reports:
             return CONTINUE if trial.status == RUNNING and tokens < trial.segment_end_tokens else STOP
-        if result["diverged"] or tokens >= self.trials.budget_tokens:
+        if result["diverged"] or tokens >= trial.budget_tokens:
             decision = STOP
         elif tokens >= trial.segment_end_tokens:
             decision = PAUSE
@@ -104,11 +104,12 @@ class Coordinator:
                     return None  # still storing its state
                 trial_id = f"{parent_id}-audit"
                 self._begin(trial_id, AUDIT, self.trials.budget_tokens, by_id[parent_id].config, parent_id)
-            case Start(end, proposed):
+            case Start(end, proposed, chosen):
                 index = len(self.trials.drawn)
                 prefix = "" if self.trials.baseline_id[:1].isdigit() else "t"  # none in runs before 0.1.0
                 trial_id = f"{prefix}{index:05d}"
-                self._begin(trial_id, SUGGESTED if proposed else SAMPLED, end, self.configure(index, self.trials, proposed))
+                config = self.configure(index, self.trials, proposed) if chosen is None else chosen
+                self._begin(trial_id, SUGGESTED if proposed else SAMPLED, end, config)
             case _:
                 return None
         return by_id[trial_id]

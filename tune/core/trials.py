@@ -37,6 +37,7 @@ class Trial:
     source: str  # sampled, suggested, replicate, or audit
     parent_id: str  # the trial that a replicate repeats or an audit continues; of other trials their own id
     segment_end_tokens: int  # tokens_seen at which the trial's present segment ends
+    budget_tokens: int  # of the trial's whole training
     status: str = RUNNING
     tokens: int = 0  # tokens_seen of the last report
     losses: dict[int, float] = field(default_factory=dict)  # tokens_seen -> the loss that rungs compare, nats per token
@@ -165,7 +166,8 @@ class Trials:
 
     def _begin(self, event: TrialStarted) -> None:
         trial_id, parent_id = event.trial_id, event.parent_id or event.trial_id
-        trial = Trial(trial_id, event.config, event.source, parent_id, event.segment_end_tokens)
+        budget = event.config.get("budget_tokens", self.budget_tokens)  # a ladder's trials differ in length
+        trial = Trial(trial_id, event.config, event.source, parent_id, event.segment_end_tokens, budget)
         self.by_id[trial_id] = trial
         if trial.source == AUDIT:
             audited = self.by_id[parent_id]
@@ -187,13 +189,13 @@ class Trials:
         trial.tokens = tokens
         if event.diverged:
             return self._set(trial, DIVERGED)
-        loss: float = getattr(event, "val_loss" if tokens >= self.budget_tokens else self.metric)
+        loss: float = getattr(event, "val_loss" if tokens >= trial.budget_tokens else self.metric)
         trial.losses[tokens] = math.inf if math.isnan(loss) else loss  # averaged weights may overflow alone
         if trial.source != AUDIT:
             self.count_by_rung[tokens, trial.source] += 1
         if trial.source in (SAMPLED, SUGGESTED):
             bisect.insort(self._ranked[tokens], trial, key=lambda other: other.losses[tokens])
-        if tokens >= self.budget_tokens:
+        if tokens >= trial.budget_tokens:
             if trial.source not in (REPLICATE, AUDIT):
                 for mark, before in trial.losses.items():
                     total, count = self._changes.get(mark, (0.0, 0))

@@ -16,6 +16,7 @@ from tune.core.events import Event, Reported
 from tune.core.schedulers.base import Clock
 from tune.core.simulator import Loss, play
 from tune.core.trials import AUDIT, REPLICATE, Trial, Trials
+from tune.ladder.plan import Plan
 from tune.store.checkpoints import worth_keeping
 
 MOST_TRIALS = 300  # trials simulated: a longer search is simulated as a shorter one and multiplied, to save time
@@ -117,6 +118,8 @@ def simulate_rest(
 
     `idle` is the part of `used` that a new session takes before it trains.
     """
+    if search.ladder:
+        return rest_of_ladder(search, search.ladder, events, workers, used)
     options, speed = search.options, _slow_worker(search, throughput)
     end = options.time_budget if options.time_budget is not None else math.inf
     most = min(options.trials, 2 * workers * end * speed / search.budget_tokens)  # trials that may come to be
@@ -150,11 +153,35 @@ def simulate_rest(
     return _counted(coordinator, scale, scale * (last + clock.audit), scale * audit_seconds)
 
 
+def rest_of_ladder(search: SearchSpec, plan: Plan, events: Sequence[Event], workers: int, used: float) -> Forecast:
+    """The end of a ladder after `events` and `used` seconds: the planned runs that are left, at the speed of their level.
+
+    A level without a run is as fast as the largest that has one. Levels above the plan's top are not foreseen.
+    """
+    from tune.ladder.runs import trials_by_level  # here: scipy takes long
+
+    trials = Trials(search.budget_tokens, plan.trials, events=events)
+    tokens, seconds, speed = trials.tokens, 0.0, 0.0
+    for level, here in zip((*plan.levels, plan.target), trials_by_level(plan, trials), strict=True):
+        each = level.tokens if level is not plan.target else plan.stability_tokens(plan.centre(level)[1])
+        flops = level.flops / level.tokens
+        trained = sum(trial.tokens for trial in here)
+        took = sum(trial.train_seconds for trial in here)
+        speed = took / (trained * flops) if trained else speed
+        left = (2 if level is plan.target else level.runs) * each
+        left = max(0, left - trained)
+        tokens += left
+        seconds += left * flops * speed
+    kept = 2 * trials.workers
+    return Forecast(used + seconds / workers, tokens, plan.trials, 0, {}, kept)
+
+
 def is_finished(search: SearchSpec, events: Sequence[Event]) -> bool:
     """True if the search of these events has nothing left to do."""
     budget, throughput, clock = search.options.time_budget, measured_throughput(events), Clock(0.0)
     if budget is not None and throughput:
         passed, speed = SearchClock(events).search + ENDING_SECONDS, _slow_worker(search, throughput)
+        speed = 1.0 if search.ladder else speed  # a ladder's clock has seconds
         clock = Clock(passed * speed, max(0.0, budget - passed) * speed)
     return _coordinator(search, events, search.options.trials).is_over(clock)
 

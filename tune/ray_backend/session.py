@@ -34,9 +34,9 @@ class SearchSession:
         self.heard = 0  # reports and ends of segments
         self.fatal: str | None = None  # why the search can't go on: one line
         self.journal = Journal(run_dir)
-        self.trials = Trials(search.budget_tokens, options.trials, options.rung_metric)
+        self.trials = Trials(search.budget_tokens, search.planned_trials, options.rung_metric)
         self.tables = GrowingTables(run_dir, self.trials, options.seed)
-        self.time_budget = TimeBudget(options.time_budget)
+        self.time_budget = TimeBudget(options.time_budget, 1.0 if search.ladder else None)
         self.spent = SearchClock()
         self.number = 0  # sessions of this search before this one
         for event in events_of(run_dir):

@@ -13,6 +13,7 @@ from myllm.models.custom_model import described
 from myllm.text.format import amount, format_value
 from tune.config.spec import SearchSpec
 from tune.reporting.figures.base import Figure, rounded
+from tune.reporting.ladder_text import ladder_config, ladder_tiles
 from tune.reporting.summary import Summary
 from tune.reporting.summary_text import CONFIDENCE, compared, compiled_words, interval_words
 
@@ -51,7 +52,9 @@ def tile(name: str, value: str, more: str = "", first: bool = False) -> str:
 def answer(summary: Summary) -> str:
     """Returns the first section of the page: the best configuration, and the confidence in it."""
     sure = f"<b>{CONFIDENCE[summary.confidence]}</b> {escaped(summary.verdict)}"
-    config = summary.best.config.items() if summary.best else ()
+    config = list(summary.best.config.items()) if summary.best else []
+    if summary.ladder:
+        config = ladder_config(summary.ladder)
     best = (tile(name if i else f"best {name}", format_value(value), first=not i) for i, (name, value) in enumerate(config))
     return (
         f'<section class="answer {summary.confidence}" id="answer" aria-label="answer"><dl class=tiles>{"".join(best)}</dl>'
@@ -63,6 +66,8 @@ def answer(summary: Summary) -> str:
 def _facts(summary: Summary) -> Iterator[str]:
     """Yields the small tiles of the answer: losses, then cost."""
     best, gain, cost, level = summary.best, summary.gain, summary.cost, f"{summary.level:.0%}"
+    if summary.ladder:
+        yield from (tile(*words) for words in ladder_tiles(summary.ladder))
     if best:
         seeds = f"{best.seeds} seeds" if best.seeds > 1 else "one seed"
         sure = f"{level}: {interval_words(best)}; " if interval_words(best) else ""

@@ -22,6 +22,7 @@ from tune.config.spec import SearchSpec
 from tune.core.clock import search_seconds
 from tune.core.events import COMPILING, Event, Reported, WorkerLost
 from tune.core.trials import FAILED, RUNNING, UNLIMITED_TRIALS, Trials
+from tune.reporting.ladder import LadderSummary, judge_ladder, summarize_ladder, train_command
 from tune.reporting.summary import (
     Best,
     Compiled,
@@ -42,19 +43,21 @@ ALIKE = 0.002  # share of the loss below which the regret of a choice does not m
 def summarize(run_dir: Path, search: SearchSpec, trials: Trials, events: list[Event]) -> Summary:
     """Returns the summary of a search, as far as it has come."""
     options, model = search.options, search.model
+    ladder = summarize_ladder(run_dir, search, search.ladder, trials) if search.ladder else None
     table = leaderboard(trials)
     posterior = posterior_summary(table, trials.baseline_id)
     best = baseline = None
     found_edges: tuple[Edge, ...] = ()
-    if not table.empty:
+    if not table.empty and not ladder:
         trial_id = table.index[0]
         share = float(table["tokens_seen"].iloc[0] / search.budget_tokens)
         best = Best(**_standing(trial_id, trials, table, posterior), share_of_budget=share, compared_with=len(posterior))
         found_edges = tuple(edges(axes_of(search), trials.by_id[trial_id].config))
-    if trials.baseline_id in table.index:
+    if trials.baseline_id in table.index and not ladder:
         baseline = Standing(**_standing(trials.baseline_id, trials, table, posterior))
-    gain = _gain(table, posterior, trials.baseline_id)
-    confidence, verdict = judge(best, baseline, gain, found_edges)
+    gain = None if ladder else _gain(table, posterior, trials.baseline_id)
+    confidence, verdict = judge_ladder(ladder) if ladder else judge(best, baseline, gain, found_edges)
+    steps = ladder_steps(run_dir, ladder) if ladder else next_steps(run_dir, search, best, found_edges, confidence)
     statuses = Counter("interrupted" if trial.status == RUNNING else trial.status for trial in trials.drawn)
     planned = trials.num_samples if trials.num_samples < UNLIMITED_TRIALS else None
     return Summary(
@@ -84,11 +87,12 @@ def summarize(run_dir: Path, search: SearchSpec, trials: Trials, events: list[Ev
         best=best,
         baseline=baseline,
         gain=gain,
+        ladder=ladder,
         audit=summarize_audit(search, trials, events),
         edges=found_edges,
         confidence=confidence,
         verdict=verdict,
-        next=tuple(next_steps(run_dir, search, best, found_edges, confidence)),
+        next=tuple(steps),
     )
 
 
@@ -157,6 +161,13 @@ def judge(
         only = f"it is the best of those tried with probability {probability:.2f} only."
         return "partly", f"{better}, that is sure; {only}{edge}"
     return ("partly", f"{better} But it {where}") if names else ("yes", better)
+
+
+def ladder_steps(run_dir: Path, ladder: LadderSummary) -> list[NextStep]:
+    """Returns the commands that continue from a ladder: its target's training first, once there is an answer."""
+    first = [] if ladder.learning_rate is None else [NextStep("train the target", train_command(run_dir))]
+    more = [NextStep("go on", command("tune/search.py", "--resume", run_dir))]
+    return [*first, *more, NextStep("read again, with the target's loss", command("tune/report.py", run_dir))]
 
 
 def next_steps(

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from tune.analysis.axes import Edge
 from tune.analysis.stopping_audit import Audit
+from tune.reporting.ladder import LadderSummary
 
 Confidence = Literal["yes", "partly", "no"]
 JSON_TYPES = {str: "string", int: "integer", float: "number", bool: "boolean", types.NoneType: "null"}
@@ -168,6 +169,8 @@ class Summary:
     """the preset's own configuration; null where it did not come as far as the best"""
     gain: Gain | None
     """null where the baseline is the best or did not come as far"""
+    ladder: LadderSummary | None
+    """null but for a search with --target; best, baseline and gain are null then"""
     audit: Audit | None
     """null without --audit_fraction"""
     edges: tuple[Edge, ...]

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from myllm.text.format import amount, format_settings, share_text
 from tune.analysis.posterior import LEVEL
 from tune.analysis.stopping_audit import FEWEST, Audit, RungQuality
+from tune.reporting.ladder_text import ladder_lines
 from tune.reporting.summary import Best, Compiled, Gain, Standing, Summary
 
 CONFIDENCE = {"yes": "Yes.", "partly": "Partly.", "no": "No."}  # the answers to: can I rely on it?
@@ -17,8 +18,9 @@ def summary_text(summary: Summary) -> str:
     lines = [*_searched(summary), *_found(summary), *_remarks(summary)]
     width = max(len(step.what) for step in summary.next)
     steps = [f"    {step.what:{width}}  {step.command}" for step in summary.next]
+    space = f"space {summary.space}, preset {summary.preset}, scheduler {summary.scheduler}"
     title = (
-        f"Search {summary.name}: space {summary.space}, preset {summary.preset}, scheduler {summary.scheduler}, "
+        f"Search {summary.name}: {'a ladder' if summary.ladder else space}, "
         f"seed {summary.seed}, {summary.data} data, tokenizer {summary.tokenizer}"
     )
     return "\n".join(["", title, *(f"  {label:<10}  {text}" for label, text in lines), "  next", *steps])
@@ -27,7 +29,8 @@ def summary_text(summary: Summary) -> str:
 def _searched(summary: Summary) -> Iterator[tuple[str, str]]:
     """Yields (label, text) of what was asked for and used."""
     trials, cost = summary.trials, summary.cost
-    yield "searched", "; ".join(f"{name} {values}" for name, values in summary.ranges.items())
+    if not summary.ladder:
+        yield "searched", "; ".join(f"{name} {values}" for name, values in summary.ranges.items())
     if summary.fixed:
         yield "fixed", "; ".join(summary.fixed)
     if summary.model:
@@ -44,7 +47,9 @@ def _searched(summary: Summary) -> Iterator[tuple[str, str]]:
 def _found(summary: Summary) -> Iterator[tuple[str, str]]:
     """Yields (label, text) of the best configuration, the baseline, and how they compare."""
     best, baseline = summary.best, summary.baseline
-    if best is None:
+    if summary.ladder:
+        yield from ladder_lines(summary.ladder)
+    elif best is None:
         yield "best", "none yet: no trial has reported"
     else:
         early = "" if best.share_of_budget == 1 else f", compared at {best.share_of_budget:.3g} of the budget"

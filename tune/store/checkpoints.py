@@ -69,9 +69,12 @@ class Storage:
 def worth_keeping(trials: Trials, trial: Trial, may_audit: bool = False) -> set[int]:
     """The tokens_seen of the checkpoints of a trial that are kept: of a running trial the last two, in case the newer is
     damaged, and the best; of a completed one the last and the best; of a paused one the last, while it is in the better
-    half at its rung; of one that `may_audit`, the last. A trial without checkpoints begins anew if it goes on.
+    half at its rung; of one that `may_audit`, the last; of a ladder's completed ones, none. A trial without checkpoints
+    begins anew if it goes on.
     """
     stored = sorted(trial.checkpoints)
+    if trial.status == COMPLETED and "budget_tokens" in trial.config:
+        return set()  # a ladder's levels go nowhere from their end
     if stored and trial.status in (RUNNING, COMPLETED):
         best = min(stored, key=lambda tokens: trial.losses.get(tokens, math.inf))
         return {best, *stored[-1 if trial.status == COMPLETED else -2 :]}
