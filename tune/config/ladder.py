@@ -1,5 +1,6 @@
 """Checks what --target asks for, and makes the specification of a ladder: a search on smaller models of one shape."""
 
+import contextlib
 import dataclasses
 import itertools
 from pathlib import Path
@@ -85,7 +86,10 @@ def shapes(options: SearchOptions, target: SearchSpec) -> tuple[Shape, list[Shap
             )
             raise InputError(f"--target {name}={known[name]}: {name} is no setting that grows with the model{few}")
     sizes = [*fractions({name: known[name] for name in names}), {name: known[name] for name in names}]
-    found = [_shape(with_settings(model, size), size) for size in sizes]
+    found = []
+    for size in sizes:
+        with contextlib.suppress(InputError):  # a level whose heads and channels do not go together is left out
+            found.append(_shape(with_settings(model, size), size))
     for smaller, larger in itertools.pairwise(found):
         if smaller.params >= larger.params:
             raise InputError(f"--target: {', '.join(names)} make the model no larger; name the settings that grow")

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
+from myllm.scaling_laws import Size
 from tune.ladder.fit import BASE, BATCH, CURVE_A, CURVE_C, LEVELS, RATE, RELATIVE_ERROR, Array, Fit, Run, excess, levels_of
-from tune.ladder.laws import Size
 
 Point = tuple[float, int]
 """learning rate, batch in windows"""

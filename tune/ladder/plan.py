@@ -6,12 +6,13 @@ runs of a level end after the same tokens.
 """
 
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from myllm.scaling_laws import LOWEST_PARAMS, Size, movement, step_law_point
 from myllm.system.errors import InputError
-from tune.ladder.laws import LOWEST_PARAMS, Size, movement, step_law_point
 
 FEWEST_RUNS = 8
 """Runs of all levels together below which a ladder is refused."""
@@ -215,19 +216,21 @@ def make_plan(
             f"--target {goal.words} with {tokens:,} tokens has no level: no model of the same shape is smaller and has"
             f" {FEWEST_STEPS} optimizer steps; choose a target of more layers, or more tokens"
         )
+    by_time = None
     if time_budget < math.inf and seconds:
         whole = seconds[goal.params]
-        costs = [seconds[level.params] for level in levels]
+        times = [seconds[level.params] for level in levels]
         short = empty.stability_flops / goal.flops * whole
-        by_time = allocate(costs, max(0.0, time_budget - START_SECONDS) * TIME_USED * workers - short)
+        by_time = allocate(times, max(0.0, time_budget - START_SECONDS) * TIME_USED * workers - short)
         if by_time is None:
-            least = math.ceil((cheapest(costs) + short) / TIME_USED / workers + START_SECONDS)
+            least = math.ceil((cheapest(times) + short) / TIME_USED / workers + START_SECONDS)
             raise InputError(f"--time_budget {time_budget:g} s is too little for a ladder; {least} s would do")
-        flops = sum(count * level.flops for count, level in zip(by_time, levels, strict=True)) + empty.stability_flops
-        share = min(share, flops / goal.flops * (1 + 1e-9))
     costs = [level.flops / goal.flops for level in levels]
     spare = empty.stability_flops / goal.flops
     runs = allocate(costs, share - spare)
+    if runs is not None and by_time is not None:
+        runs = min(runs, by_time, key=lambda counts: sum(map(operator.mul, counts, costs)))
+        share = min(share, sum(map(operator.mul, by_time, costs)) + spare)
     if runs is None:
         rate, batch = empty.centre(goal)
         fit = max(0, int((share - spare) / costs[0]))

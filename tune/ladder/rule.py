@@ -9,12 +9,12 @@ short trainings of the target, at the answer's rate and at twice that, end the l
 import math
 from collections.abc import Iterator
 
+from myllm.scaling_laws import LOWEST_PARAMS
 from tune.core.schedulers.base import Action, Clock, Scheduler, Start
 from tune.core.search_space import Range, even_draw
 from tune.core.trials import Trial, Trials
 from tune.ladder.design import BATCH_STEPS, RATE_STEPS, Point, most_telling
 from tune.ladder.fit import Run
-from tune.ladder.laws import LOWEST_PARAMS
 from tune.ladder.plan import REACH, TOP_RUNS, Level, Plan
 from tune.ladder.runs import (
     FEWEST_TO_FIT,

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from myllm.scaling_laws import Size, prior_for
 from tune.core.trials import COMPLETED, DIVERGED, RUNNING, Trial, Trials
 from tune.ladder.answer import Answer, Interval, answer
 from tune.ladder.fit import Fit, Run, fit_runs
-from tune.ladder.laws import Size, prior_for
 from tune.ladder.plan import Level, Plan
 
 FEWEST_TO_FIT = 3

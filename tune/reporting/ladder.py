@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from myllm.scaling_laws import LOWEST_PARAMS
 from myllm.text.commands import command
 from tune.config.spec import SearchSpec
 from tune.core.trials import Trials
 from tune.ladder.answer import FARTHEST_LOSS, Interval
-from tune.ladder.laws import LOWEST_PARAMS
 from tune.ladder.plan import Plan
 from tune.ladder.runs import Check, Outcome, Stability, is_over, outcome, rounded, run_of, trials_by_level
 
