@@ -19,6 +19,7 @@ from pathlib import Path
 
 from myllm.system.errors import InputError, Parser, run_command
 from myllm.system.files import obstacle, write_text
+from myllm.system.machine import refuse_torchrun
 from tune.analysis.response_surface import ResponseSurface
 from tune.analysis.results import load, tables
 from tune.config.spec import FILE_NAME
@@ -109,6 +110,7 @@ def nothing_reported(run_dir: Path) -> str | None:
 
 
 def main() -> None:
+    refuse_torchrun("tune/report.py")
     parser = Parser(prog="report.py", description="Prints a run's summary and rewrites its report; several: compares.")
     parser.add_argument("runs", nargs="+", metavar="run", help="run folder, experiments/runs/NAME")
     parser.add_argument("--open", action="store_true", help="show the page in the browser")

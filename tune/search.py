@@ -27,7 +27,7 @@ from myllm.datasets.data_paths import is_builtin
 from myllm.models.custom_model import CustomModelConfig, absolute, is_changed
 from myllm.system.errors import InputError, RunError, run_command
 from myllm.system.files import cache_dir
-from myllm.system.machine import available_cpus, gpu_names
+from myllm.system.machine import available_cpus, gpu_names, refuse_torchrun
 from myllm.text.commands import command, shown_path
 from myllm.text.durations import duration
 from tune.config import overrides
@@ -234,6 +234,7 @@ def run(given: dict[str, Any], runtime: RayRuntime) -> int:
 
 
 def main() -> int:
+    refuse_torchrun("tune/search.py")
     runtime = RUNTIME or RayRuntime()
     try:
         return run(parse_args(), runtime)

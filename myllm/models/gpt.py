@@ -30,9 +30,9 @@ def linear_cross_entropy(x: torch.Tensor, weight: torch.Tensor, targets: torch.T
     rows = max(1, LOSS_CHUNK_LOGITS // weight.size(0))
     with torch.autocast("cpu", enabled=False):
         if rows >= x.size(0) or torch.compiler.is_compiling():
-            return F.cross_entropy(F.linear(x.float(), weight), targets)
+            return F.cross_entropy(F.linear(x.to(weight.dtype), weight), targets)
         options = nn.LinearCrossEntropyOptions(chunking_method=None, batch_chunk_size=rows)
-        return F.linear_cross_entropy(x.float(), weight, targets, options=options)
+        return F.linear_cross_entropy(x.to(weight.dtype), weight, targets, options=options)
 
 
 class GPT(nn.Module):

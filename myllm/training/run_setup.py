@@ -20,6 +20,7 @@ from myllm.training.gpu import pick_device
 from myllm.training.hparam_transfer import Transfer, rescaled_rate, search_command, transferred
 from myllm.training.optimizers import check_optimizers
 from myllm.training.options import training_flags
+from myllm.training.parallel import ProcessGroup
 from myllm.training.run import Run
 
 
@@ -49,7 +50,7 @@ class RunSetup:
     """settings that differ from the start configuration because model or budget differ"""
 
 
-def build_run(given: dict[str, Any], start: StartConfig) -> RunSetup:
+def build_run(given: dict[str, Any], start: StartConfig, device: str, group: ProcessGroup) -> RunSetup:
     """Builds the run that flags, start configuration and preset describe; the earlier of these wins.
 
     Raises InputError where they do not fit each other, the data or this machine.
@@ -63,7 +64,6 @@ def build_run(given: dict[str, Any], start: StartConfig) -> RunSetup:
     tokenizer = get_tokenizer(name)
     if start.data.get("tokenizer_sha256") not in (None, identity(tokenizer)):
         raise InputError(f"{start.where}: found with a tokenizer of other contents than --tokenizer {name}")
-    device = pick_device(given.get("device", "auto"))
     model = choose_model(given, start.values, start.where, preset, tokenizer.n_vocab)
     if model.vocab_size != tokenizer.n_vocab:
         raise InputError(
@@ -76,7 +76,7 @@ def build_run(given: dict[str, Any], start: StartConfig) -> RunSetup:
     if "train" in start.values and "learning_rate" not in given:
         training, change = rescaled_rate(start.values, training, model)
         rescaled += [change] if change else []
-    return RunSetup(Run(model, training, train_windows, val_windows, device), name, tokenizer, rescaled)
+    return RunSetup(Run(model, training, train_windows, val_windows, pick_device(device), group), name, tokenizer, rescaled)
 
 
 def choose_training(

@@ -69,23 +69,26 @@ def learning_rate_at(step: int, total_steps: int, config: TrainConfig) -> float:
 
 @torch.no_grad()
 def mean_loss(run: Run, windows: Windows, indices: np.ndarray) -> float:
-    """Mean cross-entropy in nats per token over the windows `indices` (n,), dropout off."""
+    """Mean cross-entropy in nats per token over the windows `indices` (n,), dropout off. Processes share the windows."""
+    own = indices[run.group.rank :: run.group.size]
 
-    def attempt() -> float:
+    def attempt() -> torch.Tensor:
         size, total = run.eval_batch_size, torch.zeros((), dtype=torch.float64, device=run.device)
-        for start in range(0, len(indices), size):
-            piece = indices[start : start + size]
+        for start in range(0, len(own), size):
+            piece = own[start : start + size]
             inputs, targets = windows.batch(piece)
             with autocast(run.dtype, run.device):
                 loss = run.model(to_device(inputs, run.device), to_device(targets, run.device))
             total += loss.double() * len(piece)
-        return total.item() / len(indices)
+        return total
 
     run.model.eval()
     try:
-        return run.within_memory(attempt)
+        total = run.within_memory(attempt)
     finally:
         run.model.train()
+    run.group.add_up([total])
+    return total.item() / len(indices)
 
 
 def train(run: Run, until_step: int | None = None) -> Iterator[Report]:
@@ -104,6 +107,7 @@ def train_steps(run: Run, until_step: int | None = None) -> Iterator[Report | No
     train_indices = run.train_windows.spread(config.train_eval_windows or config.eval_windows)
     val_indices = run.val_windows.spread(config.eval_windows)
     run.model.train()
+    run.group.copy_from_first(run.model.state_dict().values())
     health = torch.zeros((), device=run.device)  # finite as long as every loss and gradient norm was
     clock = time.perf_counter()
     training_seconds, steps_since = 0.0, 0
