@@ -59,7 +59,7 @@ def search_of(trials: int | None, **changes: Any) -> SearchSpec:
     training = preset.training(batch_size=1, max_len=10, stride=10, budget_tokens=BUDGET)
     data = Data("builtin", "builtin", "byte", "0", {"train": {}, "val": {}}, {}, 1.0)
     config = SearchOptions(num_samples=trials, name="scale", **changes)
-    searched = searched_space(config, preset.model(257), {})
+    searched = searched_space(config, preset.model(257), {}, preset)
     return SearchSpec(config, preset.model(257), training, data, BUDGET // MARKS, **vars(searched))
 
 

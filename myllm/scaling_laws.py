@@ -122,9 +122,18 @@ def movement(start: Size, end: Size) -> Movement:
     )
 
 
-def step_law_point(size: Size) -> tuple[float, float]:
-    """Returns Step Law's learning rate and batch (tokens a step), the rate at most 3e-3."""
-    return min(1.79 * size.params**-0.713 * size.tokens**0.307, 3e-3), 0.58 * size.tokens**0.571
+HIGHEST_RATE = 3e-3
+"""Learning rate that Step Law's point may not exceed at its own batch: a caution, with no published source."""
+
+
+def step_law_point(size: Size, batch_tokens: float | None = None) -> tuple[float, float]:
+    """Returns Step Law's learning rate, and the batch in tokens a step: Step Law's, or `batch_tokens` if given.
+
+    The rate is at most HIGHEST_RATE times the root of the batch over Step Law's.
+    """
+    law_batch = 0.58 * size.tokens**0.571
+    batch = batch_tokens or law_batch
+    return min(1.79 * size.params**-0.713 * size.tokens**0.307, HIGHEST_RATE * math.sqrt(batch / law_batch)), batch
 
 
 def law_sds(size: Size) -> tuple[float, float]:

@@ -49,7 +49,7 @@ def search_of(preset="nano", space="v2", **changes):
     training = PRESETS[preset].training(version=SPACES[space].version)
     data = Data("builtin", "builtin", "byte", "0", {}, {}, 1.0)
     model = PRESETS[preset].model(257)
-    searched = searched_space(config, model, {})
+    searched = searched_space(config, model, {}, PRESETS[preset])
     return SearchSpec(config, model, training, data, training.budget_tokens // 32, **vars(searched))
 
 
@@ -60,13 +60,15 @@ def asha_search(searcher="optuna", space="v1", preset="nano", seed=1, num_sample
     data = Data("builtin", "builtin", "byte", "0", {"train": {"tokens": 7}, "val": {"tokens": 5}}, {}, 1.0)
     training = dataclasses.replace(PRESETS[preset].training(), batch_size=1, max_len=MARK, budget_tokens=BUDGET)
     model = PRESETS[preset].model(257)
-    search = SearchSpec(config, model, training, data, MARK, **vars(searched_space(config, model, {})))
+    search = SearchSpec(config, model, training, data, MARK, **vars(searched_space(config, model, {}, PRESETS[preset])))
     return dataclasses.replace(search, **changes)
 
 
 def overridden(search, **texts):
     """The search with overrides of the user's: range, choices, set."""
-    searched = searched_space(search.options, search.model, parse_overrides(texts, search.model))
+    searched = searched_space(
+        search.options, search.model, parse_overrides(texts, search.model), PRESETS[search.options.preset]
+    )
     return dataclasses.replace(search, **vars(searched))
 
 

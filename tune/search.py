@@ -221,7 +221,7 @@ def search(run_dir: Path, spec: SearchSpec, resources: Resources, runtime: RayRu
 def run(given: dict[str, Any], runtime: RayRuntime) -> int:
     """Checks the `given` flags, searches, and reports; returns the exit code."""
     if given.pop("list_spaces", False):
-        print(overrides.list_spaces(given.get("preset", SearchOptions.preset)))
+        print(overrides.list_spaces(given.get("preset", SearchOptions.preset), given.get("budget_tokens")))
         return 0
     resumed, dry_run = "resume" in given, given.pop("dry_run", False)
     if not resumed and given.pop("allow_other_owner", False):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from myllm.config import TrainConfig
+from myllm.config import GPTConfig, TrainConfig
 from myllm.datasets.data_paths import BUILTIN, Source, is_builtin
 from myllm.datasets.load_tokens import default_tokenizer, prepare
 from myllm.datasets.overlap import check_separate
@@ -89,6 +89,8 @@ def choose_training(
         training, rescaled = transferred(start.values, start.where, flags, model, preset)
     else:
         flags.setdefault("max_len", model.block_size)
+        shape = model if isinstance(model, GPTConfig) else None
+        preset = preset.at(flags.get("budget_tokens", preset.budget_tokens), shape, flags.get("batch_size"))
         batch_size = flags.get("batch_size", preset.batch_size)
         batch_tokens = batch_size * flags["max_len"]
         if not {"epochs", "budget_tokens"} & flags.keys() and batch_tokens > 0:

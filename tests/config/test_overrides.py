@@ -168,6 +168,19 @@ def test_a_run_keeps_its_ranges_and_baseline_where_its_preset_changes(prepared, 
     assert again.sample(0)["learning_rate"] == 3e-3
 
 
+def test_a_search_of_a_large_model_is_centred_on_the_laws_point_of_its_own_budget_shape_and_batch(prepared):
+    shape = "n_layer=6", "n_head=6", "n_embd=384"  # 10.6M parameters, as mini
+    law = {"learning_rate": 8.1e-4, "batch_size": 4}  # 1.79 N^-.713 D^.307 and .58 D^.571 tokens, windows of 128
+    for options in ({"preset": "mini", "set": ("block_size=128",)}, {"set": shape}):
+        search = prepared(**options)
+        assert search.sample(0).items() >= law.items() and search.training.batch_size == 4
+        assert search.ranges["learning_rate"] == Range(8.1e-4 / 10, 8.1e-4 * 10)
+        assert search.ranges["batch_size"] == Choice((1, 2, 4, 8, 16))
+    narrow = prepared(preset="mini", budget_tokens=83_886_080, choices=("batch_size=1,2",))
+    assert narrow.sample(0).items() >= {"learning_rate": 4.9e-4, "batch_size": 2}.items()  # 3e-3 (2 x 256 / 19,402)^.5
+    assert narrow.clipped_baseline == {"batch_size": 64}
+
+
 def test_token_files_are_not_read_whole_on_resume(prepared, tmp_path, monkeypatch):
     search = prepared()
     monkeypatch.setattr("myllm.datasets.token_file.TokenFile.check_ids", lambda *_: pytest.fail("reads every id"))

@@ -49,7 +49,9 @@ def search_parser() -> Parser:
         parser.add_argument(f"--{field.name}", help=(helps[field.name] + default).replace("%", "%%"), **how)
     parser.add_argument("--experiment", metavar="FILE.toml", help="file with any of these settings; flags beside it win")
     parser.add_argument("--resume", metavar="DIR", help=f"go on with a run; beside it only {', '.join(RESUME_FLAGS)}")
-    parser.add_argument("--list_spaces", action="store_true", help="show what each space searches for --preset, and end")
+    parser.add_argument(
+        "--list_spaces", action="store_true", help="show what each space searches for preset and budget, and end"
+    )
     parser.add_argument(
         "--dry_run", action="store_true", help="check all, time a few steps, tell what it will take, and end"
     )

@@ -13,7 +13,7 @@ from typing import Any
 
 from myllm.config import GPTConfig, TrainConfig, parse_value, value_type
 from myllm.models.custom_model import CustomModelConfig, ModelConfig, settings_of
-from myllm.presets import get_preset
+from myllm.presets import Preset, get_preset
 from myllm.system.errors import InputError
 from myllm.text.format import format_value
 from tune.config.options import SearchOptions
@@ -162,9 +162,22 @@ class SearchedSpace:
         return drawn.values if isinstance(drawn, Choice) else (self.fixed.get(name, unset),)
 
 
-def searched_space(options: SearchOptions, model: ModelConfig, overrides: Mapping[str, Override]) -> SearchedSpace:
-    """The space that `options` name, with the user's `overrides`."""
-    preset, base = get_preset(options.preset), get_space(options.space)
+def preset_at(options: SearchOptions, model: ModelConfig, overrides: Mapping[str, Override]) -> Preset:
+    """Returns the preset of `options` with the baseline of their budget, of the model, and of the user's batch sizes."""
+    preset = get_preset(options.preset)
+    budget, shape = options.budget_tokens or preset.budget_tokens, model if isinstance(model, GPTConfig) else None
+    preset, batch = preset.at(budget, shape), overrides.get("batch_size")
+    if batch is None:
+        return preset
+    windows = int(batch.fixed if batch.values is None else batch.values.clip(preset.batch_size))
+    return dataclasses.replace(preset, learning_rate=preset.at(budget, shape, windows).learning_rate)
+
+
+def searched_space(
+    options: SearchOptions, model: ModelConfig, overrides: Mapping[str, Override], preset: Preset
+) -> SearchedSpace:
+    """Returns the space that `options` name around the baseline of `preset`, with the user's `overrides`."""
+    base = get_space(options.space)
     fixed = {name: one.fixed for name, one in overrides.items() if one.values is None}
     own = {name: one.values for name, one in overrides.items() if one.values is not None}
     ranges = {name: values for name, values in (base.ranges(preset) | own).items() if name not in fixed}
@@ -221,10 +234,14 @@ def _ends(name: str, values: Range | Choice) -> tuple[Any, ...]:
     return values.low, values.high
 
 
-def list_spaces(preset_name: str) -> str:
-    """The text of --list_spaces: the ranges of each space for a preset, and the names of all hyper-parameters."""
-    lines = [f"for preset {preset_name}; the baseline is trial 0"]
+def list_spaces(preset_name: str, budget_tokens: int | None = None) -> str:
+    """Returns the text of --list_spaces: each space's ranges for a preset and a budget, and all hyper-parameters' names.
+
+    Without `budget_tokens` the budget is the preset's own.
+    """
     preset = get_preset(preset_name)
+    preset = preset.at(budget_tokens or preset.budget_tokens)
+    lines = [f"for preset {preset_name} and {preset.budget_tokens:,} tokens a training; the baseline is trial 0"]
     for name, space in SPACES.items():
         reference = space.values(preset)
         lines.append(f"{name}: training loop {space.version}")

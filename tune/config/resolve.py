@@ -21,7 +21,7 @@ from myllm.presets import get_preset
 from myllm.system.errors import InputError
 from myllm.system.machine import cpp_compiler, gpu_names, origin
 from tune.config.options import AUTO, SearchOptions
-from tune.config.overrides import Override, check_space, extremes, parse_overrides, searched_space
+from tune.config.overrides import Override, check_space, extremes, parse_overrides, preset_at, searched_space
 from tune.config.spec import RUN_ID_DIGITS, Data, SearchSpec
 from tune.core.search_space import get_space
 from tune.store.tables import RESULT_COLUMNS
@@ -77,16 +77,17 @@ def resolve_search(options: SearchOptions, cache_dir: Path) -> SearchSpec:
 
     Raises InputError, one line, for the first fault.
     """
-    preset = get_preset(options.preset)
     tokenizer = resolve(options.tokenizer or default_tokenizer(options.train_file))
     encoding = get_tokenizer(tokenizer)
-    n_vocab, block_size = encoding.n_vocab, preset.block_size
-    model = custom_model(options.model, n_vocab, block_size) if options.model else preset.model(n_vocab)
+    named, n_vocab = get_preset(options.preset), encoding.n_vocab
+    model = custom_model(options.model, n_vocab, named.block_size) if options.model else named.model(n_vocab)
     overrides = parse_overrides(vars(options), model)
-    searched = searched_space(options, model, overrides)
-    shape = {name: value for name, value in searched.fixed.items() if name in settings_of(model)}
+    names = settings_of(model)
+    shape = {name: one.fixed for name, one in overrides.items() if one.values is None and name in names}
     with naming(", ".join(overrides[name].flag for name in shape)):
         model = with_settings(model, shape)
+    preset = preset_at(options, model, overrides)
+    searched = searched_space(options, model, overrides, preset)
     check_space(options, searched, overrides)
     if taken := sorted(searched.ranges.keys() & TAKEN):
         raise InputError(
@@ -100,7 +101,7 @@ def resolve_search(options: SearchOptions, cache_dir: Path) -> SearchSpec:
     windows = {split: Windows(tokens, max_len, max_len) for split, tokens in files.items()}
     batch_sizes = searched.values_of("batch_size", preset.batch_size)
     check_batch_sizes(options, batch_sizes, overrides, windows["train"])
-    budget, report_tokens = resolve_marks(options.budget_tokens or preset.budget_tokens, batch_sizes, max_len)
+    budget, report_tokens = resolve_marks(options.budget_tokens or named.budget_tokens, batch_sizes, max_len)
     eval_windows = int(min(MAX_EVAL_TOKENS, max(MIN_EVAL_TOKENS, budget * EVAL_SHARE))) // max_len or 1
     targets = windows["val"].ids(windows["val"].spread(eval_windows))[:, 1:]
     settled = {

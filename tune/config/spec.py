@@ -10,6 +10,7 @@ from typing import Any
 from myllm.config import TrainConfig, from_dict
 from myllm.datasets.data_paths import Source
 from myllm.models.custom_model import ModelConfig, read_model, settings_of, with_settings
+from myllm.presets import get_preset
 from myllm.system.errors import InputError
 from myllm.system.files import ROOT, write_text
 from myllm.training.run_artifacts import remote_folder, uri_below
@@ -29,6 +30,16 @@ FILE_NAME = "search.json"
 RUN_ID_DIGITS = 12  # hexadecimal
 FORMAT = 3
 """of the run folder; 2 had other names (options.OLD_NAMES) and ranges as text, 1 a dict of settings and another journal"""
+BASELINES_OF_FORMAT_2 = {
+    "nano": (3e-3, 16),
+    "micro": (2e-3, 16),
+    "mini": (1e-3, 64),
+    "gpt2": (6e-4, 512),
+    "gpt2-medium": (3e-4, 512),
+    "gpt2-large": (2.5e-4, 512),
+    "gpt2-xl": (2e-4, 1024),
+}
+"""Learning rate and windows a step of each preset's baseline while runs of format 2 were written; their ranges' centre."""
 
 
 @dataclass(frozen=True)
@@ -180,13 +191,15 @@ def _read_options(values: dict[str, Any], where: str) -> SearchOptions:
 
 
 def _from_format_2(values: dict[str, Any], where: str) -> dict[str, Any]:
-    """The search.json of format 2 as one of today's format: its texts are parsed, its space and preset are looked up.
+    """The search.json of format 2 as one of today's format: its texts are parsed, its space is looked up.
 
     Raises InputError where they give other ranges than the search began with.
     """
     options = _read_options(current_names(values.pop("config")), where)
     model = read_model(values["model"], f"{where}: model")
-    searched = searched_space(options, model, parse_overrides(vars(options), model))
+    rate, windows = BASELINES_OF_FORMAT_2[options.preset]
+    preset = dataclasses.replace(get_preset(options.preset), learning_rate=rate, batch_size=windows)
+    searched = searched_space(options, model, parse_overrides(vars(options), model), preset)
     if {name: str(one) for name, one in searched.ranges.items()} != values["ranges"]:
         raise InputError(f"{where}: space {options.space} has changed since; use the version that wrote it")
     renamed = {"auto_resolved": values.pop("picked", {}), "options": dataclasses.asdict(options)}
