@@ -28,7 +28,7 @@ def test_gpt2_preset_is_gpt2():
     assert total == 124_439_808  # the published count of the smallest GPT-2
 
 
-@pytest.mark.parametrize("name", ["mini", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"])
+@pytest.mark.parametrize("name", ["mini", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "gpt2-modern"])
 def test_a_large_presets_own_baseline_is_the_laws_at_its_budget(name):
     assert get_preset(name).at(get_preset(name).budget_tokens) == get_preset(name)
 
