@@ -53,7 +53,7 @@ def write_report(run_dir: Path, whole: bool = True, still: bool = False) -> str:
     said = summary_text(summary)
     notes = {"budget": time_spent(trials, events, summary)}
     try:
-        surface = ResponseSurface(search, trials) if whole else None
+        surface = ResponseSurface(search, trials) if whole and not search.ladder else None
     except ValueError as error:
         surface = None
         notes["importance"] = f"What matters: nothing can be said yet, {error}."

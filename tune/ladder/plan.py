@@ -47,6 +47,9 @@ LOW_TO_TOP = 4
 FEWEST_STEPS = 64
 """Optimizer steps at the law's batch below which a level's training says little of a long one."""
 
+MOST_LEVELS = 24
+"""Sizes among which levels are chosen, the target's included, at most."""
+
 REACH = 4
 """Factor around the centre within which the first runs of a level are spread, in rate and in batch."""
 
@@ -164,11 +167,12 @@ def plan_from_json(values: dict[str, Any]) -> Plan:
 def fractions(settings: Mapping[str, int]) -> list[dict[str, int]]:
     """Returns the settings of all smaller models of the same shape, the smallest first.
 
-    All settings are the same whole-number fraction of the target's. Heads are no measure of size: n_head is the divisor of
-    n_embd that is nearest to the fraction.
+    All settings are the same fraction of the target's, one of MOST_LEVELS at most. Heads are no measure of size: n_head is
+    the divisor of n_embd that is nearest to the fraction.
     """
     growing = {name: value for name, value in settings.items() if name != "n_head" or "n_embd" not in settings}
-    parts, found = math.gcd(*growing.values()), []
+    whole, found = math.gcd(*growing.values()), []
+    parts = max(count for count in range(1, MOST_LEVELS + 1) if whole % count == 0)
     for part in range(1, parts):
         one = {name: value * part // parts for name, value in growing.items()}
         if len(growing) < len(settings):

@@ -7,6 +7,7 @@ from tune.analysis.response_surface import ResponseSurface
 from tune.config.spec import SearchSpec
 from tune.core.trials import Trials
 from tune.reporting.figures.base import Figure
+from tune.reporting.figures.ladder import ladder_figures
 from tune.reporting.figures.surface import importance, landscape, parameters
 from tune.reporting.figures.trials import audit_figure, budget, curves, parallel
 from tune.reporting.summary import Summary
@@ -18,6 +19,8 @@ def figures(
     """Returns all figures for which there is something to show, in the order in which a page shows them."""
     if history.empty:
         return []
+    if search.ladder and summary.ladder:
+        return [*ladder_figures(search.ladder, trials, summary.ladder), curves(search, trials, history, "")]
     axes = axes_of(search)
     best = summary.best.trial_id if summary.best else ""
     shown = [curves(search, trials, history, best), parameters(search, trials, axes, surface, best)]
