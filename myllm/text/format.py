@@ -25,6 +25,11 @@ def amount(tokens: float) -> str:
     return f"{tokens / 1e9:,.1f}B" if tokens >= 1e9 else f"{tokens / 1e6:,.1f}M"
 
 
+def size_text(parameters: int) -> str:
+    """`840k`, `85M` parameters."""
+    return f"{parameters / 1e3:.0f}k" if parameters < 1e6 else amount(parameters).replace(".0M", "M")
+
+
 def parse_amount(text: str) -> int:
     """The whole number that `66k`, `2.5B`, `1e6` or `1_000` spells. Raises InputError for another text."""
     parts = re.fullmatch(r"([\d._]+(?:e\+?\d+)?)\s*([kmbt]?)", text.strip().lower())

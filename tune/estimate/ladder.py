@@ -12,7 +12,7 @@ import numpy as np
 from myllm.models.custom_model import with_settings
 from myllm.system.machine import available_cpus, gpu_names
 from myllm.text.durations import duration
-from myllm.text.format import amount
+from myllm.text.format import amount, size_text
 from tune.config.ladder import DEFAULT_SHARE, shapes, target_spec, with_plan
 from tune.config.options import AUTO, SearchOptions
 from tune.config.resolve import Resources, resolve_resources
@@ -127,15 +127,15 @@ def _lines(
     goal = plan.target
     rows = [("runs", "model", "parameters", "tokens each", "of the target's compute")]
     rows += [
-        (str(one.runs), one.words, amount(one.params), amount(one.tokens), f"{one.runs * one.flops / goal.flops:.2%}")
+        (str(one.runs), one.words, size_text(one.params), amount(one.tokens), f"{one.runs * one.flops / goal.flops:.2%}")
         for one in chosen
     ]
     short = amount(plan.stability_tokens(plan.centre(goal)[1]))
-    rows.append(("2", goal.words, amount(goal.params), short, f"{plan.stability_flops / goal.flops:.2%}, for stability"))
+    rows.append(("2", goal.words, size_text(goal.params), short, f"{plan.stability_flops / goal.flops:.2%}, for stability"))
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     for row in rows:
         yield "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=False)) + f"  {row[4]}"
-    size = f"{amount(goal.params)} parameters without embeddings and head, {amount(goal.tokens)} tokens"
+    size = f"{size_text(goal.params)} parameters without embeddings and head, {amount(goal.tokens)} tokens"
     yield f"target    {goal.words}: {size}"
     most = f"{plan.share:.1%} at most: a level more is run only if the top comes out otherwise than predicted"
     yield f"compute   {plan.planned_share:.1%} of the target's; {most}"

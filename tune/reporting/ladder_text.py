@@ -2,14 +2,14 @@
 
 from collections.abc import Iterator
 
-from myllm.text.format import amount
+from myllm.text.format import amount, size_text
 from tune.ladder.answer import FARTHEST_LOSS, Interval
 from tune.reporting.ladder import LadderCheck, LadderSummary
 
 
 def ladder_lines(ladder: LadderSummary) -> Iterator[tuple[str, str]]:
     """Yields (label, text) of the target, its answer, the levels, the verification and the forecast."""
-    size = f"{amount(ladder.params)} parameters without embeddings and head, {amount(ladder.tokens)} tokens"
+    size = f"{size_text(ladder.params)} parameters without embeddings and head, {amount(ladder.tokens)} tokens"
     yield "target", f"{ladder.target}: {size}; the ladder took {ladder.share:.1%} of its compute"
     for number, level in enumerate(ladder.levels):
         text = f"{level.model}: {level.runs} of {level.planned} runs of {amount(level.tokens)} tokens"

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from myllm.text.format import amount
+from myllm.text.format import size_text
 from tune.core.trials import Trials
 from tune.ladder.answer import Z90
 from tune.ladder.fit import BASE, BATCH, RATE, Array, Fit, Run, excess
@@ -59,7 +59,10 @@ def surfaces(levels: list[Level], runs: tuple[Run, ...], fit: Fit) -> Figure:
                 | xy
                 | axes
             )
-        layout[f"xaxis{number}"] = {"type": "log", "title": {"text": f"learning rate, {amount(level.params)} parameters"}}
+        layout[f"xaxis{number}"] = {
+            "type": "log",
+            "title": {"text": f"learning rate, {size_text(level.params)} parameters"},
+        }
         layout[f"yaxis{number}"] = {"type": "log"} | ({"title": {"text": "batch, tokens"}} if number == 1 else {})
 
     def draw(figure: Any) -> None:
@@ -74,7 +77,7 @@ def surfaces(levels: list[Level], runs: tuple[Run, ...], fit: Fit) -> Figure:
                 points = part[part["kind"] == kind]
                 size = 14 if kind == "optimum" else 6
                 box.plot(points["learning_rate"], points["batch_tokens"], mark, markersize=size)
-            box.set(xscale="log", yscale="log", xlabel="learning rate", title=f"{amount(level.params)} parameters")
+            box.set(xscale="log", yscale="log", xlabel="learning rate", title=f"{size_text(level.params)} parameters")
             box.set_ylabel("batch (tokens)")
             round_ticks(box)
 
