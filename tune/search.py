@@ -153,6 +153,10 @@ def estimate(
     resources = resolve_resources(spec.options, *available)
     if resumed and (changes := changed_code(spec)):
         print(f"note: the code has changed since the search began: {changes}")
+    if resumed and spec.rule_has_changed:
+        print(
+            f"note: {options.scheduler} has changed since the search began; it goes on with today's rule, on its own rungs"
+        )
     if resumed and isinstance(spec.model, CustomModelConfig) and is_changed(spec.model):
         print(f"note: {spec.model.source} has changed since the search began, which goes on with the code of then")
     check_writable(run_dir, spec)

@@ -17,7 +17,7 @@ from tune.config.command_line import read_experiment
 from tune.config.options import SearchOptions
 from tune.config.overrides import from_table, kinds, merge, parse_overrides
 from tune.config.resolve import check_comparable, resolve_marks, resolve_search
-from tune.config.spec import SearchSpec
+from tune.config.spec import FORMAT, SearchSpec
 from tune.config.warm_start import warm_start_trials
 from tune.core.events import SessionStarted
 from tune.core.search_space import LINEAR, LOG, LOG_BELOW_ONE, Choice, Range
@@ -149,9 +149,11 @@ def test_a_run_of_format_2_draws_what_its_journal_has_to_the_digit(tmp_path):
             for event in map(json.loads, (folder / FILE_NAME).read_text().splitlines())
             if event["event"] == "trial" and event["kind"] == "drawn"
         }
+        assert search.options.rungs == "0.03125:2,0.125:2,0.25:2" and search.rule_has_changed  # those of its rule
         assert len(drawn) >= 6 and drawn == {index: search.sample(index) for index in drawn}
         search.write(tmp_path)
-        assert SearchSpec.read(tmp_path) == search and json.loads((tmp_path / "search.json").read_text())["format"] == 3
+        assert SearchSpec.read(tmp_path) == search
+        assert json.loads((tmp_path / "search.json").read_text())["format"] == FORMAT
     assert search.clipped_baseline == {"batch_size": 16} and search.fixed["n_embd"] == 8  # of release-0
     text = (folder / "search.json").read_text().replace("0.1 to 10 (log)", "0.1 to 20 (log)")
     (tmp_path / "search.json").write_text(text)

@@ -159,13 +159,13 @@ class SearchOptions:
     target_share: float | None = None
     """share of the target's compute that its search may take (unset: 0.05)"""
     time_budget: float | None = None
-    """seconds (or like 90m, 1h30m, 2h) of all sessions: half explore, half finish the best (unset: no limit)"""
+    """seconds (or like 90m, 1h30m, 2h) of all sessions: two thirds explore, one finishes the best (unset: no limit)"""
     name: str | None = None
     """folder under experiments/runs (unset: preset-space-date-time)"""
     seed: int = 0
     """seed of the draws and of every trial's initialisation and data order"""
     scheduler: str = "explore-finish"
-    """explore-finish: cheap rungs, then half of the time finishes the best, on several seeds; asha promotes at rungs,
+    """explore-finish: a rung at 1/4, then a third of the time finishes the best on several seeds; asha promotes at rungs,
     asha-stop stops there; hyperband starts at several rungs; fifo trains all to the end"""
     rungs: str | None = None
     """where trials are compared: share of the budget:one in how many goes on, ... (unset: the scheduler's own)"""

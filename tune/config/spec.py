@@ -17,6 +17,7 @@ from myllm.training.run_artifacts import remote_folder, uri_below
 from tune.config.options import SearchOptions, current_names
 from tune.config.overrides import SearchedSpace, parse_overrides, searched_space
 from tune.core.coordinator import Configure
+from tune.core.decision_config import DECISIONS
 from tune.core.schedulers import SCHEDULERS
 from tune.core.schedulers.audit import WithAudit
 from tune.core.schedulers.base import Scheduler
@@ -28,8 +29,10 @@ from tune.ladder.plan import Plan, plan_from_json
 RUNS_DIR = ROOT / "experiments" / "runs"
 FILE_NAME = "search.json"
 RUN_ID_DIGITS = 12  # hexadecimal
-FORMAT = 3
-"""of the run folder; 2 had other names (options.OLD_NAMES) and ranges as text, 1 a dict of settings and another journal"""
+FORMAT = 4
+"""of the run folder; 3 had another default rule, 2 other names (options.OLD_NAMES) and ranges as text, 1 another journal"""
+RUNGS_BEFORE_4 = "0.03125:2,0.125:2,0.25:2"
+"""the rungs of explore-finish in formats 2 and 3, where --rungs was unset; trials of then are paused there"""
 BASELINES_OF_FORMAT_2 = {
     "nano": (3e-3, 16),
     "micro": (2e-3, 16),
@@ -69,6 +72,8 @@ class SearchSpec(SearchedSpace):
     report_tokens: int  # tokens between report points; a multiple of every trial's optimizer step
     warm_start: tuple[dict[str, Any], ...] = ()
     """configurations of earlier runs and their losses, as warm_start_trials returns them"""
+    decisions: dict[str, Any] = dataclasses.field(default_factory=lambda: dataclasses.asdict(DECISIONS))
+    """the numbers of the default rule when the search began; empty in runs of before they were recorded"""
     origin: dict[str, Any] = dataclasses.field(default_factory=dict)
     """the search's random `run_id`, and the time, package versions, git commit and hardware of its start"""
     ladder: Plan | None = None
@@ -129,6 +134,11 @@ class SearchSpec(SearchedSpace):
         return WithAudit(rule, config.audit_fraction, config.seed) if config.audit_fraction else rule
 
     @property
+    def rule_has_changed(self) -> bool:
+        """True if the default rule decides by other numbers than when the search began."""
+        return self.options.scheduler == SearchOptions.scheduler and self.decisions != dataclasses.asdict(DECISIONS)
+
+    @property
     def run_id(self) -> str:
         """Names the search among all others, some of which may have its name. Old runs get a hash of their provenance.
 
@@ -164,6 +174,8 @@ class SearchSpec(SearchedSpace):
             written_by = values.pop("format", 1)
             if written_by == 2:
                 values = _from_format_2(values, str(path))
+            if written_by in (2, 3):
+                values |= {"decisions": {}, "options": _with_its_rungs(values["options"])}
             elif written_by != FORMAT:
                 raise InputError(
                     f"{path} is of format {written_by}, this version reads {FORMAT}; use the one that wrote it"
@@ -188,6 +200,12 @@ def _read_options(values: dict[str, Any], where: str) -> SearchOptions:
     """The options that search.json holds. Raises InputError, which begins with `where`, for any that can't be."""
     tuples = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
     return from_dict(SearchOptions, values | tuples, f"{where}: options")
+
+
+def _with_its_rungs(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of a run of before format 4. Unset rungs of the default rule become the ones that it had then."""
+    own = any(options.get(name) is not None for name in ("rungs", "grace_period", "reduction_factor"))
+    return options | ({} if own or options["scheduler"] != SearchOptions.scheduler else {"rungs": RUNGS_BEFORE_4})
 
 
 def _from_format_2(values: dict[str, Any], where: str) -> dict[str, Any]:

@@ -177,7 +177,7 @@ def next_steps(
     options = search.options
     is_planned = options.trials < UNLIMITED_TRIALS
     more = ["--num_samples", str(2 * options.trials)] if is_planned else []
-    if options.time_budget:  # half of four times the budget explores: new trials have some of it
+    if options.time_budget:  # most of four times the budget explores: new trials have some of it
         more += ["--time_budget", f"{(4 if is_planned else 2) * options.time_budget:g}"]
     always = [
         NextStep("go on", command("tune/search.py", "--resume", run_dir, *more)),
