@@ -20,7 +20,7 @@ TUNE = {
     "config": ("core", "ladder", "store"),
     "analysis": ("core", "ladder", "store", "config"),
     "estimate": ("core", "ladder", "store", "config", "analysis"),
-    "monitor": ("core", "store", "config", "analysis", "estimate"),
+    "monitor": ("core", "ladder", "store", "config", "analysis", "estimate"),
     "ray_backend": ("core", "store", "config", "analysis", "estimate", "monitor"),
     "reporting": ("core", "ladder", "store", "config", "analysis"),
     "report": ("core", "store", "config", "analysis", "reporting"),

@@ -210,7 +210,7 @@ def search(run_dir: Path, spec: SearchSpec, resources: Resources, runtime: RayRu
     print(said, flush=True)
     if finished and not runtime.address_info:
         more = "time_budget" if spec.options.time_budget else "num_samples"
-        print(f"\nnote: nothing was left to do; a larger --{more} goes on")
+        print(f"\nnote: nothing was left to do{'' if spec.ladder else f'; a larger --{more} goes on'}")
     with nothing_lost(again):  # a script may want the files, and end all that it left behind; a person waits for the prompt
         (write_report_behind if sys.stdout.isatty() else write_report)(run_dir)
     print(f"\nreport: {(run_dir / 'report.html').as_uri()}")

@@ -151,6 +151,16 @@ def _miss(interval: Interval, found: float) -> float:
     return abs(math.log(found / interval.value)) / width if width else math.inf
 
 
+def stage(plan: Plan, trials: Trials) -> str:
+    """Returns the level that is run now, and how far it is, in words."""
+    by_level = trials_by_level(plan, trials)
+    if by_level[-1]:
+        return f"stability of the target: {sum(map(is_over, by_level[-1]))} of 2"
+    index = max((index for index, here in enumerate(by_level) if here), default=0)
+    level, here = plan.levels[index], by_level[index]
+    return f"level {level.words}: {sum(map(is_over, here))} of {max(level.runs, len(here))} runs"
+
+
 @dataclass(frozen=True)
 class Stability:
     """A short training of the target."""

@@ -31,7 +31,7 @@ class View:
     seconds: float  # wall-clock seconds so far, all sessions together
     forecast: Forecast | None = None  # the end of the search, once it is known
     training_share: float | None = None  # of the workers' time; training includes evaluating
-    note: str = ""  # the present activity where no trial trains
+    note: str = ""  # the present activity where no trial trains, and the level of a ladder
 
     @property
     def left(self) -> str:

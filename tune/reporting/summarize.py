@@ -166,7 +166,8 @@ def judge(
 def ladder_steps(run_dir: Path, ladder: LadderSummary) -> list[NextStep]:
     """Returns the commands that continue from a ladder: its target's training first, once there is an answer."""
     first = [] if ladder.learning_rate is None else [NextStep("train the target", train_command(run_dir))]
-    more = [NextStep("go on", command("tune/search.py", "--resume", run_dir))]
+    ended = len(ladder.stability) == 2
+    more = [] if ended else [NextStep("go on", command("tune/search.py", "--resume", run_dir))]
     return [*first, *more, NextStep("read again, with the target's loss", command("tune/report.py", run_dir))]
 
 
