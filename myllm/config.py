@@ -27,6 +27,10 @@ CHOICES = {
     "mlp": ("gelu", "swiglu", "relu2"),
 }
 """words that settings of the decoder may have"""
+WIDTH_MULTIPLE = 64
+"""of swiglu's hidden layer, in channels: a GPU multiplies such widths fastest"""
+TIMED_REPORTS = 32
+"""reports of a training with budget_seconds, after equal parts of the time"""
 
 
 def _require(condition: bool, field: str, value: Any, right: str) -> None:
@@ -98,10 +102,21 @@ class GPTConfig:
         """Returns the heads of keys and values."""
         return self.n_kv_head or self.n_head
 
+    @property
+    def mlp_width(self) -> int:
+        """Returns the channels of the position-wise network's hidden layer: 4 n_embd, or of swiglu about 8/3 n_embd."""
+        if self.mlp == "swiglu":
+            return max(1, round(8 * self.n_embd / 3 / WIDTH_MULTIPLE)) * WIDTH_MULTIPLE
+        return 4 * self.n_embd
+
+
+LENGTHS = ("epochs", "budget_tokens", "budget_seconds")
+"""settings of which one says how long a training is"""
+
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The settings of one training. Exactly one of `epochs` and `budget_tokens` says how long it is."""
+    """The settings of one training. One of `epochs`, `budget_tokens` and `budget_seconds` says how long it is."""
 
     learning_rate: float
     """peak learning rate"""
@@ -117,6 +132,8 @@ class TrainConfig:
     """passes over all windows of the training file (the last, incomplete batch of a pass is left out)"""
     budget_tokens: int | None = None
     """tokens to train on; a multiple of batch_size * max_len"""
+    budget_seconds: float | None = None
+    """seconds of optimizer steps, without evaluations: as many tokens as they last for here"""
     warmup_ratio: float = 0.02
     """v2: share of the optimizer steps in which the rate rises linearly to its peak"""
     min_lr_ratio: float = 0.1
@@ -164,9 +181,9 @@ class TrainConfig:
             value = getattr(self, name)
             unset = value is None and name in optional
             _require(unset or (_is_int(value) and 0 < value < 2**63), name, value, "a positive whole number below 2^63")
-        for name in ("learning_rate", "clip_norm", "muon_lr_ratio", "beta2_half_life"):
+        for name in ("learning_rate", "clip_norm", "muon_lr_ratio", "beta2_half_life", "budget_seconds"):
             value = getattr(self, name)
-            unset = value is None and name == "beta2_half_life"
+            unset = value is None and name in ("beta2_half_life", "budget_seconds")
             _require(unset or (_is_number(value) and value > 0), name, value, "a positive number")
         _require(_is_number(self.weight_decay) and self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
         for name in ("warmup_ratio", "min_lr_ratio", "cooldown_ratio", "ema_ratio"):
@@ -188,10 +205,10 @@ class TrainConfig:
         _require(self.dtype in ("auto", "float32", "bfloat16"), "dtype", self.dtype, "auto, float32 or bfloat16")
         _require(self.float32_matmul in ("tf32", "float32"), "float32_matmul", self.float32_matmul, "tf32 or float32")
         _require(self.compile in ("auto", "on", "off"), "compile", self.compile, "auto, on or off")
-        if (self.epochs is None) == (self.budget_tokens is None):
-            raise InputError(
-                f"epochs is {self.epochs} and budget_tokens is {self.budget_tokens}; exactly one must say how long to train"
-            )
+        lengths = {name: getattr(self, name) for name in LENGTHS}
+        if sum(value is not None for value in lengths.values()) != 1:
+            given = " and ".join(f"{name} is {value}" for name, value in lengths.items() if name != LENGTHS[2] or value)
+            raise InputError(f"{given}; exactly one must say how long to train")
         if self.budget_tokens is not None:
             whole = self.budget_tokens % self.tokens_per_step == 0
             right = f"a multiple of batch_size * max_len ({self.tokens_per_step})"

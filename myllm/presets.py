@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from myllm.config import GPTConfig, TrainConfig
+from myllm.config import LENGTHS, GPTConfig, TrainConfig
 from myllm.scaling_laws import LOWEST_PARAMS, Size, step_law_point
 from myllm.system.errors import InputError
 
@@ -15,7 +15,9 @@ MODERN = {"norm": "rmsnorm", "position": "rotary", "mlp": "swiglu", "qk_norm": T
 
 def matrix_params(model: GPTConfig) -> int:
     """Returns the parameters of the blocks' matrices: all but embeddings, head, norms and biases."""
-    return 12 * model.n_layer * model.n_embd**2
+    width, heads = model.n_embd, model.n_head
+    attention = 2 * width**2 + 2 * width * (width // heads) * model.kv_heads
+    return model.n_layer * (attention + (3 if model.mlp == "swiglu" else 2) * width * model.mlp_width)
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ class Preset:
             warmup_ratio=self.warmup_ratio,
             micro_batch_size=self.micro_batch_size,
         )
-        if changes.get("epochs") is None and changes.get("budget_tokens") is None:
+        if all(changes.get(length) is None for length in LENGTHS):
             values["budget_tokens"] = self.budget_tokens
         return TrainConfig(**(values | changes))
 

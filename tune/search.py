@@ -151,6 +151,11 @@ def estimate(
             spec, found = resolve_auto(spec, *available)
         print(found, flush=True)
     resources = resolve_resources(spec.options, *available)
+    if options.budget_seconds and not resumed and options.address is None:
+        from tune.estimate.benchmark import check_budget_seconds
+
+        with runtime.before_the_search():
+            check_budget_seconds(spec, resources)
     if resumed and (changes := changed_code(spec)):
         print(f"note: the code has changed since the search began: {changes}")
     if resumed and spec.rule_has_changed:
@@ -173,7 +178,7 @@ def estimate(
         trials = f"{duration(options.time_budget)} of trials"
     print(
         f"{trials} of space {options.space}, preset {options.preset}, on {data}: "
-        f"{spec.budget_tokens:,} tokens a full training, {resources.workers} at once, in {shown_path(run_dir)}",
+        f"{spec.budget_text} a full training, {resources.workers} at once, in {shown_path(run_dir)}",
         flush=True,
     )
     if dry_run or (not resumed and (options.time_budget or 0) >= WORTH_A_FORECAST):

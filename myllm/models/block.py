@@ -8,7 +8,6 @@ from myllm.config import GPTConfig
 
 ROTARY_BASE = 10_000.0  # longest wavelength of the rotations, in tokens / 2 pi
 RMS_EPSILON = 1e-6  # of RMS norms, as Llama's
-WIDTH_MULTIPLE = 64  # of swiglu's hidden layer: a GPU multiplies such widths fastest
 
 Rotation = tuple[torch.Tensor, torch.Tensor]
 """cosines and signed sines of the positions' angles, each (T, 1, D)"""
@@ -108,9 +107,8 @@ class MLP(nn.Module):
 
     def __init__(self, config: GPTConfig):
         super().__init__()
-        self.kind, width = config.mlp, 4 * config.n_embd
+        self.kind, width = config.mlp, config.mlp_width
         if self.kind == "swiglu":
-            width = max(1, round(8 * config.n_embd / 3 / WIDTH_MULTIPLE)) * WIDTH_MULTIPLE
             self.fc: nn.Linear = FusedLinear(config.n_embd, (width, width), config.bias)
         else:
             self.fc = nn.Linear(config.n_embd, width, bias=config.bias)

@@ -76,6 +76,16 @@ def set_random_state(state: dict[str, torch.Tensor], device: torch.device) -> No
 
 
 @contextmanager
+def keeping_state(model: torch.nn.Module, device: torch.device) -> Iterator[None]:
+    """Restores the random generators, and the buffers of `model`, to what they were before the block."""
+    before = random_state(device), [buffer.clone() for buffer in model.buffers()]
+    yield
+    set_random_state(before[0], device)
+    for buffer, value in zip(model.buffers(), before[1], strict=True):
+        buffer.data.copy_(value)
+
+
+@contextmanager
 def without_garbage_collection() -> Iterator[None]:
     """Pauses Python's cyclic garbage collector. Reference counting still frees objects."""
     enabled = gc.isenabled()

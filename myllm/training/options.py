@@ -8,6 +8,7 @@ from typing import Any
 from myllm.config import TrainConfig, field_help, value_type
 from myllm.datasets.token_layout import DTYPES
 from myllm.system.errors import Parser
+from myllm.text.durations import parse_duration
 
 
 @dataclass(frozen=True)
@@ -81,11 +82,16 @@ def parse_args() -> dict[str, Any]:
             how: dict[str, Any] = {"type": kind, "choices": CHOICES.get(field.name)}
             if kind is tuple:
                 how = {"nargs": "+"}
+            if field.name == "budget_seconds":
+                how = {"metavar": "TIME"}
             if field.name == "set":
                 how = {"nargs": "+", "action": "extend", "metavar": "NAME=VALUE"}
             parser.add_argument(f"--{field.name}", help=helps[field.name].replace("%", "%%"), **how)
     parser.add_alias("--fix", "--set")  # the name before 0.1.0
-    return vars(parser.parse_args())
+    given = vars(parser.parse_args())
+    if "budget_seconds" in given:
+        given["budget_seconds"] = parse_duration(given["budget_seconds"])
+    return given
 
 
 def trainer_options(given: dict[str, Any]) -> TrainerOptions:

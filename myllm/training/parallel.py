@@ -44,6 +44,14 @@ class ProcessGroup:
             for tensor in tensors:
                 torch.distributed.broadcast(tensor, src=0)
 
+    def that_of_first(self, value: float) -> float:
+        """Returns the `value` that process 0 calls this with."""
+        if self.size == 1:
+            return value
+        held = torch.tensor(value, dtype=torch.float64)
+        self.copy_from_first([held])
+        return held.item()
+
     def draw_apart(self, seed: int, step: int) -> None:
         """Seeds torch in every process but the first, so that each drops other activations.
 

@@ -2,6 +2,7 @@
 
 import math
 import os
+import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -17,6 +18,7 @@ from myllm.training.compiling import Compilation
 from myllm.training.ema import move_average
 from myllm.training.gpu import CUDAGraphRunner, autocast, check_memory, random_state, resolve_dtype, set_random_state
 from myllm.training.optimizers import build_optimizers
+from myllm.training.pace import Pace, prepare
 from myllm.training.parallel import SINGLE, ProcessGroup
 
 T = TypeVar("T")
@@ -84,8 +86,9 @@ class Run:
         mode = config.compile if config.compile != "auto" or self.recorder else "off"
         shape = str(model_config), config.max_len, self.dtype, self.device
         self.compilation = Compilation(mode, shape, self.n_layer, self._set_compiled, self.device)
-        self.compile_decided = False
-        """True once it is decided whether forward and backward passes are compiled"""
+        self.pace = Pace(config.budget_seconds) if config.budget_seconds else None
+        self.is_prepared = False
+        """True once it is decided whether passes are compiled, and the pace is measured"""
 
     @property
     def tokens_seen(self) -> int:
@@ -94,7 +97,9 @@ class Run:
 
     @property
     def total_steps(self) -> int:
-        """Returns the optimizer steps of the whole run, steps over earlier data included."""
+        """Returns the optimizer steps of the whole run, steps over earlier data included; of a time budget an estimate."""
+        if self.pace:
+            return self.pace.total_steps
         if self.config.budget_tokens is not None:
             return self.config.budget_tokens // self.config.tokens_per_step
         return self.earlier_steps + max(0, (self.config.epochs or 0) - self.earlier_epochs) * self.stream.steps_per_epoch
@@ -105,7 +110,9 @@ class Run:
 
     @property
     def epoch_end(self) -> int:
-        """Returns the optimizer step at which the present pass ends, or the whole run if that is earlier."""
+        """Returns the step at which the present pass ends, or the whole run if that is earlier; none of a time budget."""
+        if self.pace:
+            return sys.maxsize
         passes = (self.step - self.earlier_steps) // self.stream.steps_per_epoch
         return min(self.earlier_steps + (passes + 1) * self.stream.steps_per_epoch, self.total_steps)
 
@@ -145,6 +152,7 @@ class Run:
             "total_steps": self.total_steps,
             "earlier": {"epochs": self.earlier_epochs, "steps": self.earlier_steps},
             "data": self.data_identity(),
+            "pace": self.pace and self.pace.state_dict(),
             "random": random_state(self.device),
         }
 
@@ -171,6 +179,8 @@ class Run:
         if self.config.micro_batch_size == state["train_config"].get("micro_batch_size"):
             self.micro_batch_size = state["micro_batch_size"]  # it may have been halved for want of memory
         self.step, self.train_seconds = state["step"], state["train_seconds"]
+        if self.pace:
+            self.pace.load_state_dict(state.get("pace"), self.step, self.train_seconds)
         set_random_state(state["random"], self.device)
 
     def _set_compiled(self, compiled: bool) -> None:
@@ -192,39 +202,20 @@ class Run:
         torch.autograd.backward(loss)
         return loss.detach()
 
-    def _decide_compilation(self, inputs: torch.Tensor, targets: torch.Tensor) -> None:
-        """Decides by timing passes of one micro-batch whether passes are compiled. Leaves the run's state as it was."""
-        self.compile_decided = True
-        before: list[Any] = []
-
-        def one_pass() -> None:
-            if not before:  # most runs time no pass
-                before[:] = random_state(self.device), [buffer.clone() for buffer in self.model.buffers()]
-            self._backward_alone(inputs, targets)
-
-        self.compilation.decide(
-            one_pass, inputs.numel(), self.total_steps * math.ceil(self.config.batch_size / len(inputs))
-        )
-        if before:
-            set_random_state(before[0], self.device)
-            for buffer, value in zip(self.model.buffers(), before[1], strict=True):
-                buffer.data.copy_(value)
-
     def backward(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Computes the gradient of the batch's mean loss in micro-batches; returns the loss, a scalar in nats per token.
 
         `inputs` and `targets` are (batch_size / processes, max_len) int64: the windows of this process. Gradients and loss
         are added up over all processes, once a batch. Raises RunError where one window exceeds the memory.
         """
-        if not self.compile_decided:
-            self._decide_compilation(inputs[: self.micro_batch_size], targets[: self.micro_batch_size])
+        prepare(self, inputs, targets)
         if self.draws:
             self.group.draw_apart(self.config.seed, self.step)
-        loss = self._backward_alone(inputs, targets)
+        loss = self.backward_alone(inputs, targets)
         self.group.add_up([loss, *(p.grad for p in self.parameters if p.grad is not None)])
         return loss
 
-    def _backward_alone(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def backward_alone(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Computes what this process's windows add to the batch's gradient and loss; returns the loss's part."""
         before = random_state(self.device) if self.draws else None
         one_pass = self.recorder or self._pass

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from myllm.config import GPTConfig, TrainConfig
+from myllm.config import LENGTHS, GPTConfig, TrainConfig
 from myllm.datasets.data_paths import BUILTIN, Source, is_builtin
 from myllm.datasets.load_tokens import default_tokenizer, prepare
 from myllm.datasets.overlap import check_separate
@@ -93,7 +93,7 @@ def choose_training(
         preset = preset.at(flags.get("budget_tokens", preset.budget_tokens), shape, flags.get("batch_size"))
         batch_size = flags.get("batch_size", preset.batch_size)
         batch_tokens = batch_size * flags["max_len"]
-        if not {"epochs", "budget_tokens"} & flags.keys() and batch_tokens > 0:
+        if not {*LENGTHS} & flags.keys() and batch_tokens > 0:
             flags["budget_tokens"] = max(1, preset.budget_tokens // batch_tokens) * batch_tokens
         training = preset.training(eval_windows=4 * max(1, batch_size), **flags)
     check_used(flags, training)
@@ -111,6 +111,8 @@ def check_used(flags: dict[str, Any], training: TrainConfig) -> None:
         raise InputError("--beta2 does nothing where beta2_half_life is set, which decides it; give --beta2_half_life")
     if "cooldown_ratio" in flags and training.schedule != "wsd":
         raise InputError(f"--cooldown_ratio does nothing with --schedule {training.schedule}; it belongs to wsd")
+    if "eval_freq" in flags and training.budget_seconds:
+        raise InputError("--eval_freq does nothing with --budget_seconds, which reports after equal parts of the time")
     if "muon_lr_ratio" in flags and training.optimizer != "muon":
         raise InputError(f"--muon_lr_ratio does nothing with --optimizer {training.optimizer}; it belongs to muon")
     for name in ("warmup_ratio", "min_lr_ratio", "schedule", "cooldown_ratio", "clip_norm"):
@@ -152,6 +154,8 @@ def suffixes(sources: Iterable[Source | None]) -> set[str]:
 def print_rescaled(setup: RunSetup, start: StartConfig, given: dict[str, Any]) -> None:
     """Prints what differs from the start configuration, what does not, and the command that would search again."""
     run, config = setup.run, start.values
+    if run.pace:
+        return  # how many tokens the time makes is not known yet
     tokens, before = run.total_steps * run.config.tokens_per_step, config.get("train", {}).get("budget_tokens")
     times = tokens / before if before and "learning_rate" not in given else 1.0
     for change in setup.rescaled:

@@ -25,12 +25,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from myllm.config import TrainConfig, from_dict
+from myllm.config import LENGTHS, TIMED_REPORTS, TrainConfig, from_dict
 from myllm.models.custom_model import CustomModelConfig
 from myllm.system.errors import InputError, run_command
 from myllm.system.files import check_writable
 from myllm.system.machine import processes_in_environment
 from myllm.system.progress_bar import Bar
+from myllm.text.durations import duration
 from myllm.training import generate
 from myllm.training.autosave import AutoSave, minutes
 from myllm.training.compatibility import trained_on_other_data
@@ -156,14 +157,16 @@ def build(options: TrainerOptions, given: dict[str, Any], device: str, group: Pr
         "tokenizer": setup.tokenizer_name,
         "rescaled": moved or before.get("rescaled", []),
     }
+    length = f"{duration(run.pace.budget)} of steps" if run.pace else f"{run.total_steps} steps"
     parameters = sum(parameter.numel() for parameter in run.parameters)
     processes = f" in each of {group.size} processes" if group.size > 1 else ""
     print(
-        f"{parameters:,} parameters, {run.total_steps} steps of {run.config.tokens_per_step:,} tokens, "
+        f"{parameters:,} parameters, {length} of {run.config.tokens_per_step:,} tokens, "
         f"{run.stream.steps_per_epoch} steps an epoch, on {run.device}{processes}"
     )
     if run.step >= run.total_steps:
-        longer = "--epochs, which counts all passes so far," if run.config.epochs else "--budget_tokens"
+        longer = next(f"--{name}" for name in LENGTHS if getattr(run.config, name))
+        longer += ", which counts all passes so far," if run.config.epochs else ""
         print(f"nothing left to train: the saved run is at its end; a larger {longer} goes on")
     return Job(options, setup, extras)
 
@@ -204,7 +207,7 @@ def print_changed_settings(before: TrainConfig, now: TrainConfig) -> None:
     changed = [
         f"{name} {old} -> {vars(now)[name]}"
         for name, old in vars(before).items()
-        if old != vars(now)[name] and name not in ("epochs", "budget_tokens")
+        if old != vars(now)[name] and name not in LENGTHS
     ]
     if changed:
         print(f"settings: from here on {', '.join(changed)}")
@@ -224,15 +227,13 @@ def train_job(job: Job, given: dict[str, Any]) -> int:
     """
     run, path = job.run, job.options.save_model
     autosave = AutoSave(lambda: save(job), minutes(job.options.save_every), run.group)
-    with (
-        autosave.catching_signals() if path else contextlib.nullcontext(),
-        Bar(run.total_steps, "training", "steps", begin=run.step) as bar,
-    ):
+    total, unit, begin = (TIMED_REPORTS, "parts", run.pace.reports) if run.pace else (run.total_steps, "steps", run.step)
+    with autosave.catching_signals() if path else contextlib.nullcontext(), Bar(total, "training", unit, begin) as bar:
         while run.step < run.total_steps:
             end = run.epoch_end
             for report in train_steps(run, end):
                 if report:
-                    bar.update(report.step - bar.n)
+                    bar.update((run.pace.reports if run.pace else report.step) - bar.n)
                     print_report(job, report)
                 if report and report.diverged:
                     print(f"diverged at step {report.step}: the loss is no longer finite; try a lower --learning_rate")

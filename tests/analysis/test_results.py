@@ -262,8 +262,8 @@ def test_the_stopwatch_counts_tokens_at_the_pace_of_the_slower_reports():
     assert watch.read(10.0, 4.0).left == math.inf  # nothing is measured yet
     for index in range(8):
         pace = 100.0 if index < 4 else 50.0
-        before = SimpleNamespace(tokens_seen=1000, train_seconds=5.0)
-        watch.see(before, SimpleNamespace(tokens_seen=2000, train_seconds=5.0 + 1000 / pace))
+        before = SimpleNamespace(position=1000, train_seconds=5.0)
+        watch.see(before, SimpleNamespace(position=2000, train_seconds=5.0 + 1000 / pace))
     clock = watch.read(40.0, 4.0)
     assert clock.used == pytest.approx(36 * 50) and clock.left == pytest.approx(60 * 50)
     later = watch.read(70.0, 4.0)  # while workers wait: what is shared out stays what it is

@@ -54,7 +54,17 @@ def test_a_name_gets_the_scale_and_type_that_are_its_own():
 
 
 def test_every_setting_may_be_named_but_for_what_a_search_itself_decides():
-    decides = {"version", "max_len", "stride", "epochs", "budget_tokens", "ema_ratio", "seed", "vocab_size"}
+    decides = {
+        "version",
+        "max_len",
+        "stride",
+        "epochs",
+        "budget_tokens",
+        "budget_seconds",
+        "ema_ratio",
+        "seed",
+        "vocab_size",
+    }
     decides |= {"eval_freq", "eval_windows", "train_eval_windows"}  # what a report is
     every = {field.name for of in (TrainConfig, GPTConfig) for field in dataclasses.fields(of)}
     assert kinds(NANO.model(257)).keys() == every - decides

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 
 from myllm.config import GPTConfig
 from myllm.models.gpt import GPT
-from myllm.presets import PRESETS
+from myllm.presets import MODERN as QWEN3
+from myllm.presets import PRESETS, matrix_params
 from myllm.system.errors import InputError
 from myllm.training.train import train
 from myllm.training.train_utils import generate, load_state, save_state
@@ -199,7 +200,7 @@ def test_the_switches_can_be_searched_and_the_baseline_keeps_its_heads():
     options = SearchOptions(choices=("n_kv_head=1,2", "mlp=gelu,swiglu", "qk_norm=true,false"), set=("norm=rmsnorm",))
     model = dataclasses.replace(GPT2, n_head=2)
     overrides = parse_overrides(vars(options), model)
-    space = searched_space(options, model, overrides)
+    space = searched_space(options, model, overrides, PRESETS["nano"])
     check_space(options, space, overrides)
     assert space.baseline | {"n_kv_head": 2, "mlp": "gelu", "qk_norm": False} == space.baseline
     assert space.fixed == {"norm": "rmsnorm"} and space.clipped_baseline == {}
@@ -209,8 +210,11 @@ def test_every_preset_has_a_modern_one_of_its_size():
     plain = [name for name in PRESETS if not name.endswith("-modern")]
     for name in plain:
         ours, modern = PRESETS[name].model(257), PRESETS[f"{name}-modern"].model(257)
-        assert vars(modern) == vars(ours) | MODERN | {"qk_norm": True}
+        assert vars(modern) == vars(ours) | QWEN3
         assert PRESETS[name].training() == PRESETS[f"{name}-modern"].training()
+        model = GPT(dataclasses.replace(modern, n_layer=1, n_embd=64, n_head=4, n_kv_head=2))
+        counted = sum(p.numel() for p in model.blocks.parameters() if p.dim() == 2)
+        assert matrix_params(model.config) == counted  # what laws of scale go by
     for name in ("nano", "mini"):  # of about as many parameters
         counts = [sum(p.numel() for p in GPT(PRESETS[f"{name}{end}"].model(257)).parameters()) for end in ("", "-modern")]
         assert 0.9 < counts[1] / counts[0] < 1.1

@@ -21,7 +21,7 @@ RESUME_FLAGS = (
 )
 """flags that may change on --resume: earlier trials and later ones stay comparable"""
 DATA_FLAGS = ("train_file", "val_file")  # flags that may name another place on --resume: the content there must be the same
-TIMES = ("time_budget", "target_seconds")
+TIMES = ("time_budget", "budget_seconds", "target_seconds")
 TEXTS = dict.fromkeys(TIMES, "TIME") | {"target_tokens": "TOKENS"} | dict.fromkeys(PICKED, "NUMBER")
 """options of numbers that may be written in another way -> the word for it in --help"""
 KINDS = {field.name: value_type(field) for field in dataclasses.fields(SearchOptions)}  # the type of each option

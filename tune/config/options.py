@@ -84,6 +84,7 @@ CHECKS: dict[str, Check] = {
     "target_seconds": positive_seconds,
     "target_share": number("a share of the target's compute, above 0 and at most 1", lambda share: 0 < share <= 1),
     "time_budget": positive_seconds,
+    "budget_seconds": positive_seconds,
     "stall_timeout": positive_seconds,
     "gpus_per_trial": number("a share below 1 or a whole number of GPUs", lambda n: n >= 0 and (n < 1 or n == int(n))),
     "token_dtype": one_of(*DTYPES),
@@ -158,6 +159,9 @@ class SearchOptions:
     """time of the target's training on this machine, like 2h, in place of --target_tokens"""
     target_share: float | None = None
     """share of the target's compute that its search may take (unset: 0.05)"""
+    budget_seconds: float | None = None
+    """seconds (or like 90m, 1h30m) of one full training, in place of budget_tokens: each configuration trains on as many
+    tokens as it can in this time (unset: configurations are compared at equal tokens)"""
     time_budget: float | None = None
     """seconds (or like 90m, 1h30m, 2h) of all sessions: two thirds explore, one finishes the best (unset: no limit)"""
     name: str | None = None
@@ -219,6 +223,10 @@ class SearchOptions:
             check_storage(self.storage_path)
         if self.rungs is not None and (self.grace_period, self.reduction_factor) != (None, None):
             raise InputError("--rungs says all; leave out --grace_period and --reduction_factor, the short way to rungs")
+        if self.budget_seconds is not None and self.budget_tokens is not None:
+            raise InputError("--budget_seconds and --budget_tokens both say how long a full training is; leave one out")
+        if self.budget_seconds is not None and self.target:
+            raise InputError("--budget_seconds does not go with --target, whose trainings have many lengths; leave it out")
         self.resolved_rungs  # noqa: B018 (raises for rungs that are none)
         get_space(self.space)
         get_preset(self.preset)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from myllm.config import TIMED_REPORTS
 from myllm.datasets.data_paths import Source, absolute, are_tokens, find_files, is_builtin
 from myllm.datasets.load_tokens import default_tokenizer, prepare
 from myllm.datasets.overlap import check_separate
@@ -101,13 +102,13 @@ def resolve_search(options: SearchOptions, cache_dir: Path) -> SearchSpec:
     windows = {split: Windows(tokens, max_len, max_len) for split, tokens in files.items()}
     batch_sizes = searched.values_of("batch_size", preset.batch_size)
     check_batch_sizes(options, batch_sizes, overrides, windows["train"])
-    budget, report_tokens = resolve_marks(options.budget_tokens or named.budget_tokens, batch_sizes, max_len)
+    length, report_tokens = resolve_length(options, named.budget_tokens, batch_sizes, max_len)
+    budget = length.get("budget_tokens", named.budget_tokens)
     eval_windows = int(min(MAX_EVAL_TOKENS, max(MIN_EVAL_TOKENS, budget * EVAL_SHARE))) // max_len or 1
     targets = windows["val"].ids(windows["val"].spread(eval_windows))[:, 1:]
-    settled = {
+    settled: dict[str, Any] = length | {
         "batch_size": searched.baseline.get("batch_size", preset.batch_size),
         "max_len": max_len,
-        "budget_tokens": budget,
         "version": get_space(options.space).version,
         "seed": options.seed,
         "eval_windows": eval_windows,
@@ -145,6 +146,19 @@ def check_batch_sizes(
             f"{' '.join(options.train_file)}: its {len(train)} windows of {train.max_len} tokens are fewer than the"
             f" largest batch of space {options.space} with preset {options.preset}, {max(sizes)} windows"
         )
+
+
+def resolve_length(
+    options: SearchOptions, usual: int, batch_sizes: Sequence[int], max_len: int
+) -> tuple[dict[str, Any], int]:
+    """(the length of one full training as a setting of it, tokens or milliseconds between reports). `usual` are the
+    preset's tokens. Raises InputError where there would be less than two reports.
+    """
+    if options.budget_seconds is None:
+        budget, report_tokens = resolve_marks(options.budget_tokens or usual, batch_sizes, max_len)
+        return {"budget_tokens": budget}, report_tokens
+    milliseconds = max(1, round(1000 * options.budget_seconds / TIMED_REPORTS))
+    return {"budget_seconds": TIMED_REPORTS * milliseconds / 1000}, milliseconds
 
 
 def resolve_marks(wanted: int, batch_sizes: Sequence[int], max_len: int) -> tuple[int, int]:

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from myllm.config import TrainConfig, from_dict
+from myllm.config import TIMED_REPORTS, TrainConfig, from_dict
 from myllm.datasets.data_paths import Source
 from myllm.models.custom_model import ModelConfig, read_model, settings_of, with_settings
 from myllm.presets import get_preset
 from myllm.system.errors import InputError
 from myllm.system.files import ROOT, write_text
+from myllm.text.durations import duration
 from myllm.training.run_artifacts import remote_folder, uri_below
 from tune.config.options import SearchOptions, current_names
 from tune.config.overrides import SearchedSpace, parse_overrides, searched_space
@@ -69,7 +70,8 @@ class SearchSpec(SearchedSpace):
     training: TrainConfig
     """the preset's baseline settings and the user's fixed values; a trial's hyper-parameters replace some"""
     data: Data
-    report_tokens: int  # tokens between report points; a multiple of every trial's optimizer step
+    report_tokens: int
+    """tokens between report points, a multiple of every trial's optimizer step; with --budget_seconds milliseconds"""
     warm_start: tuple[dict[str, Any], ...] = ()
     """configurations of earlier runs and their losses, as warm_start_trials returns them"""
     decisions: dict[str, Any] = dataclasses.field(default_factory=lambda: dataclasses.asdict(DECISIONS))
@@ -83,7 +85,9 @@ class SearchSpec(SearchedSpace):
 
     @property
     def budget_tokens(self) -> int:
-        """Tokens of one full training."""
+        """Tokens of one full training; with --budget_seconds milliseconds, the unit of all positions then."""
+        if self.training.budget_seconds:
+            return TIMED_REPORTS * self.report_tokens
         assert self.training.budget_tokens is not None, "a search has a budget in tokens, not in epochs"
         return self.training.budget_tokens
 
@@ -91,6 +95,12 @@ class SearchSpec(SearchedSpace):
     def planned_trials(self) -> int:
         """Configurations that the search begins, at most; of a ladder those of its plan."""
         return self.ladder.trials if self.ladder else self.options.trials
+
+    @property
+    def budget_text(self) -> str:
+        """The length of one full training as people read it."""
+        seconds = self.training.budget_seconds
+        return f"{duration(seconds)} of steps" if seconds else f"{self.budget_tokens:,} tokens"
 
     @property
     def range_texts(self) -> dict[str, str]:
@@ -116,8 +126,9 @@ class SearchSpec(SearchedSpace):
         names = settings_of(self.model)
         values = dataclasses.asdict(self.training)
         values |= {name: value for name, value in hyper_parameters.items() if name not in names}
-        apart = self.report_tokens * values["budget_tokens"] // self.budget_tokens  # a ladder's trials differ in length
-        values["eval_freq"] = max(1, apart // (values["batch_size"] * values["max_len"]))
+        if values["budget_tokens"]:
+            apart = self.report_tokens * values["budget_tokens"] // self.budget_tokens  # a ladder's trials differ in length
+            values["eval_freq"] = max(1, apart // (values["batch_size"] * values["max_len"]))
         if values["micro_batch_size"] is not None:
             values["micro_batch_size"] = min(values["micro_batch_size"], values["batch_size"])
         return from_dict(TrainConfig, values, "trial")

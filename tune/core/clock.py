@@ -67,7 +67,7 @@ class TimeBudget:
 
     def see(self, before: Reported | None, report: Reported) -> None:
         """Takes in a trial's report and the report before it."""
-        tokens, seconds = (getattr(report, name) - getattr(before, name, 0) for name in ("tokens_seen", "train_seconds"))
+        tokens, seconds = (getattr(report, name) - getattr(before, name, 0) for name in ("position", "train_seconds"))
         if seconds > 0:
             self.paces.append(tokens / seconds)
 

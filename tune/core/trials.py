@@ -92,6 +92,7 @@ class Trials:
         """the audits, by the id of the audited trial; only `by_id` and `tokens` know of them besides"""
         self.workers = 1  # the number of trainings at once in the last session
         self.tokens = 0  # the tokens that all trials have trained on
+        self.trained = 0  # the same in the unit of the budget
         self.segments_by_end: Counter[tuple[str, int]] = Counter()  # (source, segment_end_tokens) -> number of trials
         self.count_by_rung: Counter[tuple[int, str]] = Counter()
         """(tokens_seen, source) -> number of trials with a loss there"""
@@ -181,8 +182,9 @@ class Trials:
             self.drawn.append(trial)
 
     def _report(self, trial: Trial, event: Reported) -> None:
-        tokens = event.tokens_seen
-        self.tokens += tokens - trial.tokens
+        tokens, previous = event.position, trial.reports.get(trial.tokens)
+        self.tokens += event.tokens_seen - (previous.tokens_seen if previous else 0)
+        self.trained += tokens - trial.tokens
         trial.reports[tokens] = event
         trial.tokens = tokens
         if event.diverged:

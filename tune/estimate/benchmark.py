@@ -6,6 +6,7 @@ python -m tune.estimate.benchmark FOLDER_WITH_SEARCH_JSON ARGUMENTS_OF_MEASURE_A
 import dataclasses
 import functools
 import json
+import math
 import os
 import shutil
 import statistics
@@ -20,6 +21,7 @@ from typing import Any
 
 import psutil
 
+from myllm.config import TIMED_REPORTS
 from myllm.system.errors import InputError, RunError
 from myllm.system.machine import gpu_names, peak_memory
 from myllm.text.durations import duration
@@ -92,9 +94,21 @@ def time_steps(search: SearchSpec, resources: Resources, seconds: float = TIMED_
     mean = {name: statistics.fmean(one[name] for one in found) for name in found[0]}
     tokens, rows = search.report_tokens, []
     for batch, step in steps.items():
-        count = tokens / (batch * search.training.max_len)
-        rows.append((tokens, count, count * step + mean["evaluation"]))
+        timed, count = bool(search.training.budget_seconds), tokens / (batch * search.training.max_len)
+        rows.append((tokens, count, (tokens / 1000 if timed else count * step) + mean["evaluation"]))
     return StepTimings(fit_throughput(rows, per_segment=mean.pop("segment")), steps, **mean)
+
+
+def check_budget_seconds(search: SearchSpec, resources: Resources) -> None:
+    """Raises InputError where the baseline with the largest batch makes fewer steps in --budget_seconds than reports."""
+    batch, step = max(time_steps(search, resources, AUTO_SECONDS).steps.items())
+    seconds = search.training.budget_seconds or math.inf
+    if step * TIMED_REPORTS > seconds:
+        raise InputError(
+            f"--budget_seconds is {seconds:g} s, and a step with a batch of {batch} takes {step:.3g} s here: fewer steps "
+            f"than its {TIMED_REPORTS} reports; give {step * TIMED_REPORTS:.2g} s or more, or smaller batches "
+            "(--choices batch_size=...)"
+        )
 
 
 def forecast(search: SearchSpec, resources: Resources, events: Sequence[Event] = ()) -> str:
@@ -119,11 +133,13 @@ def forecast(search: SearchSpec, resources: Resources, events: Sequence[Event] =
         "rungs": f"trials that come to {rungs}",
         "audit": f"{rest.audits} of those left behind go on to the end after that, in about {duration(rest.audit_seconds)}",
         "tokens": f"{amount(rest.tokens)}, {rest.tokens / budget:,.1f} full trainings",
+        "length": f"{rest.tokens / budget:,.1f} full trainings of {search.budget_text}",
         "time": f"about {duration(seconds)}",
         "disk": f"about {disk / 1e6:,.0f} MB; {free / 1e9:,.1f} GB are free",
         "memory": f"about {memory / 1e9:,.1f} GB, {timings.memory / 1e9:,.2f} for each at once{gpu}; "
         f"{psutil.virtual_memory().available / 1e9:,.1f} GB are free",
     }
+    del rows["tokens" if search.training.budget_seconds else "length"]
     if not rest.audits:
         del rows["audit"]
     return "\n".join(f"  {name:9} {text}" for name, text in rows.items())
@@ -156,7 +172,8 @@ def measure(
     for batch in batches:
         values = search.sample(0) | {"batch_size": batch}
         timed = min(batch, 2 * (search.train_config(values).micro_batch_size or batch))  # two micro-batches tell all
-        opened = functools.partial(open_run, search, values, device, batch_size=timed, eval_freq=10**9)
+        untimed = {"budget_seconds": None, "epochs": 1} if search.training.budget_seconds else {}
+        opened = functools.partial(open_run, search, values, device, batch_size=timed, eval_freq=10**9, **untimed)
         run = opened()
         next(train(run, WARM_STEPS[device]))
         found.setdefault("ready", time.time() - start)

@@ -68,7 +68,7 @@ def measured_throughput(events: Iterable[Event], per_segment: float = 0.0) -> Th
     before: dict[str, Any] = {}
     for event in events:
         if isinstance(event, Reported):
-            now = np.array([event.tokens_seen, event.step, event.train_seconds], float)
+            now = np.array([event.position, event.step, event.train_seconds], float)
             passed = now - before.get(event.trial_id, 0.0)
             if passed.min() > 0:
                 rows.append(passed)
@@ -81,7 +81,7 @@ class Forecast:
     """The end of a search as it was simulated."""
 
     seconds: float  # time of the last report, on the clock of all sessions
-    tokens: int  # trained on by then
+    tokens: int  # trained on by then, in the unit of the budget
     trials: int
     replicates: int
     came: dict[int, int]  # tokens_seen of each rung and at the end -> trials that came there, replicates only at the end
@@ -216,7 +216,7 @@ def _counted(coordinator: Coordinator, scale: float, seconds: float, audit_secon
     kept = (worth_keeping(trials, trial, scheduler.may_audit(trials, trial)) for trial in trials.by_id.values())
     return Forecast(
         seconds=seconds,
-        tokens=round(scale * trials.tokens),
+        tokens=round(scale * trials.trained),
         trials=round(scale * len(trials.drawn)),
         replicates=round(scale * trials.replicates),
         came={tokens: round(scale * count) for tokens, count in came.items()},

@@ -11,6 +11,7 @@ from typing import Any
 import ray.tune as ray_tune
 
 from tune.config.spec import SearchSpec
+from tune.core.events import position_of
 from tune.store.checkpoints import STATE_FILE, Storage
 
 CHECKPOINT = "start_from_checkpoint"
@@ -49,8 +50,8 @@ def run_trial(
             metrics = asdict(report) | {"val_bpb": report.val_loss / math.log(2) / search.data.bytes_per_token}
             if compiled := run.compilation.pop_measurement():
                 metrics |= asdict(compiled)
-            since = time.monotonic() - last_saved
-            must = report.step == run.total_steps or report.tokens_seen in rung_tokens
+            since, position = time.monotonic() - last_saved, position_of(report.tokens_seen, report.budget_seconds)
+            must = report.step == run.total_steps or position in rung_tokens
             if report.diverged or not (must or since > max(CHECKPOINT_MIN_SECONDS, cost / CHECKPOINT_SHARE)):
                 ray_tune.report(metrics)
                 continue

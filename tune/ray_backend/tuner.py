@@ -26,6 +26,7 @@ from myllm.text.commands import command
 from tune.analysis.results import write_best, write_results
 from tune.config.resolve import Resources
 from tune.config.spec import SearchSpec
+from tune.core.events import position_of
 from tune.core.trials import CONTINUE
 from tune.monitor.progress import Progress
 from tune.ray_backend.search_algorithm import RaySearchAlgorithm
@@ -67,7 +68,8 @@ class Housekeeping(ray_tune.Callback):
 
     def on_checkpoint(self, iteration: int, trials: Any, trial: Any, checkpoint: Any, **info: Any) -> None:
         """A segment's last report has stored its state."""
-        self.session.on_checkpoint(trial.trial, trial.last_result["tokens_seen"], checkpoint.path)
+        at = position_of(trial.last_result["tokens_seen"], trial.last_result.get("budget_seconds"))
+        self.session.on_checkpoint(trial.trial, at, checkpoint.path)
 
     def on_step_end(self, iteration: int, trials: Any, **info: Any) -> None:
         """Ray has handled one event. Raises RunError where the search can't go on."""

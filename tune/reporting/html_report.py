@@ -79,9 +79,11 @@ def _facts(summary: Summary) -> Iterator[str]:
             yield tile("probability of being best", f"{best.probability_best:.0%}", compared(best))
         if best.share_of_budget < 1:
             yield tile("compared at", f"{best.share_of_budget:.3g} of the budget")
-    trainings = cost.tokens / summary.budget_tokens
     took = f"{cost.seconds / 60:,.1f} min" if cost.seconds < 7200 else f"{cost.seconds / 3600:,.1f} h"
-    yield tile("it took", took, f"{amount(cost.tokens)} tokens, {trainings:.1f} full trainings' worth")
+    yield tile("it took", took, f"{amount(cost.tokens)} tokens, {cost.trainings:.1f} full trainings' worth")
+    if summary.faster:
+        times = f"{summary.faster.times:.1f} times as fast"
+        yield tile("within the noise", times, f"trial {summary.faster.trial_id}, {summary.faster.behind:.4f} behind")
     if summary.compiled:
         yield tile("compiled, speed", f"{summary.compiled.gain:.2f} times", compiled_words(summary.compiled))
 

@@ -16,6 +16,7 @@ from myllm.text.commands import command
 from tune.analysis.axes import Edge, axes_of, edges
 from tune.analysis.posterior import LEVEL
 from tune.analysis.results import leaderboard, posterior_summary
+from tune.analysis.speed import fastest_alike, training_speeds
 from tune.analysis.stopping_audit import summarize_audit
 from tune.config.overrides import FLAGS, merge
 from tune.config.spec import SearchSpec
@@ -29,6 +30,7 @@ from tune.reporting.summary import (
     Confidence,
     Cost,
     CustomModel,
+    Faster,
     Gain,
     NextStep,
     Standing,
@@ -73,11 +75,13 @@ def summarize(run_dir: Path, search: SearchSpec, trials: Trials, events: list[Ev
         fixed=tuple(options.set),
         model=CustomModel(options.model or "", model.sha256) if isinstance(model, CustomModelConfig) else None,
         moved=search.clipped_baseline,
-        budget_tokens=search.budget_tokens,
+        budget_tokens=search.training.budget_tokens,
+        budget_seconds=search.training.budget_seconds,
         trials=TrialCounts(len(trials.drawn), planned, trials.replicates, dict(sorted(statuses.items()))),
         cost=Cost(
             seconds=search_seconds(events),
             tokens=trials.tokens,
+            trainings=trials.trained / trials.budget_tokens,
             checkpoint_bytes=disk_use(run_dir / "ray"),
             lost=sum(isinstance(event, WorkerLost) for event in events),
         ),
@@ -88,6 +92,7 @@ def summarize(run_dir: Path, search: SearchSpec, trials: Trials, events: list[Ev
         baseline=baseline,
         gain=gain,
         ladder=ladder,
+        faster=_faster(trials, posterior) if search.training.budget_tokens and not ladder else None,
         audit=summarize_audit(search, trials, events),
         edges=found_edges,
         confidence=confidence,
@@ -110,6 +115,15 @@ def _gain(table: pd.DataFrame, posterior: pd.DataFrame, baseline_id: str) -> Gai
     mean = table.loc[baseline_id, "val_loss"] - table["val_loss"].iloc[0]
     low, high = posterior.reindex(table.index[:1])[["gain_low", "gain_high"]].iloc[0]
     return Gain(finite(mean), finite(low), finite(high))
+
+
+def _faster(trials: Trials, posterior: pd.DataFrame) -> Faster | None:
+    """Returns the fastest configuration within the noise of the best; None where it is not much faster."""
+    found = fastest_alike(training_speeds(trials), posterior["low"])
+    if found is None:
+        return None
+    trial_id, behind, times = found
+    return Faster(trial_id, trials.by_id[trial_id].config, behind, times)
 
 
 def summarize_compiling(events: Iterable[Event]) -> Compiled | None:
@@ -206,6 +220,7 @@ def _wider_search(search: SearchSpec, found_edges: Sequence[Edge]) -> list[str |
         for name in ("token_dtype", "text_column"):
             flags += [f"--{name}", value] if (value := getattr(options, name)) else []
     flags += ["--budget_tokens", str(options.budget_tokens)] if options.budget_tokens else []
+    flags += ["--budget_seconds", f"{options.budget_seconds:g}"] if options.budget_seconds else []
     flags += ["--model", options.model] if options.model else []
     wider: dict[str, list[str]] = {}
     for edge in found_edges:

@@ -53,6 +53,8 @@ class Cost:
     """wall clock, all sessions together"""
     tokens: int
     """trained on by all trials, replicates included"""
+    trainings: float
+    """full trainings that take as much"""
     checkpoint_bytes: int
     """on the disk, in the run's folder"""
     lost: int
@@ -81,7 +83,7 @@ class Standing:
     config: dict[str, Any]
     """hyper-parameters"""
     tokens_seen: int
-    """tokens where losses are compared"""
+    """tokens where losses are compared; milliseconds with --budget_seconds"""
     val_loss: float | None
     """nats per token, mean over seeds; null where one diverged"""
     val_bpb: float | None
@@ -123,6 +125,19 @@ class Gain:
 
 
 @dataclass(frozen=True)
+class Faster:
+    """A configuration within the noise of the best that trains in a fraction of its time."""
+
+    trial_id: str
+    config: dict[str, Any]
+    """hyper-parameters"""
+    behind: float
+    """nats per token behind the best"""
+    times: float
+    """seconds of the best's full training over those of its own"""
+
+
+@dataclass(frozen=True)
 class NextStep:
     """A command that continues from here."""
 
@@ -153,8 +168,10 @@ class Summary:
     """null: the built-in model"""
     moved: dict[str, Any]
     """values of the preset or model outside of the user's ranges; the baseline has the nearest value instead"""
-    budget_tokens: int
-    """tokens of one full training"""
+    budget_tokens: int | None
+    """tokens of one full training; null with --budget_seconds"""
+    budget_seconds: float | None
+    """seconds of steps of one full training; null without --budget_seconds"""
     trials: TrialCounts
     cost: Cost
     compiled: Compiled | None
@@ -171,6 +188,8 @@ class Summary:
     """null where the baseline is the best or did not come as far"""
     ladder: LadderSummary | None
     """null but for a search with --target; best, baseline and gain are null then"""
+    faster: Faster | None
+    """null where none is, where no configuration has two seeds, and with --budget_seconds"""
     audit: Audit | None
     """null without --audit_fraction"""
     edges: tuple[Edge, ...]

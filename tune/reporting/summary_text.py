@@ -7,7 +7,7 @@ from myllm.text.format import amount, format_settings, share_text
 from tune.analysis.posterior import LEVEL
 from tune.analysis.stopping_audit import FEWEST, Audit, RungQuality
 from tune.reporting.ladder_text import ladder_lines
-from tune.reporting.summary import Best, Compiled, Gain, Standing, Summary
+from tune.reporting.summary import Best, Compiled, Faster, Gain, Standing, Summary
 
 CONFIDENCE = {"yes": "Yes.", "partly": "Partly.", "no": "No."}  # the answers to: can I rely on it?
 RELIABLE = 0.9  # probability of keeping the best from which on a rung counts as reliable
@@ -38,7 +38,8 @@ def _searched(summary: Summary) -> Iterator[tuple[str, str]]:
     planned = "" if trials.planned is None else f" of {trials.planned}"
     counts = ", ".join(f"{count} {status}" for status, count in trials.by_status.items())
     yield "trials", f"{trials.begun}{planned}: {counts}"
-    used = f"{cost.seconds:,.0f} s, {amount(cost.tokens)} tokens ({amount(summary.budget_tokens)} a full training)"
+    length = f"{summary.budget_seconds:g} s" if summary.budget_seconds else amount(summary.budget_tokens or 0)
+    used = f"{cost.seconds:,.0f} s, {amount(cost.tokens)} tokens ({length} a full training)"
     yield "took", f"{used}, {cost.checkpoint_bytes / 1e6:,.1f} MB of checkpoints"
     if summary.compiled:
         yield "compiled", compiled_words(summary.compiled)
@@ -72,6 +73,8 @@ def _found(summary: Summary) -> Iterator[tuple[str, str]]:
 
 def _remarks(summary: Summary) -> Iterator[tuple[str, str]]:
     """Yields (label, text) of what else the user should know."""
+    if summary.faster and summary.best:
+        yield "faster", faster_words(summary.faster, summary.best)
     for edge in summary.edges:
         yield "edge", f"{edge.hyper_parameter} {edge.value:.4g} is at its range's end; next {edge.search_next}"
     if summary.audit:
@@ -81,6 +84,17 @@ def _remarks(summary: Summary) -> Iterator[tuple[str, str]]:
         yield "lost", f"{lost} times a trial's process or machine; it went on from its last checkpoint (error-*.txt)"
     for trial_id, reason in summary.failed.items():
         yield "failed", f"trial {trial_id}: {reason} (error-{trial_id}.txt)"
+
+
+def faster_words(faster: Faster, best: Best) -> str:
+    """Returns which configuration within the noise of the best is faster: its settings that differ most plainly."""
+    config = faster.config
+    changed = {name: value for name, value in config.items() if value != best.config.get(name)}
+    told = {name: value for name, value in changed.items() if not isinstance(value, float)} or changed
+    behind = f"{faster.behind:.4f} behind" if faster.behind > 0 else "no loss behind"
+    return (
+        f"{format_settings(told)} (trial {faster.trial_id}): {behind}, within the noise, {faster.times:.1f} times as fast"
+    )
 
 
 def compared(best: Best) -> str:

@@ -14,6 +14,7 @@ from tune.analysis.stopping_audit import RungQuality
 from tune.config.spec import SearchSpec
 from tune.core.trials import AUDIT, REPLICATE, SAMPLED, SUGGESTED, Trials
 from tune.reporting.figures.base import COLOURS, MOST_POINTS, NATS, Figure, outcome, rounded, ticks
+from tune.store.tables import by_id
 
 MOST_CURVES = 300  # trials drawn: more hide each other
 KEPT = {"2": "#2da44e", "4": "#d9730d", "8": "#a371b5"}
@@ -27,18 +28,22 @@ def curves(search: SearchSpec, trials: Trials, history: pd.DataFrame, best: str)
     drawn = order[: MOST_CURVES // 2] + order[MOST_CURVES // 2 :: max(1, math.ceil(2 * len(order) / MOST_CURVES))]
     drawn += [trial for trial in order if outcomes[trial.trial_id] in ("best", "baseline")]
     shown = list(dict.fromkeys(trial.trial_id for trial in drawn))
-    table = history[["trial_id", "tokens_seen", "val_loss"]].copy()
+    table, unit = history[["trial_id", "tokens_seen", "val_loss"]].copy(), "tokens seen"
+    if search.training.budget_seconds:
+        table["tokens_seen"] = [r.position / 1000 for trial in by_id(trials) for r in trial.own_reports]
+        unit = "seconds of training"
     table["outcome"] = table["trial_id"].map(outcomes)
     lines = dict(list(table[table["trial_id"].isin(shown)].groupby("trial_id")))
     groups = {word: [lines[t] for t in shown if outcomes[t] == word and t in lines] for word in reversed(COLOURS)}
     groups = {word: found for word, found in groups.items() if found}
-    rungs = {tokens: share_text(tokens, search.budget_tokens) for tokens in search.scheduler().rung_tokens}
+    scale = 1000 if search.training.budget_seconds else 1
+    rungs = {tokens / scale: share_text(tokens, search.budget_tokens) for tokens in search.scheduler().rung_tokens}
     finite = table["val_loss"][np.isfinite(table["val_loss"].astype(float))]
     limits = (float(finite.min()) * 0.98, float(finite.quantile(0.98)) * 1.02) if len(finite) else (0.0, 1.0)
     line: dict[str, Any] = {"type": "line", "yref": "paper", "y0": 0, "y1": 1, "line": {"dash": "dot", "width": 1}}
     note: dict[str, Any] = {"y": 1, "yref": "paper", "yanchor": "bottom", "showarrow": False}
     layout: dict[str, Any] = {
-        "xaxis": {"title": {"text": "tokens seen"}, "range": [0, 1.005 * int(table["tokens_seen"].max())]},
+        "xaxis": {"title": {"text": unit}, "range": [0, 1.005 * int(table["tokens_seen"].max())]},
         "yaxis": {"title": {"text": f"val_loss, {NATS}"}, "range": list(limits)},
         "shapes": [line | {"x0": tokens, "x1": tokens} for tokens in rungs],
         "annotations": [note | {"x": tokens, "text": text} for tokens, text in rungs.items()],
@@ -56,7 +61,7 @@ def curves(search: SearchSpec, trials: Trials, history: pd.DataFrame, best: str)
         for tokens, text in rungs.items():
             axis.axvline(tokens, color="0.6", linestyle=":", linewidth=1)
             axis.text(tokens, 1.01, text, transform=axis.get_xaxis_transform(), ha="center")
-        axis.set(xlabel="tokens seen", ylabel=f"val_loss ({NATS})", ylim=limits, xlim=(0, None))
+        axis.set(xlabel=unit, ylabel=f"val_loss ({NATS})", ylim=limits, xlim=(0, None))
         axis.xaxis.set_major_formatter("{x:,.0f}")
         axis.legend()
 
