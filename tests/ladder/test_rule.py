@@ -24,19 +24,22 @@ def optimum(params, tokens):
 
 
 def loss_of(trial, tokens, surprise=1.0, plan=PLAN):
-    """A made-up loss; beyond 20 times the best rate a training diverges. From the top level on the best rate is `surprise`
-    times what the levels below say.
+    """A made-up loss; beyond 20 times the best rate a training diverges. From the top level on it is `surprise` times what
+    the levels below say.
     """
     config = trial.config
     params, length = 12 * config["n_layer"] * config["n_embd"] ** 2, config["budget_tokens"]
     rate, batch = optimum(params, length)
-    rate *= surprise if params >= plan.levels[plan.top].params else 1.0
+    surprise = surprise if params >= plan.levels[plan.top].params else 1.0
     u, v = math.log(config["learning_rate"] / rate), math.log(config["batch_size"] * plan.window / batch)
     if u > 3:
         return math.nan
     t = u - 0.25 * v
     noise = 1e-3 * math.sin(1e3 * config["learning_rate"])
-    return 2.2 * (params * length / 1e12) ** -0.06 * math.exp(0.05 * (math.exp(t) - 1 - t) + 0.02 * v * v / 2) + noise
+    return (
+        surprise * 2.2 * (params * length / 1e12) ** -0.06 * math.exp(0.05 * (math.exp(t) - 1 - t) + 0.02 * v * v / 2)
+        + noise
+    )
 
 
 def coordinator_of(plan=PLAN, events=(), workers=1, record=None):
@@ -113,12 +116,12 @@ def test_a_failed_prediction_widens_the_intervals_and_goes_a_level_up_while_the_
     wide = plan_of(MILLION, share=0.6)
     assert wide.levels[wide.top].settings["n_layer"] == 4
     roomy = type(wide)(**{**vars(PLAN), "share": 0.6})  # the levels of 10%, with room for one more
-    trials = played(roomy, surprise=40.0)
+    trials = played(roomy, surprise=1.4)
     counts = [len(here) for here in trials_by_level(roomy, trials)]
     assert counts[roomy.top + 1] == TOP_RUNS and counts[roomy.top + 2] == 0
     failed = check_level(roomy, trials, roomy.top)
-    assert not failed.holds and failed.outside
-    narrow = played(PLAN, surprise=40.0)
+    assert not failed.holds and failed.outside == ["loss"]
+    narrow = played(PLAN, surprise=1.4)
     assert len(trials_by_level(PLAN, narrow)[PLAN.top + 1]) == 0
     check = outcome(PLAN, narrow).checks[-1]
     assert check.widening > 1
