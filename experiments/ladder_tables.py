@@ -48,9 +48,8 @@ def main() -> None:
             continue
         runs = table_runs(path, params)
         (rate, batch), _ = fit_runs(runs, WIDE_PRIOR).optimum(runs[0].size)
-        print(
-            f"| {name} | {params:,} | {runs[0].size.tokens:,} | {len(runs)} | {math.exp(rate):.2e} | {math.exp(batch):.0f} |"
-        )
+        size = f"{params:,} | {runs[0].size.tokens:,}"
+        print(f"| {name} | {size} | {len(runs)} | {math.exp(rate):.2e} | {math.exp(batch):.0f} |")
 
 
 if __name__ == "__main__":
