@@ -77,6 +77,8 @@ class FusedRuns:
                 ours, theirs = getattr(first.config, name), getattr(run.config, name)
                 if ours != theirs:
                     raise InputError(f"{name} is {ours} in one run and {theirs} in another; they can't be trained as one")
+            if run.config.optimizer != "adamw":
+                raise InputError(f"optimizer is {run.config.optimizer}; only trainings with adamw can be trained as one")
             if (run.average is None) != (first.average is None):
                 raise InputError("runs with averaged weights and without can't be trained as one")
         self.device, self.config = first.device, first.config
@@ -91,9 +93,8 @@ class FusedRuns:
             return torch.stack([torch.cat([t.detach().flatten() for t in tensors_of(run)]) for run in runs])
 
         def moment(run: Run, key: str) -> list[torch.Tensor]:
-            return [
-                run.optimizer.state[p][key] if p in run.optimizer.state else torch.zeros_like(p) for p in run.parameters
-            ]
+            (adamw,) = run.optimizer.optimizers
+            return [adamw.state[p][key] if p in adamw.state else torch.zeros_like(p) for p in run.parameters]
 
         self.weights = rows(lambda run: run.parameters)
         self.exp_avg = rows(lambda run: moment(run, "exp_avg"))
@@ -126,7 +127,7 @@ class FusedRuns:
                 parameter.copy_(self._split(self.weights)[i][k])
                 if run.average is not None:
                     run.average[i].copy_(self._split(self.average)[i][k])
-            run.optimizer.state[parameter] = {
+            run.optimizer.optimizers[0].state[parameter] = {
                 "step": step.to(self.device),
                 "exp_avg": self._split(self.exp_avg)[i][k].clone(),
                 "exp_avg_sq": self._split(self.exp_avg_sq)[i][k].clone(),

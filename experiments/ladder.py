@@ -12,10 +12,10 @@ import json
 import math
 from pathlib import Path
 
+from myllm.scaling_laws import PUBLISHED_LAWS, Size
 from myllm.system.errors import InputError, Parser, run_command, warn
 from tune.ladder.answer import Answer, answer
 from tune.ladder.fit import Run
-from tune.ladder.laws import PUBLISHED_LAWS, Size
 
 COLUMNS = ("params", "tokens", "learning_rate", "batch_tokens", "loss")
 

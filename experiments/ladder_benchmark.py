@@ -20,10 +20,10 @@ from ladder import read_runs
 from scipy.interpolate import LinearNDInterpolator, RBFInterpolator
 from scipy.spatial import cKDTree
 
+from myllm.scaling_laws import LAW_PRIOR, Size, movement
 from myllm.system.errors import Parser, run_command
 from tune.ladder.answer import Z90, plain_point
 from tune.ladder.fit import Run, fit_runs, levels_of
-from tune.ladder.laws import LAW_PRIOR, Size, movement
 
 TABLE = Path(__file__).parent / "data" / "scaling" / "scalebench_small.csv.gz"
 DESIGNS = {

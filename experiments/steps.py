@@ -2,6 +2,7 @@
 
     python experiments/steps.py                                 # about 6 minutes on 2 quiet cores
     python experiments/steps.py --shapes 0 --threads 1 --seconds 1 --rounds 3
+    python experiments/steps.py --shapes 0 2 --threads 1 --cpu_seconds --models nanoGPT ours "ours, modern"
 
 A step is forward, backward, clipping to norm 1 and AdamW in float32, on random ids. Printed are tokens a second, medians
 over the rounds, and the median of our speed over that of the best peer in the same round. The peers are written here from
@@ -14,6 +15,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -21,6 +23,7 @@ import torch.nn.functional as F
 
 from myllm.config import GPTConfig
 from myllm.models.gpt import GPT
+from myllm.presets import MODERN
 from myllm.system.errors import InputError, Parser, run_command
 
 
@@ -167,6 +170,25 @@ MODELS: dict[str, Callable[[Shape], nn.Module]] = {
     "ours": lambda s: GPT(GPTConfig(s.L, s.heads, s.d, s.T, s.V, activation="gelu")),
     "ours, tanh": lambda s: GPT(GPTConfig(s.L, s.heads, s.d, s.T, s.V, activation="gelu_tanh")),
 }
+DEFAULT = list(MODELS)
+SWITCHES: dict[str, dict[str, Any]] = {
+    "rmsnorm": {"norm": "rmsnorm"},
+    "rotary": {"position": "rotary"},
+    "swiglu": {"mlp": "swiglu"},
+    "relu2": {"mlp": "relu2"},
+    "qk_norm": {"qk_norm": True},
+    "one kv head": {"n_kv_head": 1},
+    "untied": {"tied": False},
+    "modern": MODERN,
+}
+
+
+def switched(switches: dict[str, Any]) -> Callable[[Shape], nn.Module]:
+    """Ours with other parts of the block."""
+    return lambda s: GPT(GPTConfig(s.L, s.heads, s.d, s.T, s.V, **{"activation": "gelu"} | switches))
+
+
+MODELS |= {f"ours, {name}": switched(switches) for name, switches in SWITCHES.items()}
 
 
 def stepper(name: str, shape: Shape, optimizer: str) -> Callable[[], None]:
@@ -192,35 +214,39 @@ def stepper(name: str, shape: Shape, optimizer: str) -> Callable[[], None]:
     return step
 
 
-def measure(shape: Shape, names: list[str], rounds: int, seconds: float, optimizer: str) -> dict[str, list[float]]:
+def measure(
+    shape: Shape, names: list[str], rounds: int, seconds: float, optimizer: str, cpu_seconds: bool = False
+) -> dict[str, list[float]]:
     """Tokens a second of each model in each round, of about so many seconds for each."""
     torch.set_num_threads(shape.threads)
     steps, counts, found = {}, {}, {name: [] for name in names}
+    clock = time.process_time if cpu_seconds else time.perf_counter
     for name in names:
         steps[name] = stepper(name, shape, optimizer)
         steps[name]()
-        begin = time.perf_counter()
+        begin = clock()
         steps[name]()
-        counts[name] = max(1, round(seconds / (time.perf_counter() - begin)))
+        counts[name] = max(1, round(seconds / (clock() - begin)))
     for turn in range(rounds):
         for name in (*names[turn % len(names) :], *names[: turn % len(names)]):
-            begin = time.perf_counter()
+            begin = clock()
             for _ in range(counts[name]):
                 steps[name]()
-            found[name].append(counts[name] * shape.B * shape.T / (time.perf_counter() - begin))
+            found[name].append(counts[name] * shape.B * shape.T / (clock() - begin))
     return found
 
 
 def main() -> None:
     parser = Parser(prog="steps.py", description=__doc__.splitlines()[0])
     parser.add_argument("--shapes", type=int, nargs="+", default=range(len(SHAPES)), help="which rows, from 0")
-    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS), help="those to time")
+    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=DEFAULT, help="those to time")
     parser.add_argument("--rounds", type=int, default=7, help="of all models")
     parser.add_argument("--seconds", type=float, default=1.5, help="for each model in a round, at least a step")
     parser.add_argument("--threads", type=int, default=None, help="torch threads (unset: each row's own)")
     parser.add_argument(
         "--optimizer", choices=["own", "fused"], default="own", help="AdamW as each project makes it, or fused"
     )
+    parser.add_argument("--cpu_seconds", action="store_true", help="of the process, with one thread: on a busy machine")
     args = parser.parse_args()
     if args.rounds < 1 or not all(0 <= row < len(SHAPES) for row in args.shapes):
         raise InputError(f"--rounds must be 1 or more, and --shapes lie from 0 to {len(SHAPES) - 1}")
@@ -231,7 +257,7 @@ def main() -> None:
         shape = SHAPES[row]
         if args.threads:
             shape = Shape(shape.V, shape.d, shape.L, shape.T, shape.B, args.threads)
-        found = measure(shape, args.models, args.rounds, args.seconds, args.optimizer)
+        found = measure(shape, args.models, args.rounds, args.seconds, args.optimizer, args.cpu_seconds)
         ratios = [
             found["ours"][turn] / max(found[name][turn] for name in peers)
             for turn in range(args.rounds)

@@ -15,6 +15,8 @@ core and a torch thread each, for --seconds from the start of its first process,
           SuccessiveHalvingPruner with the rungs of ray. Its pick is study.best_trial: the lowest val_loss at the end of the
           budget. optimize(timeout=...) would finish what runs when the time is up, so it is killed. A diverged trial counts
           as pruned, which tells its sampler more than the failure that Optuna would make of a NaN.
+  expert  optuna with the sampler and the pruner that did best in dense.py on two tables: multivariate TPE that knows what
+          runs, and rungs at 1/8 and 1/2.
 
 What each would hand its user after 1/4, 1/2, 3/4 and all of the time (--shares) is trained in full with seeds that no
 search used; its score is the mean val_loss (nats per token) over 16 times as many validation windows, infinite where one
@@ -48,6 +50,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,13 +65,13 @@ from myllm.training.train import Report, train
 from tune.config.open_run import open_run
 from tune.config.options import SearchOptions
 from tune.config.resolve import resolve_search
-from tune.config.spec import RUNS_DIR, SearchSpec, read_search
+from tune.config.spec import RUNS_DIR, SearchSpec
 from tune.core.search_space import Range, get_space, sample
 
 # What only one method or only the main process needs is imported where it is used: start-up is on the clock.
 
 ROOT = Path(__file__).resolve().parent.parent
-PEERS = ("ray", "optuna")
+PEERS = ("ray", "optuna", "expert")
 METHODS = ("ours", *PEERS, "ours-tpe")
 SHARES = (0.25, 0.5, 0.75, 1.0)  # of the wall time, when picks are scored
 FIRST_SEED, FIRST_RETRAIN_SEED = 100, 10_001  # of the searches, and of the trainings of their picks
@@ -111,7 +114,7 @@ def our_pick(folder: Path, until: float, budget_tokens: int) -> Pick:
 
 
 def search_with_ray(job: dict[str, Any], folder: Path, scratch: str, index: int) -> None:
-    """Searches until job["segment_end_tokens"]; notes every report when the driver sees it."""
+    """Searches until job["until"]; notes every report when the driver sees it."""
     import ray
     from ray import tune
     from ray.tune.schedulers import ASHAScheduler
@@ -141,7 +144,7 @@ def search_with_ray(job: dict[str, Any], folder: Path, scratch: str, index: int)
             scheduler=ASHAScheduler(max_t=MARKS, grace_period=GRACE_MARKS, reduction_factor=REDUCTION_FACTOR),
             search_alg=BasicVariantGenerator(points_to_evaluate=job["first"], random_state=job["seed"]),
             num_samples=-1,
-            time_budget_s=job["segment_end_tokens"] - time.time(),
+            time_budget_s=job["until"] - time.time(),
         ),
         run_config=tune.RunConfig(storage_path=f"{scratch}/results", callbacks=[Notes()], verbose=0),
     )
@@ -169,8 +172,8 @@ def open_study(folder: Path, **settings: Any) -> Any:
     return optuna.create_study(storage=storage, study_name="versus", load_if_exists=True, **settings)
 
 
-def search_with_optuna(job: dict[str, Any], folder: Path, scratch: str, index: int) -> None:
-    """Process `index` of those that search until job["segment_end_tokens"]."""
+def search_with_optuna(job: dict[str, Any], folder: Path, scratch: str, index: int, expert: bool = False) -> None:
+    """Process `index` of those that search until job["until"]. An `expert` chose sampler and pruner."""
     import optuna
 
     def objective(trial: optuna.Trial) -> float:
@@ -187,12 +190,17 @@ def search_with_optuna(job: dict[str, Any], folder: Path, scratch: str, index: i
         return report.val_loss
 
     os.nice(15)  # as Ray's workers have by default, so that what else runs on the machine hits all methods alike
-    sampler = optuna.samplers.TPESampler(seed=1000 * job["seed"] + index)  # one seed for all would give the same draws
-    pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=GRACE_MARKS, reduction_factor=REDUCTION_FACTOR)
+    seed = 1000 * job["seed"] + index  # one seed for all would give the same draws
+    if expert:
+        sampler = optuna.samplers.TPESampler(multivariate=True, constant_liar=True, seed=seed)
+        pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=2 * GRACE_MARKS, reduction_factor=REDUCTION_FACTOR)
+    else:
+        sampler = optuna.samplers.TPESampler(seed=seed)
+        pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=GRACE_MARKS, reduction_factor=REDUCTION_FACTOR)
     study = open_study(folder, sampler=sampler, pruner=pruner)
     for config in job["first"] if index == 0 else ():
         study.enqueue_trial(config)
-    study.optimize(objective, timeout=job["segment_end_tokens"] - time.time())
+    study.optimize(objective, timeout=job["until"] - time.time())
 
 
 def optunas_pick(folder: Path, until: float, budget_tokens: int) -> Pick:
@@ -203,13 +211,13 @@ def optunas_pick(folder: Path, until: float, budget_tokens: int) -> Pick:
     return best and best.params, len(begun), len(done)
 
 
-WORKERS = {"ray": search_with_ray, "optuna": search_with_optuna}
-PICKS = {"ours": our_pick, "ours-tpe": our_pick, "ray": rays_pick, "optuna": optunas_pick}
+WORKERS = {"ray": search_with_ray, "optuna": search_with_optuna, "expert": partial(search_with_optuna, expert=True)}
+PICKS = {"ours": our_pick, "ours-tpe": our_pick, "ray": rays_pick, "optuna": optunas_pick, "expert": optunas_pick}
 
 
 def read_job(folder: Path) -> dict[str, Any]:
     """What the process of a search in `folder` is to do."""
-    return json.loads((folder / "job.json").read_text()) | {"search": read_search(folder.parent)}
+    return json.loads((folder / "job.json").read_text()) | {"search": SearchSpec.read(folder.parent)}
 
 
 def run_search(method: str, job: dict[str, Any], folder: Path) -> None:
@@ -222,11 +230,12 @@ def run_search(method: str, job: dict[str, Any], folder: Path) -> None:
         log = stack.enter_context(open(folder / "log.txt", "w"))
         start = time.time()
         settings = {name: value for name, value in job.items() if name != "search"}
-        (folder / "job.json").write_text(json.dumps(settings | {"segment_end_tokens": start + job["seconds"]}))
+        (folder / "job.json").write_text(json.dumps(settings | {"until": start + job["seconds"]}))
         worker = [sys.executable, __file__, "--worker", method, str(folder), scratch]
         commands = {"ours": [our_command(job, folder, "gp")], "ours-tpe": [our_command(job, folder, "optuna")]}
         commands |= {"ray": [[*worker, "0"]], "optuna": [[*worker, str(index)] for index in range(job["slots"])]}
-        end = start + job["seconds"] * (1 if method == "optuna" else 1.5)  # more shows how late they are; it does not count
+        commands["expert"] = commands["optuna"]
+        end = start + job["seconds"] * (1 if method in ("optuna", "expert") else 1.5)  # later does not count
         try:
             for command in commands[method]:
                 processes.append(subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, start_new_session=True))
@@ -304,7 +313,7 @@ def show(table: Any, methods: list[str], figure: Path | None) -> None:
 def parse_args() -> argparse.Namespace:
     parser = Parser(prog="versus.py", description=__doc__.splitlines()[0])
     parser.add_argument("--name", required=True, help="of the study: experiments/runs/versus-NAME")
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS, help="those to compare")
+    parser.add_argument("--methods", nargs="+", default=["ours", "ray", "optuna"], choices=METHODS, help="those to compare")
     parser.add_argument("--preset", default="nano", help="model shape")
     parser.add_argument("--train_file", default=BUILTIN, help="training data: .bin, UTF-8 text, or 'builtin'")
     parser.add_argument("--val_file", default=BUILTIN, help="validation data, likewise")
@@ -340,7 +349,7 @@ def main() -> None:
     folder = RUNS_DIR / f"versus-{args.name}"
     path = folder / "settings.json"
     if path.exists():
-        before = read_search(folder)
+        before = SearchSpec.read(folder)
         same = json.loads(path.read_text()) == job
         if not same or any(getattr(before, n) != getattr(search, n) for n in ("model", "training", "data")):
             raise InputError(f"--name {args.name}: {path} has other settings; choose another name")

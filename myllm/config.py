@@ -20,7 +20,17 @@ class _Dataclass(Protocol):
 
 
 T = TypeVar("T", bound=_Dataclass)
-ACTIVATIONS = ("gelu_tanh", "gelu")
+CHOICES = {
+    "activation": ("gelu_tanh", "gelu"),
+    "norm": ("layernorm", "rmsnorm"),
+    "position": ("learned", "rotary"),
+    "mlp": ("gelu", "swiglu", "relu2"),
+}
+"""words that settings of the decoder may have"""
+WIDTH_MULTIPLE = 64
+"""of swiglu's hidden layer, in channels: a GPU multiplies such widths fastest"""
+TIMED_REPORTS = 32
+"""reports of a training with budget_seconds, after equal parts of the time"""
 
 
 def _require(condition: bool, field: str, value: Any, right: str) -> None:
@@ -38,7 +48,7 @@ def _is_number(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """The shape of a GPT-2 style decoder."""
+    """The shape of a decoder: GPT-2's, with newer parts where they are named."""
 
     n_layer: int
     """transformer blocks"""
@@ -56,6 +66,18 @@ class GPTConfig:
     """whether linear layers and norms carry a bias, as GPT-2's do"""
     activation: str = "gelu_tanh"
     """gelu: the exact one, as nanoGPT's; gelu_tanh: GPT-2's approximation, which older configurations mean as well"""
+    norm: str = "layernorm"
+    """layernorm; or rmsnorm, without a mean and a bias"""
+    position: str = "learned"
+    """learned: an embedding of each position; rotary: queries and keys turn with their position"""
+    mlp: str = "gelu"
+    """gelu (see activation); swiglu: a gated layer of 8/3 the width; relu2: the squared ReLU"""
+    qk_norm: bool = False
+    """whether queries and keys have an RMS norm, over each head's channels"""
+    n_kv_head: int = 0
+    """heads of keys and values, which groups of heads share; divides n_head; 0: as many as n_head"""
+    tied: bool = True
+    """whether the head is the token embedding; else it has weights of its own"""
 
     def __post_init__(self) -> None:
         for name in ("n_layer", "n_head", "n_embd", "block_size", "vocab_size"):
@@ -63,15 +85,41 @@ class GPTConfig:
             _require(_is_int(value) and value > 0, name, value, "a positive whole number")
         _require(self.n_embd % self.n_head == 0, "n_embd", self.n_embd, f"a multiple of n_head ({self.n_head})")
         _require(_is_number(self.dropout) and 0 <= self.dropout < 1, "dropout", self.dropout, "at least 0 and below 1")
-        _require(self.activation in ACTIVATIONS, "activation", self.activation, " or ".join(ACTIVATIONS))
+        for name, words in CHOICES.items():
+            _require(getattr(self, name) in words, name, getattr(self, name), " or ".join(words))
+        divides = _is_int(self.n_kv_head) and self.n_kv_head >= 0 and self.n_head % (self.n_kv_head or 1) == 0
+        _require(divides, "n_kv_head", self.n_kv_head, f"a divisor of n_head ({self.n_head}), or 0 for as many")
+        if self.position == "rotary" and self.n_embd // self.n_head % 2:
+            raise InputError(
+                f"position is 'rotary', and a head of n_embd {self.n_embd} / n_head {self.n_head} has an odd number of "
+                "channels; it must have an even one, for channels turn in pairs"
+            )
+        for name in ("bias", "qk_norm", "tied"):
+            _require(isinstance(getattr(self, name), bool), name, getattr(self, name), "true or false")
+
+    @property
+    def kv_heads(self) -> int:
+        """Returns the heads of keys and values."""
+        return self.n_kv_head or self.n_head
+
+    @property
+    def mlp_width(self) -> int:
+        """Returns the channels of the position-wise network's hidden layer: 4 n_embd, or of swiglu about 8/3 n_embd."""
+        if self.mlp == "swiglu":
+            return max(1, round(8 * self.n_embd / 3 / WIDTH_MULTIPLE)) * WIDTH_MULTIPLE
+        return 4 * self.n_embd
+
+
+LENGTHS = ("epochs", "budget_tokens", "budget_seconds")
+"""settings of which one says how long a training is"""
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The settings of one training. Exactly one of `epochs` and `budget_tokens` says how long it is."""
+    """The settings of one training. One of `epochs`, `budget_tokens` and `budget_seconds` says how long it is."""
 
     learning_rate: float
-    """peak learning rate of AdamW"""
+    """peak learning rate"""
     batch_size: int
     """windows per optimizer step"""
     max_len: int
@@ -84,6 +132,8 @@ class TrainConfig:
     """passes over all windows of the training file (the last, incomplete batch of a pass is left out)"""
     budget_tokens: int | None = None
     """tokens to train on; a multiple of batch_size * max_len"""
+    budget_seconds: float | None = None
+    """seconds of optimizer steps, without evaluations: as many tokens as they last for here"""
     warmup_ratio: float = 0.02
     """v2: share of the optimizer steps in which the rate rises linearly to its peak"""
     min_lr_ratio: float = 0.1
@@ -94,8 +144,12 @@ class TrainConfig:
     """wsd: share of the optimizer steps, at the end, in which the rate falls to its floor"""
     clip_norm: float = 1.0
     """v2: largest global L2 norm of the gradient"""
+    optimizer: str = "adamw"
+    """adamw; or muon, for the matrices of the blocks, beside adamw for all other parameters"""
+    muon_lr_ratio: float = 1.0
+    """muon: learning rate of the matrices, as a multiple of learning_rate"""
     weight_decay: float = 0.1
-    """AdamW's decoupled decay, of matrices and embeddings only"""
+    """decoupled decay, of matrices and embeddings only"""
     beta1: float = 0.9
     """AdamW's decay rate of the gradient average, per step"""
     beta2: float = 0.95
@@ -127,9 +181,9 @@ class TrainConfig:
             value = getattr(self, name)
             unset = value is None and name in optional
             _require(unset or (_is_int(value) and 0 < value < 2**63), name, value, "a positive whole number below 2^63")
-        for name in ("learning_rate", "clip_norm", "beta2_half_life"):
+        for name in ("learning_rate", "clip_norm", "muon_lr_ratio", "beta2_half_life", "budget_seconds"):
             value = getattr(self, name)
-            unset = value is None and name == "beta2_half_life"
+            unset = value is None and name in ("beta2_half_life", "budget_seconds")
             _require(unset or (_is_number(value) and value > 0), name, value, "a positive number")
         _require(_is_number(self.weight_decay) and self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
         for name in ("warmup_ratio", "min_lr_ratio", "cooldown_ratio", "ema_ratio"):
@@ -146,14 +200,15 @@ class TrainConfig:
             _require(_is_number(value) and 0 <= value < 1, name, value, "at least 0 and below 1")
         _require(_is_int(self.seed) and 0 <= self.seed < 2**31, "seed", self.seed, "a whole number from 0 to 2^31 - 1")
         _require(self.version in ("v1", "v2"), "version", self.version, "v1 or v2")
+        _require(self.optimizer in ("adamw", "muon"), "optimizer", self.optimizer, "adamw or muon")
         _require(self.schedule in ("cosine", "wsd"), "schedule", self.schedule, "cosine or wsd")
         _require(self.dtype in ("auto", "float32", "bfloat16"), "dtype", self.dtype, "auto, float32 or bfloat16")
         _require(self.float32_matmul in ("tf32", "float32"), "float32_matmul", self.float32_matmul, "tf32 or float32")
         _require(self.compile in ("auto", "on", "off"), "compile", self.compile, "auto, on or off")
-        if (self.epochs is None) == (self.budget_tokens is None):
-            raise InputError(
-                f"epochs is {self.epochs} and budget_tokens is {self.budget_tokens}; exactly one must say how long to train"
-            )
+        lengths = {name: getattr(self, name) for name in LENGTHS}
+        if sum(value is not None for value in lengths.values()) != 1:
+            given = " and ".join(f"{name} is {value}" for name, value in lengths.items() if name != LENGTHS[2] or value)
+            raise InputError(f"{given}; exactly one must say how long to train")
         if self.budget_tokens is not None:
             whole = self.budget_tokens % self.tokens_per_step == 0
             right = f"a multiple of batch_size * max_len ({self.tokens_per_step})"

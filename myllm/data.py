@@ -25,9 +25,11 @@ from myllm.datasets.token_layout import DTYPES
 from myllm.datasets.tokenizer import get_tokenizer
 from myllm.system.errors import InputError, Parser, run_command
 from myllm.system.files import check_writable
+from myllm.system.machine import refuse_torchrun
 
 
 def main() -> None:
+    refuse_torchrun("myllm/data.py")
     parser = Parser(prog="data.py", description="Writes text as train_ids.bin and val_ids.bin.")
     parser.add_argument("--input", required=True, nargs="+", help="text or token files: names, a glob, or a folder")
     parser.add_argument("--out_dir", required=True, help="folder to write to")

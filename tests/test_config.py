@@ -28,6 +28,26 @@ def test_gpt2_preset_is_gpt2():
     assert total == 124_439_808  # the published count of the smallest GPT-2
 
 
+@pytest.mark.parametrize("name", ["mini", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "gpt2-modern"])
+def test_a_large_presets_own_baseline_is_the_laws_at_its_budget(name):
+    assert get_preset(name).at(get_preset(name).budget_tokens) == get_preset(name)
+
+
+def test_a_large_presets_baseline_follows_budget_shape_and_batch_and_a_small_ones_does_not():
+    def baseline(name, *asked):
+        preset = get_preset(name).at(*asked)
+        return preset.learning_rate, preset.batch_size
+
+    assert baseline("gpt2", 100_000_000) == (0.0011, 16)  # 1.79 N^-.713 D^.307 and .58 D^.571 / 1024, N = 84.9M
+    assert baseline("gpt2", 20_000_000_000) == (0.0033, 512)  # the law's .0058 is capped: 3e-3 (512 / 431.5)^.5
+    deep = dataclasses.replace(get_preset("gpt2").model(257), n_layer=48, block_size=256)
+    assert baseline("gpt2", 100_000_000, deep) == (0.00042, 64)
+    assert baseline("gpt2", 2_483_027_968, None, 8) == (0.00074, 8)
+    own = get_preset("nano").learning_rate, get_preset("nano").batch_size
+    assert baseline("nano", 10**10) == own and baseline("nano", 786_432, None, 64) == own
+    assert baseline("nano", 100_000_000, deep) == (0.00042, 64)
+
+
 GOOD = dict(learning_rate=1e-3, batch_size=4, max_len=8, stride=8, epochs=1)
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from myllm.system.errors import InputError, Parser, run_command
 from myllm.system.files import obstacle, write_text
+from myllm.system.machine import refuse_torchrun
 from tune.analysis.response_surface import ResponseSurface
 from tune.analysis.results import load, tables
 from tune.config.spec import FILE_NAME
@@ -52,7 +53,7 @@ def write_report(run_dir: Path, whole: bool = True, still: bool = False) -> str:
     said = summary_text(summary)
     notes = {"budget": time_spent(trials, events, summary)}
     try:
-        surface = ResponseSurface(search, trials) if whole else None
+        surface = ResponseSurface(search, trials) if whole and not search.ladder else None
     except ValueError as error:
         surface = None
         notes["importance"] = f"What matters: nothing can be said yet, {error}."
@@ -94,7 +95,7 @@ def time_spent(trials: Trials, events: list[Event], summary: Summary) -> str:
     share = f"{min(1.0, trained / whole):.0%}" if whole else "an unknown share"
     return (
         f"{share} of the time of {workers} workers went into training and evaluation, the rest into starting, storing and "
-        f"waiting. Trials that diverged or failed took {lost / max(1, summary.cost.tokens):.1%} of the {summary.unit}."
+        f"waiting. Trials that diverged or failed took {lost / max(1, summary.cost.tokens):.1%} of the tokens."
     )
 
 
@@ -109,6 +110,7 @@ def nothing_reported(run_dir: Path) -> str | None:
 
 
 def main() -> None:
+    refuse_torchrun("tune/report.py")
     parser = Parser(prog="report.py", description="Prints a run's summary and rewrites its report; several: compares.")
     parser.add_argument("runs", nargs="+", metavar="run", help="run folder, experiments/runs/NAME")
     parser.add_argument("--open", action="store_true", help="show the page in the browser")

@@ -78,11 +78,13 @@ class BatchStream:
     """An endless stream of shuffled batches; every epoch is a new order of all windows.
 
     The position is `epoch` and `batch` within it. The windows that do not fill a last batch are left out of that epoch.
-    Raises InputError where the batch is larger than the data.
+    Of several processes that share each batch, process `rank` of `processes` gets every window whose number in the batch is
+    `rank` modulo `processes`. Raises InputError where the batch is larger than the data.
     """
 
-    def __init__(self, windows: Windows, batch_size: int, seed: int):
+    def __init__(self, windows: Windows, batch_size: int, seed: int, rank: int = 0, processes: int = 1):
         self.windows, self.batch_size, self.seed = windows, batch_size, seed
+        self.rank, self.processes = rank, processes
         self.steps_per_epoch = len(windows) // batch_size
         if self.steps_per_epoch == 0:
             raise InputError(
@@ -92,10 +94,11 @@ class BatchStream:
         self.epoch = self.batch = 0
 
     def next(self) -> tuple["torch.Tensor", "torch.Tensor"]:
-        """Returns the next batch, as Windows.batch gives it."""
+        """Returns this process's part of the next batch, as Windows.batch gives it."""
         if self.batch >= self.steps_per_epoch:
             self.epoch, self.batch = self.epoch + 1, 0
-        positions = np.arange(self.batch * self.batch_size, (self.batch + 1) * self.batch_size)
+        begin = self.batch * self.batch_size
+        positions = np.arange(begin + self.rank, begin + self.batch_size, self.processes)
         key = int(np.random.SeedSequence([self.seed, self.epoch]).generate_state(1)[0])
         self.batch += 1
         return self.windows.batch(shuffled(positions, len(self.windows), key))

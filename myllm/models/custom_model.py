@@ -12,9 +12,11 @@
         def logits(self, ids):                      # may be left out: a model that has it can write text
             return logits                           # (B, T, vocab_size), or (B, 1, vocab_size) of the last token
 
+        def optimizers(self, settings):             # may be left out; `settings` are the training's, by name
+            return optimizer                        # torch's own or like it, or a list; each rate follows the schedule
+
 The file's text, and that of the modules beside it that it imports, is part of the model's configuration: a search goes on
-with the code that it began with, on every machine, whatever happens to the file. Nothing here imports torch before a model
-is built: a report reads configurations without it.
+with the code that it began with, on every machine. Nothing here imports torch before a model is built.
 """
 
 import ast
@@ -98,8 +100,9 @@ def described(model: ModelConfig) -> dict[str, Any]:
 
 def with_settings(model: ModelConfig, changes: dict[str, Any]) -> ModelConfig:
     """Returns the model with other settings. Raises InputError for those that it can't have."""
-    own = {"settings": model.settings | changes} if isinstance(model, CustomModelConfig) else changes
-    return dataclasses.replace(model, **own)
+    if isinstance(model, CustomModelConfig):
+        return dataclasses.replace(model, settings=model.settings | changes)
+    return dataclasses.replace(model, **changes)
 
 
 def fix_settings(model: ModelConfig, texts: Iterable[str]) -> ModelConfig:
@@ -146,19 +149,19 @@ def difference(model: ModelConfig, saved: dict[str, Any]) -> str | None:
     return None
 
 
-# Files
-
-
-def absolute(spec: str, flag: str = "--model", kind: str = "Class") -> str:
-    """FILE.py:Class with an absolute path. Raises InputError, which begins with `flag`, where it names none."""
+def absolute(spec: str) -> str:
+    """FILE.py:Class with an absolute path. Raises InputError where it names no class."""
     path, colon, name = spec.rpartition(":")
     if not colon or not name.isidentifier():
-        raise InputError(f"{flag} {spec!r} names no {kind.lower()}; write FILE.py:{kind}")
+        raise InputError(f"--model {spec!r} names no class; write FILE.py:Class")
     return f"{os.path.abspath(path)}:{name}"
 
 
 def read_files(path: Path) -> dict[str, str]:
-    """Returns the text of a Python file and of modules beside it that it imports, by relative path. Raises InputError."""
+    """Returns the text of a Python file, and of the modules and packages beside it that it imports, by relative path.
+
+    Raises InputError.
+    """
     folder, files = path.parent, {}
     waiting = [path]
     while waiting:
@@ -238,10 +241,7 @@ class _Files(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 @functools.lru_cache(maxsize=8)
-def load_object(source: str, sha256: str, code: str, flag: str, is_wanted: Callable[[Any], bool], kind: str) -> Any:
-    """What FILE.py:name names, its code executed once a process: `code` is the JSON of the files, `sha256` of `digest`.
-    Raises InputError, which begins with `flag`, where the file can't be imported or has no such object of that `kind`.
-    """
+def _load(source: str, sha256: str, code: str) -> type:
     path, _, name = source.rpartition(":")
     files = _Files(Path(path).parent, json.loads(code))
     main, *others = files.files
@@ -255,19 +255,18 @@ def load_object(source: str, sha256: str, code: str, flag: str, is_wanted: Calla
     try:
         files.execute(module, main)
     except (Exception, SystemExit) as error:
-        raise InputError(f"{flag} {source}: importing it raises {error_text(error)}") from None
+        raise InputError(f"--model {source}: importing it raises {error_text(error)}") from None
     found = getattr(module, name, None)
-    if not is_wanted(found):
-        known = [n for n, value in vars(module).items() if is_wanted(value)]
-        near = difflib.get_close_matches(name, known, 1, 0.5) or known
-        raise InputError(f"{flag} {source}: it has no {kind} {name}; it has {', '.join(near) or 'none'}")
+    if not inspect.isclass(found):
+        classes = [n for n, value in vars(module).items() if inspect.isclass(value)]
+        near = difflib.get_close_matches(name, classes, 1, 0.5) or classes
+        raise InputError(f"--model {source}: it has no class {name}; it has {', '.join(near) or 'none'}")
     return found
 
 
 def load_class(model: CustomModelConfig) -> type:
     """Returns the class of a custom model, its code executed once a process. Raises InputError."""
-    found: type = load_object(model.source, model.sha256, json.dumps(model.files), "--model", inspect.isclass, "class")
-    return found
+    return _load(model.source, model.sha256, json.dumps(model.files))
 
 
 def error_text(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""GPT-2's decoder. Shapes in comments: B windows, T tokens, C = n_embd channels, H heads, V = vocab_size."""
+"""The decoder. Shapes in comments: B windows, T tokens, C = n_embd channels, V = vocab_size."""
 
 import math
 
@@ -7,6 +7,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from myllm.config import GPTConfig
+from myllm.models.block import Block, KeyValueCache, make_norm, rotation_table
 from myllm.system.errors import InputError
 
 LOSS_CHUNK_LOGITS = 2**23  # logits that the loss holds at once on a CPU: 32 MiB in float32
@@ -29,76 +30,36 @@ def linear_cross_entropy(x: torch.Tensor, weight: torch.Tensor, targets: torch.T
     rows = max(1, LOSS_CHUNK_LOGITS // weight.size(0))
     with torch.autocast("cpu", enabled=False):
         if rows >= x.size(0) or torch.compiler.is_compiling():
-            return F.cross_entropy(F.linear(x.float(), weight), targets)
+            return F.cross_entropy(F.linear(x.to(weight.dtype), weight), targets)
         options = nn.LinearCrossEntropyOptions(chunking_method=None, batch_chunk_size=rows)
-        return F.linear_cross_entropy(x.float(), weight, targets, options=options)
-
-
-class Attention(nn.Module):
-    """Causal multi-head self-attention."""
-
-    def __init__(self, config: GPTConfig):
-        super().__init__()
-        self.n_head = config.n_head
-        self.dropout = config.dropout
-        self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
-        self.proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        B, T, C = x.shape
-        parts = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head).unbind(2)  # not permuted: one copy less backwards
-        q, k, v = (part.transpose(1, 2) for part in parts)  # each (B, H, T, C/H)
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=self.dropout if self.training else 0.0)
-        out: torch.Tensor = self.proj(y.transpose(1, 2).reshape(B, T, C))
-        return out
-
-
-class MLP(nn.Module):
-    """The position-wise network: C -> 4C -> C with a GELU, whose tanh form takes a CPU three times as long."""
-
-    def __init__(self, config: GPTConfig):
-        super().__init__()
-        self.fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
-        self.proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
-        self.approximate = "tanh" if config.activation == "gelu_tanh" else "none"
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = self.proj(F.gelu(self.fc(x), approximate=self.approximate))
-        return out
-
-
-class Block(nn.Module):
-    """One pre-norm transformer block."""
-
-    def __init__(self, config: GPTConfig):
-        super().__init__()
-        self.norm1 = nn.LayerNorm(config.n_embd, bias=config.bias)
-        self.attn = Attention(config)
-        self.norm2 = nn.LayerNorm(config.n_embd, bias=config.bias)
-        self.mlp = MLP(config)
-        self.dropout = nn.Dropout(config.dropout)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = x + self.dropout(self.attn(self.norm1(x)))
-        out: torch.Tensor = x + self.dropout(self.mlp(self.norm2(x)))
-        return out
+        return F.linear_cross_entropy(x.to(weight.dtype), weight, targets, options=options)
 
 
 class GPT(nn.Module):
-    """GPT-2: learned positions, pre-norm blocks, a final norm and a head tied to the token embedding.
+    """A decoder: embeddings, pre-norm blocks, a final norm and a head, which is GPT-2 unless the configuration says more.
 
-    Weights start as N(0, 0.02), those that write into the residual stream as N(0, 0.02 / sqrt(2 n_layer)), biases as 0
-    (Radford et al. 2019, section 2.3, and the released code).
+    GPT-2 has learned positions and a head tied to the token embedding. Weights start as N(0, 0.02), those that write into
+    the residual stream as N(0, 0.02 / sqrt(2 n_layer)), biases as 0 (Radford et al. 2019, section 2.3, and the released
+    code).
     """
+
+    cosines: torch.Tensor  # rotary positions: each (block_size, 1, D)
+    sines: torch.Tensor
 
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.config = config
-        self.token_embedding = nn.Embedding(config.vocab_size, config.n_embd)  # also the head
-        self.position_embedding = nn.Embedding(config.block_size, config.n_embd)
+        self.token_embedding = nn.Embedding(config.vocab_size, config.n_embd)
+        if config.position == "learned":
+            self.position_embedding = nn.Embedding(config.block_size, config.n_embd)
+        else:
+            cosines, sines = rotation_table(config.block_size, config.n_embd // config.n_head)
+            self.register_buffer("cosines", cosines, persistent=False)
+            self.register_buffer("sines", sines, persistent=False)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
-        self.norm = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.norm = make_norm(config)
+        self.head = None if config.tied else nn.Linear(config.n_embd, config.vocab_size, bias=False)
         for name, parameter in self.named_parameters():
             if name.endswith("proj.weight"):
                 nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * config.n_layer))
@@ -107,22 +68,35 @@ class GPT(nn.Module):
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
 
-    def forward(self, ids: torch.Tensor, targets: torch.Tensor | None = None) -> torch.Tensor:
+    def new_cache(self) -> list[KeyValueCache]:
+        """Returns an empty cache for generation: calls of `forward` with it take the tokens after the earlier ones."""
+        return [KeyValueCache() for _ in self.blocks]
+
+    def forward(
+        self, ids: torch.Tensor, targets: torch.Tensor | None = None, cache: list[KeyValueCache] | None = None
+    ) -> torch.Tensor:
         """Logits (B, T, V) for `ids` (B, T), or with `targets` (B, T) their mean cross-entropy, a scalar in nats.
 
-        Raises ValueError where T exceeds block_size.
+        With a `cache` that holds earlier tokens, `ids` are the next one of each window, (B, 1). Raises ValueError where all
+        tokens together exceed block_size.
         """
-        T = ids.size(1)
-        if self.config.block_size < T:
-            raise ValueError(f"{T} tokens exceed the block_size of {self.config.block_size}")
-        positions = torch.arange(T, device=ids.device)
-        x = self.dropout(self.token_embedding(ids) + self.position_embedding(positions))  # (B, T, C)
-        for block in self.blocks:
-            x = block(x)
+        begin = cache[0].length if cache else 0
+        end = begin + ids.size(1)
+        if self.config.block_size < end:
+            raise ValueError(f"{end} tokens exceed the block_size of {self.config.block_size}")
+        x, rotation = self.token_embedding(ids), None  # (B, T, C)
+        if self.config.position == "learned":
+            x = x + self.position_embedding(torch.arange(begin, end, device=ids.device))
+        else:
+            rotation = self.cosines[begin:end], self.sines[begin:end]
+        x = self.dropout(x)
+        for index, block in enumerate(self.blocks):
+            x = block(x, rotation, cache[index] if cache else None)
         x = self.norm(x)
+        head = self.token_embedding.weight if self.head is None else self.head.weight
         if targets is None:
-            return F.linear(x, self.token_embedding.weight)  # (B, T, V)
-        return linear_cross_entropy(x.flatten(0, 1), self.token_embedding.weight, targets.flatten())
+            return F.linear(x, head)  # (B, T, V)
+        return linear_cross_entropy(x.flatten(0, 1), head, targets.flatten())
 
     @classmethod
     def from_gpt2_state_dict(cls, state_dict: dict[str, torch.Tensor], n_head: int) -> "GPT":

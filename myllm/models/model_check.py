@@ -26,7 +26,7 @@ from myllm.models.model_contract import Probe, check_contract
 from myllm.presets import PRESETS, Preset
 from myllm.system.errors import InputError, warn
 
-CHOSEN = ("dropout", "bias", "activation")  # of a model, beside its size
+CHOSEN = ("dropout", "bias", "activation", "norm", "position", "mlp", "qk_norm", "tied")  # of a model, beside its size
 DRAWS = 64  # pairs of targets by which the unit of a loss is found
 PREFIX = 8  # tokens at which a loss is compared with logits
 ODD = 1.25  # times one nat per token, or less than its inverse, is another unit: a bit is 1.44
@@ -91,6 +91,18 @@ def check_builds(model: CustomModelConfig) -> None:
         except (Exception, SystemExit) as error:
             call = f"{model.class_name}({model.settings}, {model.vocab_size})"
             raise InputError(f"--model {model.source}: {call} raises {error_text(error)}") from None
+
+
+def parameter_shapes(model: CustomModelConfig) -> list[tuple[tuple[int, ...], int]]:
+    """Returns the sides of each parameter and the number of its values, built in no memory where the class allows it."""
+    build = builder(model)
+    try:
+        with torch.device("meta"), quiet():
+            module = build()
+    except (Exception, SystemExit):  # the class has values that the device can't hold
+        with quiet():
+            module = build()
+    return [(tuple(parameter.shape), parameter.numel()) for parameter in module.parameters()]
 
 
 def check_trains(model: CustomModelConfig) -> None:

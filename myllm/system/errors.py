@@ -1,11 +1,10 @@
 """Errors that a user can mend: one line, and an exit code."""
 
 import argparse
-import contextlib
 import errno
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 DISK_ERRORS = {
@@ -56,15 +55,6 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message} (see --help)")
-
-
-@contextlib.contextmanager
-def naming(flags: str) -> Iterator[None]:
-    """Within it, the message of an InputError begins with the `flags` that it is about."""
-    try:
-        yield
-    except InputError as error:
-        raise InputError(f"{flags}: {str(error).removeprefix('trial: ')}") from None
 
 
 def warn(message: str) -> None:

@@ -14,9 +14,21 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from myllm.system.errors import RunError, one_line, warn
+from myllm.system.errors import InputError, RunError, one_line, warn
 
 GPU_DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # NVIDIA, AMD, Linux on Windows
+
+
+def processes_in_environment() -> int:
+    """Returns the number of processes that torchrun started, 1 without it."""
+    names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    return int(os.environ["WORLD_SIZE"]) if all(os.environ.get(name) for name in names) else 1
+
+
+def refuse_torchrun(command: str) -> None:
+    """Raises InputError in one of several processes that torchrun started; `command` is what one process runs alone."""
+    if (processes := processes_in_environment()) > 1:
+        raise InputError(f"torchrun starts {processes} processes; {command} is one: run python {command}, without torchrun")
 
 
 def origin(packages: Iterable[str]) -> dict[str, Any]:

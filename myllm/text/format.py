@@ -1,6 +1,11 @@
 """Formats numbers and configurations for people."""
 
+import re
 from typing import Any
+
+from myllm.system.errors import InputError
+
+AMOUNTS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
 
 
 def format_value(value: Any) -> str:
@@ -14,12 +19,24 @@ def format_settings(config: dict[str, Any]) -> str:
 
 
 def amount(tokens: float) -> str:
-    """`850`, `66k`, `8.5M`, `2.4B` tokens."""
-    if tokens < 1e3:
-        return f"{tokens:.0f}"
+    """`66k`, `8.5M`, `2.4B` tokens."""
     if tokens < 1e5:
         return f"{tokens / 1e3:.0f}k"
     return f"{tokens / 1e9:,.1f}B" if tokens >= 1e9 else f"{tokens / 1e6:,.1f}M"
+
+
+def size_text(parameters: int) -> str:
+    """`840k`, `85M` parameters."""
+    return f"{parameters / 1e3:.0f}k" if parameters < 1e6 else amount(parameters).replace(".0M", "M")
+
+
+def parse_amount(text: str) -> int:
+    """The whole number that `66k`, `2.5B`, `1e6` or `1_000` spells. Raises InputError for another text."""
+    parts = re.fullmatch(r"([\d._]+(?:e\+?\d+)?)\s*([kmbt]?)", text.strip().lower())
+    try:
+        return round(float(parts[1]) * AMOUNTS[parts[2]]) if parts else int(text)
+    except (ValueError, OverflowError):
+        raise InputError(f"{text!r} is no number of tokens; it must be like 2500000, 66k, 100M or 2.5B") from None
 
 
 def share_text(tokens: float, budget: int) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 
 from myllm.system.errors import InputError
+from myllm.training.parallel import SINGLE, ProcessGroup
 
 MOST_OF_THE_TIME = 0.02
 """largest share of the time that saving may take"""
@@ -35,14 +36,16 @@ class AutoSave:
     The time between two calls is `every` minutes, or longer where saving would take more than MOST_OF_THE_TIME.
     """
 
-    def __init__(self, save: Callable[[], None], every: float):
-        self.save, self.every = save, every
+    def __init__(self, save: Callable[[], None], every: float, group: ProcessGroup = SINGLE):
+        self.save, self.every, self.group = save, every, group
         self.signal: int | None = None
         """the signal that asked the training to end, or None"""
         self.due = time.monotonic() + 60 * every
 
     def after_step(self) -> bool:
         """Saves if it is time to, or if the training is to end; returns True in the second case."""
+        if self.group.any(self.signal is not None):  # all processes end after the same step
+            self.signal = self.signal or signal.SIGTERM
         if self.signal is None and time.monotonic() < self.due:
             return False
         begin = time.monotonic()

@@ -32,6 +32,22 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
+STATE_BYTES = 16
+"""bytes a parameter takes while AdamW trains in float32: weight, gradient, and two averages"""
+
+
+def check_memory(parameters: int, device: torch.device) -> None:
+    """Raises InputError where the state of a training of `parameters` weights exceeds the memory of the GPU `device`."""
+    if device.type != "cuda":
+        return
+    needs, has = parameters * STATE_BYTES / 2**30, torch.cuda.get_device_properties(device).total_memory / 2**30
+    if needs > has:
+        raise InputError(
+            f"a model of {parameters:,} parameters needs {needs:.0f} GiB ({STATE_BYTES} bytes a parameter) and room for "
+            f"activations; {device} has {has:.0f} GiB. Several GPUs do not help: each holds the whole model"
+        )
+
+
 def autocast(dtype: torch.dtype, device: torch.device) -> AbstractContextManager[Any]:
     """Returns a context in which forward passes on `device` compute in `dtype`."""
     if dtype == torch.float32:
@@ -57,6 +73,16 @@ def set_random_state(state: dict[str, torch.Tensor], device: torch.device) -> No
     torch.set_rng_state(state["cpu"].cpu())
     if "cuda" in state and device.type == "cuda":
         torch.cuda.set_rng_state(state["cuda"].cpu(), device)
+
+
+@contextmanager
+def keeping_state(model: torch.nn.Module, device: torch.device) -> Iterator[None]:
+    """Restores the random generators, and the buffers of `model`, to what they were before the block."""
+    before = random_state(device), [buffer.clone() for buffer in model.buffers()]
+    yield
+    set_random_state(before[0], device)
+    for buffer, value in zip(model.buffers(), before[1], strict=True):
+        buffer.data.copy_(value)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from myllm.config import TrainConfig, from_dict
+from myllm.config import LENGTHS, TrainConfig, from_dict
 from myllm.models.custom_model import CustomModelConfig, ModelConfig, builder, difference, read_model, settings_of
 from myllm.models.model_check import quiet
 from myllm.presets import PRESETS, Preset
@@ -71,9 +71,8 @@ def transferred(
     """
     found = from_dict(TrainConfig, config["train"], f"{where}: train")
     values, changes = vars(found) | flags, []
-    for name, other in (("epochs", "budget_tokens"), ("budget_tokens", "epochs")):
-        if name in flags and other not in flags:
-            values[other] = None
+    if {*LENGTHS} & flags.keys():  # the flag's length replaces that of the file
+        values |= {name: flags.get(name) for name in LENGTHS}
     old = read_model(config["model"], f"{where}: model").block_size if "model" in config else model.block_size
     if found.max_len == old != model.block_size and "max_len" not in flags:
         if found.stride == old and "stride" not in flags:
@@ -119,7 +118,7 @@ def search_command(
     preset = PRESETS[preset_name]
     baseline = preset.training()
     names = ["batch_size", "warmup_ratio", "min_lr_ratio", "schedule", "cooldown_ratio", "clip_norm", "weight_decay"]
-    names += ["beta1", "beta2", "beta2_half_life", "micro_batch_size"]
+    names += ["beta1", "beta2", "beta2_half_life", "micro_batch_size", "optimizer", "muon_lr_ratio"]
     fixed = {n: getattr(training, n) for n in names if getattr(training, n) not in (None, getattr(baseline, n))}
     if training.beta2_half_life is not None:  # it decides beta2
         fixed.pop("beta2", None)

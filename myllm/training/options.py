@@ -8,6 +8,7 @@ from typing import Any
 from myllm.config import TrainConfig, field_help, value_type
 from myllm.datasets.token_layout import DTYPES
 from myllm.system.errors import Parser
+from myllm.text.durations import parse_duration
 
 
 @dataclass(frozen=True)
@@ -19,11 +20,13 @@ class TrainerOptions:
     from_trial: str | None = None
     """RUN/TRIAL, a trial of a search: training goes on with its settings and its weights"""
     preset: str | None = None
-    """model shape and baseline settings: nano, micro, mini, gpt2, gpt2-medium, gpt2-large or gpt2-xl (default: nano)"""
+    """model shape and baseline settings: nano, micro, mini, gpt2, gpt2-medium, gpt2-large or gpt2-xl,
+    each also with -modern behind it (default: nano)"""
     model: str | None = None
     """your own model, FILE.py:Class (default: GPT-2's decoder)"""
     set: tuple[str, ...] = ()
-    """settings of the model: of GPT-2's decoder n_layer, n_head, n_embd, block_size, dropout, bias and activation"""
+    """settings of the model: of the built-in one n_layer, n_head, n_embd, block_size, dropout, bias, activation, norm,
+    position, mlp, qk_norm, n_kv_head and tied"""
     train_file: tuple[str, ...] = ()
     """token files or text: names, glob, or folder (default: builtin)"""
     val_file: tuple[str, ...] = ()
@@ -79,11 +82,16 @@ def parse_args() -> dict[str, Any]:
             how: dict[str, Any] = {"type": kind, "choices": CHOICES.get(field.name)}
             if kind is tuple:
                 how = {"nargs": "+"}
+            if field.name == "budget_seconds":
+                how = {"metavar": "TIME"}
             if field.name == "set":
                 how = {"nargs": "+", "action": "extend", "metavar": "NAME=VALUE"}
             parser.add_argument(f"--{field.name}", help=helps[field.name].replace("%", "%%"), **how)
     parser.add_alias("--fix", "--set")  # the name before 0.1.0
-    return vars(parser.parse_args())
+    given = vars(parser.parse_args())
+    if "budget_seconds" in given:
+        given["budget_seconds"] = parse_duration(given["budget_seconds"])
+    return given
 
 
 def trainer_options(given: dict[str, Any]) -> TrainerOptions:

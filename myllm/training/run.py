@@ -2,6 +2,7 @@
 
 import math
 import os
+import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -12,11 +13,13 @@ from myllm.datasets.windows import BatchStream, Windows
 from myllm.models.custom_model import ModelConfig, builder
 from myllm.system.errors import InputError, RunError
 from myllm.system.files import cache_dir
-from myllm.training.adamw import build_optimizer, restore_averages
-from myllm.training.compatibility import check_compatible
+from myllm.training.compatibility import check_compatible, find_position
 from myllm.training.compiling import Compilation
 from myllm.training.ema import move_average
-from myllm.training.gpu import CUDAGraphRunner, autocast, random_state, resolve_dtype, set_random_state
+from myllm.training.gpu import CUDAGraphRunner, autocast, check_memory, random_state, resolve_dtype, set_random_state
+from myllm.training.optimizers import build_optimizers
+from myllm.training.pace import Pace, prepare
+from myllm.training.parallel import SINGLE, ProcessGroup
 
 T = TypeVar("T")
 
@@ -36,8 +39,9 @@ class Run:
     """One training run: model, optimizer, position in the data, steps, seconds, random generators.
 
     `state_dict()` returns all of this state and `load_state_dict()` restores it. A restored run continues bit for bit on a
-    CPU with the same number of threads. `earlier_epochs` and `earlier_steps` count the passes over other data in an earlier
-    part of the run. Raises InputError where config, model and data do not fit.
+    CPU with the same number of threads and processes. `earlier_epochs` and `earlier_steps` count the passes over other data
+    in an earlier part of the run. Several processes hold the same weights; each computes the gradient of its part of a
+    batch. Raises InputError where config, model, data and device do not fit.
     """
 
     def __init__(
@@ -47,22 +51,28 @@ class Run:
         train_windows: Windows,
         val_windows: Windows,
         device: str | torch.device = "cpu",
+        group: ProcessGroup = SINGLE,
     ):
         if config.max_len > model_config.block_size:
             raise InputError(f"max_len {config.max_len} exceeds the model's block_size of {model_config.block_size}")
-        self.model_config, self.config, self.device = model_config, config, torch.device(device)
+        if config.batch_size % group.size:
+            raise InputError(f"batch_size {config.batch_size} can't be divided among {group.size} processes")
+        self.model_config, self.config, self.device, self.group = model_config, config, torch.device(device), group
         self.dtype = resolve_dtype(config.dtype, self.device)
         self.train_windows, self.val_windows = train_windows, val_windows
-        self.stream = BatchStream(train_windows, config.batch_size, config.seed)
+        self.stream = BatchStream(train_windows, config.batch_size, config.seed, group.rank, group.size)
         self.tokenizer_sha256 = common_tokenizer(train_windows, val_windows)
         self.earlier_epochs = self.earlier_steps = 0
         build = builder(model_config)
         torch.manual_seed(config.seed)
-        self.model = build().to(self.device)
-        self.optimizer = build_optimizer(self.model, config, self.device)
+        model = build()
+        check_memory(sum(parameter.numel() for parameter in model.parameters()), self.device)
+        self.model = model.to(self.device)
+        self.optimizer = build_optimizers(self.model, config, self.device, model_config.vocab_size)
         self.parameters = list(self.model.parameters())
         self.average = [p.detach().clone() for p in self.parameters] if config.ema_ratio else None
         self.micro_batch_size = config.micro_batch_size or config.batch_size  # windows; halved where memory runs out
+        self.draws = getattr(model_config, "dropout", True)  # a custom model may draw
         self.step = 0
         self.train_seconds = 0.0
         self.n_layer = getattr(model_config, "n_layer", 1)  # unknown of a custom model
@@ -76,8 +86,9 @@ class Run:
         mode = config.compile if config.compile != "auto" or self.recorder else "off"
         shape = str(model_config), config.max_len, self.dtype, self.device
         self.compilation = Compilation(mode, shape, self.n_layer, self._set_compiled, self.device)
-        self.compile_decided = False
-        """True once it is decided whether forward and backward passes are compiled"""
+        self.pace = Pace(config.budget_seconds) if config.budget_seconds else None
+        self.is_prepared = False
+        """True once it is decided whether passes are compiled, and the pace is measured"""
 
     @property
     def tokens_seen(self) -> int:
@@ -86,7 +97,9 @@ class Run:
 
     @property
     def total_steps(self) -> int:
-        """Returns the optimizer steps of the whole run, steps over earlier data included."""
+        """Returns the optimizer steps of the whole run, steps over earlier data included; of a time budget an estimate."""
+        if self.pace:
+            return self.pace.total_steps
         if self.config.budget_tokens is not None:
             return self.config.budget_tokens // self.config.tokens_per_step
         return self.earlier_steps + max(0, (self.config.epochs or 0) - self.earlier_epochs) * self.stream.steps_per_epoch
@@ -97,7 +110,9 @@ class Run:
 
     @property
     def epoch_end(self) -> int:
-        """Returns the optimizer step at which the present pass ends, or the whole run if that is earlier."""
+        """Returns the step at which the present pass ends, or the whole run if that is earlier; none of a time budget."""
+        if self.pace:
+            return sys.maxsize
         passes = (self.step - self.earlier_steps) // self.stream.steps_per_epoch
         return min(self.earlier_steps + (passes + 1) * self.stream.steps_per_epoch, self.total_steps)
 
@@ -137,6 +152,7 @@ class Run:
             "total_steps": self.total_steps,
             "earlier": {"epochs": self.earlier_epochs, "steps": self.earlier_steps},
             "data": self.data_identity(),
+            "pace": self.pace and self.pace.state_dict(),
             "random": random_state(self.device),
         }
 
@@ -147,13 +163,15 @@ class Run:
         InputError for another model shape, another tokenizer, other data, and settings that a resume can't change.
         """
         check_compatible(state, self.config, self.model_config, self.tokenizer_sha256)
-        self._find_place(state, other_data)
+        place = find_position(state, self.stream, other_data)
+        self.earlier_epochs, self.earlier_steps = place.earlier_epochs, place.earlier_steps
+        self.stream.epoch, self.stream.batch = place.epoch, place.batch
         try:
             self.model.load_state_dict(state["model"])
         except RuntimeError as error:  # the code of a custom model changed
             reason = " ".join(str(error).split())[:300]
             raise InputError(f"the checkpoint's weights are not this model's: {reason}") from None
-        restore_averages(self.optimizer, state["optimizer"])
+        self.optimizer.load_averages(state["optimizer"])
         if self.update_recorder:
             self.update_recorder.forget()
         if self.average is not None:
@@ -161,27 +179,9 @@ class Run:
         if self.config.micro_batch_size == state["train_config"].get("micro_batch_size"):
             self.micro_batch_size = state["micro_batch_size"]  # it may have been halved for want of memory
         self.step, self.train_seconds = state["step"], state["train_seconds"]
+        if self.pace:
+            self.pace.load_state_dict(state.get("pace"), self.step, self.train_seconds)
         set_random_state(state["random"], self.device)
-
-    def trained_on_other_data(self, state: dict[str, Any]) -> bool:
-        """Returns True if `state` was trained on other data; without a fingerprint, if its position lies beyond ours."""
-        saved = state.get("data", {}).get("train")
-        if saved is None:
-            return bool(state["batch"] > self.stream.steps_per_epoch)
-        return bool(saved != self.train_windows.tokens.fingerprint())
-
-    def _find_place(self, state: dict[str, Any], other_data: bool) -> None:
-        """Sets the position in the data: that of `state`, or in other data the start of a new pass."""
-        if not self.trained_on_other_data(state):
-            earlier = state.get("earlier", {"epochs": 0, "steps": 0})
-            self.earlier_epochs, self.earlier_steps = earlier["epochs"], earlier["steps"]
-            self.stream.epoch, self.stream.batch = state["epoch"], state["batch"]
-            return
-        if not other_data:
-            raise InputError(f"the checkpoint was trained on other data than {self.train_windows.tokens.name}")
-        finished = state["batch"] >= state.get("steps_per_epoch", 1)  # a pass ends when the next batch is asked for
-        self.earlier_epochs, self.earlier_steps = state["epoch"] + finished, state["step"]
-        self.stream.epoch, self.stream.batch = self.earlier_epochs, 0
 
     def _set_compiled(self, compiled: bool) -> None:
         """Makes the forward pass compiled, once for all batch sizes, or plain."""
@@ -202,34 +202,24 @@ class Run:
         torch.autograd.backward(loss)
         return loss.detach()
 
-    def _decide_compilation(self, inputs: torch.Tensor, targets: torch.Tensor) -> None:
-        """Decides by timing passes of one micro-batch whether passes are compiled. Leaves the run's state as it was."""
-        self.compile_decided = True
-        before: list[Any] = []
-
-        def one_pass() -> None:
-            if not before:  # most runs time no pass
-                before[:] = random_state(self.device), [buffer.clone() for buffer in self.model.buffers()]
-            self.backward(inputs, targets)
-
-        self.compilation.decide(
-            one_pass, inputs.numel(), self.total_steps * math.ceil(self.config.batch_size / len(inputs))
-        )
-        if before:
-            set_random_state(before[0], self.device)
-            for buffer, value in zip(self.model.buffers(), before[1], strict=True):
-                buffer.data.copy_(value)
-
     def backward(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Computes the gradient of the batch's mean loss in micro-batches; returns the loss, a scalar in nats per token.
 
-        `inputs` and `targets` are (batch_size, max_len) int64. Raises RunError where one window exceeds the memory.
+        `inputs` and `targets` are (batch_size / processes, max_len) int64: the windows of this process. Gradients and loss
+        are added up over all processes, once a batch. Raises RunError where one window exceeds the memory.
         """
-        if not self.compile_decided:
-            self._decide_compilation(inputs[: self.micro_batch_size], targets[: self.micro_batch_size])
-        draws = getattr(self.model_config, "dropout", True)  # a custom model may draw
-        before = random_state(self.device) if draws else None
+        prepare(self, inputs, targets)
+        if self.draws:
+            self.group.draw_apart(self.config.seed, self.step)
+        loss = self.backward_alone(inputs, targets)
+        self.group.add_up([loss, *(p.grad for p in self.parameters if p.grad is not None)])
+        return loss
+
+    def backward_alone(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Computes what this process's windows add to the batch's gradient and loss; returns the loss's part."""
+        before = random_state(self.device) if self.draws else None
         one_pass = self.recorder or self._pass
+        batch_size = len(inputs) * self.group.size
 
         def attempt() -> torch.Tensor:
             self.optimizer.zero_grad(set_to_none=self.recorder is None)
@@ -238,7 +228,7 @@ class Run:
             size = self.micro_batch_size
             loss = torch.zeros((), device=self.device)
             for micro_inputs, micro_targets in zip(torch.split(inputs, size), torch.split(targets, size), strict=True):
-                loss += one_pass(micro_inputs, micro_targets, len(micro_inputs) / len(inputs))
+                loss += one_pass(micro_inputs, micro_targets, len(micro_inputs) / batch_size)
             return loss
 
         return self.within_memory(attempt)
@@ -266,16 +256,14 @@ class Run:
         Returns the gradient's L2 norm before clipping, NaN in V1, as a scalar on the device, valid until the next step.
         """
         norm = (self.update_recorder or self._update)(rate)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate  # a number again, as checkpoints hold it
+        self.optimizer.set_rate(rate)  # a number again, as checkpoints hold it
         self.step += 1
         if self.average is not None:
             move_average(self.average, self.parameters, self.config.ema_ratio, self.step)
         return norm
 
     def _update(self, rate: float | torch.Tensor) -> torch.Tensor:
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        self.optimizer.set_rate(rate)
         norm = torch.full((), math.nan, device=self.device)
         if self.config.version == "v2":
             norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm, foreach=True)

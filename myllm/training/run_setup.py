@@ -6,19 +6,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from myllm.config import TrainConfig
+from myllm.config import LENGTHS, GPTConfig, TrainConfig
 from myllm.datasets.data_paths import BUILTIN, Source, is_builtin
 from myllm.datasets.load_tokens import default_tokenizer, prepare
 from myllm.datasets.overlap import check_separate
 from myllm.datasets.tokenizer import Tokenizer, get_tokenizer, identity, resolve
 from myllm.datasets.windows import Windows
-from myllm.models.custom_model import ModelConfig
+from myllm.models.custom_model import CustomModelConfig, ModelConfig
 from myllm.models.model_check import choose_model
 from myllm.presets import Preset, get_preset
 from myllm.system.errors import InputError, warn
 from myllm.training.gpu import pick_device
 from myllm.training.hparam_transfer import Transfer, rescaled_rate, search_command, transferred
+from myllm.training.optimizers import check_optimizers
 from myllm.training.options import training_flags
+from myllm.training.parallel import ProcessGroup
 from myllm.training.run import Run
 
 
@@ -48,7 +50,7 @@ class RunSetup:
     """settings that differ from the start configuration because model or budget differ"""
 
 
-def build_run(given: dict[str, Any], start: StartConfig) -> RunSetup:
+def build_run(given: dict[str, Any], start: StartConfig, device: str, group: ProcessGroup) -> RunSetup:
     """Builds the run that flags, start configuration and preset describe; the earlier of these wins.
 
     Raises InputError where they do not fit each other, the data or this machine.
@@ -62,18 +64,19 @@ def build_run(given: dict[str, Any], start: StartConfig) -> RunSetup:
     tokenizer = get_tokenizer(name)
     if start.data.get("tokenizer_sha256") not in (None, identity(tokenizer)):
         raise InputError(f"{start.where}: found with a tokenizer of other contents than --tokenizer {name}")
-    device = pick_device(given.get("device", "auto"))
     model = choose_model(given, start.values, start.where, preset, tokenizer.n_vocab)
     if model.vocab_size != tokenizer.n_vocab:
         raise InputError(
             f"{start.where}: the model has vocab_size {model.vocab_size}, --tokenizer {name} {tokenizer.n_vocab}"
         )
     training, rescaled = choose_training(given, start, model, preset)
+    if isinstance(model, CustomModelConfig):
+        check_optimizers(model, [training])
     train_windows, val_windows = open_windows(given, start, files, name, tokenizer, training)
     if "train" in start.values and "learning_rate" not in given:
         training, change = rescaled_rate(start.values, training, model)
         rescaled += [change] if change else []
-    return RunSetup(Run(model, training, train_windows, val_windows, device), name, tokenizer, rescaled)
+    return RunSetup(Run(model, training, train_windows, val_windows, pick_device(device), group), name, tokenizer, rescaled)
 
 
 def choose_training(
@@ -86,9 +89,11 @@ def choose_training(
         training, rescaled = transferred(start.values, start.where, flags, model, preset)
     else:
         flags.setdefault("max_len", model.block_size)
+        shape = model if isinstance(model, GPTConfig) else None
+        preset = preset.at(flags.get("budget_tokens", preset.budget_tokens), shape, flags.get("batch_size"))
         batch_size = flags.get("batch_size", preset.batch_size)
         batch_tokens = batch_size * flags["max_len"]
-        if not {"epochs", "budget_tokens"} & flags.keys() and batch_tokens > 0:
+        if not {*LENGTHS} & flags.keys() and batch_tokens > 0:
             flags["budget_tokens"] = max(1, preset.budget_tokens // batch_tokens) * batch_tokens
         training = preset.training(eval_windows=4 * max(1, batch_size), **flags)
     check_used(flags, training)
@@ -106,6 +111,10 @@ def check_used(flags: dict[str, Any], training: TrainConfig) -> None:
         raise InputError("--beta2 does nothing where beta2_half_life is set, which decides it; give --beta2_half_life")
     if "cooldown_ratio" in flags and training.schedule != "wsd":
         raise InputError(f"--cooldown_ratio does nothing with --schedule {training.schedule}; it belongs to wsd")
+    if "eval_freq" in flags and training.budget_seconds:
+        raise InputError("--eval_freq does nothing with --budget_seconds, which reports after equal parts of the time")
+    if "muon_lr_ratio" in flags and training.optimizer != "muon":
+        raise InputError(f"--muon_lr_ratio does nothing with --optimizer {training.optimizer}; it belongs to muon")
     for name in ("warmup_ratio", "min_lr_ratio", "schedule", "cooldown_ratio", "clip_norm"):
         if name in flags and training.version == "v1":
             raise InputError(f"--{name} does nothing with --version v1: a constant rate, without clipping; leave it out")
@@ -145,6 +154,8 @@ def suffixes(sources: Iterable[Source | None]) -> set[str]:
 def print_rescaled(setup: RunSetup, start: StartConfig, given: dict[str, Any]) -> None:
     """Prints what differs from the start configuration, what does not, and the command that would search again."""
     run, config = setup.run, start.values
+    if run.pace:
+        return  # how many tokens the time makes is not known yet
     tokens, before = run.total_steps * run.config.tokens_per_step, config.get("train", {}).get("budget_tokens")
     times = tokens / before if before and "learning_rate" not in given else 1.0
     for change in setup.rescaled:

@@ -1,6 +1,7 @@
 """The loss, the learning-rate schedule, and the one loop behind V1 and V2: an iterator that yields reports."""
 
 import math
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from myllm.config import TrainConfig
 from myllm.datasets.windows import Windows
 from myllm.training.ema import in_place_of
 from myllm.training.gpu import autocast, to_device
+from myllm.training.pace import prepare
 from myllm.training.run import Run
 
 __all__ = ["Report", "Run", "learning_rate_at", "mean_loss", "train"]
@@ -44,6 +46,8 @@ class Report:
     """tokens trained on per second since the last report, evaluations left out"""
     diverged: bool
     """True if loss, gradients or validation loss are no longer finite: the run has ended"""
+    budget_seconds: float | None = None
+    """the seconds of a time budget that are done; None without one"""
 
 
 def learning_rate_at(step: int, total_steps: int, config: TrainConfig) -> float:
@@ -69,23 +73,26 @@ def learning_rate_at(step: int, total_steps: int, config: TrainConfig) -> float:
 
 @torch.no_grad()
 def mean_loss(run: Run, windows: Windows, indices: np.ndarray) -> float:
-    """Mean cross-entropy in nats per token over the windows `indices` (n,), dropout off."""
+    """Mean cross-entropy in nats per token over the windows `indices` (n,), dropout off. Processes share the windows."""
+    own = indices[run.group.rank :: run.group.size]
 
-    def attempt() -> float:
+    def attempt() -> torch.Tensor:
         size, total = run.eval_batch_size, torch.zeros((), dtype=torch.float64, device=run.device)
-        for start in range(0, len(indices), size):
-            piece = indices[start : start + size]
+        for start in range(0, len(own), size):
+            piece = own[start : start + size]
             inputs, targets = windows.batch(piece)
             with autocast(run.dtype, run.device):
                 loss = run.model(to_device(inputs, run.device), to_device(targets, run.device))
             total += loss.double() * len(piece)
-        return total.item() / len(indices)
+        return total
 
     run.model.eval()
     try:
-        return run.within_memory(attempt)
+        total = run.within_memory(attempt)
     finally:
         run.model.train()
+    run.group.add_up([total])
+    return total.item() / len(indices)
 
 
 def train(run: Run, until_step: int | None = None) -> Iterator[Report]:
@@ -99,27 +106,33 @@ def train(run: Run, until_step: int | None = None) -> Iterator[Report]:
 
 def train_steps(run: Run, until_step: int | None = None) -> Iterator[Report | None]:
     """Trains as `train` does, but yields after each optimizer step: its Report, or None where none is due."""
-    config = run.config
-    until_step = run.total_steps if until_step is None else until_step
+    config, pace = run.config, run.pace
+    if until_step is None:
+        until_step = sys.maxsize if pace else run.total_steps
     train_indices = run.train_windows.spread(config.train_eval_windows or config.eval_windows)
     val_indices = run.val_windows.spread(config.eval_windows)
     run.model.train()
+    run.group.copy_from_first(run.model.state_dict().values())
     health = torch.zeros((), device=run.device)  # finite as long as every loss and gradient norm was
     clock = time.perf_counter()
     training_seconds, steps_since = 0.0, 0
-    while run.step < until_step:
+    while run.step < until_step and not (pace and pace.is_over):
         step_start = time.perf_counter()
+        batch = run.stream.next()
+        step_start += prepare(run, *batch)
         rate = learning_rate_at(run.step, run.total_steps, config)
-        health += run.backward(*run.stream.next())
+        health += run.backward(*batch)
         grad_norm = run.update(rate)
         if config.version == "v2":
             health += grad_norm
         steps_since += 1
-        due = run.step % config.eval_freq == 0 or run.step == until_step
-        looks = run.device.type != "cuda" and run.step % FINITE_CHECK_STEPS == 0
+        due = run.step == until_step or (not pace and run.step % config.eval_freq == 0)
+        looks = run.step >= pace.stop_step if pace else run.device.type != "cuda" and run.step % FINITE_CHECK_STEPS == 0
         finite = math.isfinite(health.item()) if due or looks else True
         now = time.perf_counter()
         training_seconds += now - step_start
+        if pace:
+            due |= pace.add(run.step, now - step_start, run.group)
         if not due and finite:
             run.train_seconds += now - clock
             yield None
@@ -145,6 +158,7 @@ def train_steps(run: Run, until_step: int | None = None) -> Iterator[Report | No
             train_seconds=run.train_seconds,
             tok_per_sec=steps_since * config.tokens_per_step / training_seconds,
             diverged=diverged,
+            budget_seconds=pace.done if pace else None,
         )
         if diverged:
             return

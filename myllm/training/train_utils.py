@@ -44,7 +44,7 @@ def generate(
     """Continues `ids` (B, n) by up to `max_new_tokens`; returns (B, n + new), int64.
 
     The model is called with the last `block_size` ids (default: its config's), and returns logits (B, T, V); one of the
-    user's own does so in its method `logits`.
+    user's own does so in its method `logits`. The built-in model keeps keys and values until its context is full.
 
     A temperature of 0, or below LEAST_TEMPERATURE, takes the likeliest token. Above it tokens are drawn from
     softmax(logits / temperature), of the `top_k` likeliest where given. Stops early when every row has produced `eos_id`.
@@ -56,8 +56,12 @@ def generate(
     context: int = block_size or model.config.block_size
     model.eval()
     done = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+    cache, cached = model.new_cache() if hasattr(model, "new_cache") else None, 0
     for _ in range(max_new_tokens):
-        logits = logits_of(ids[:, -context:])[:, -1].float()  # (B, V)
+        if cache is not None and ids.size(1) <= context:
+            logits, cached = model(ids[:, cached:], cache=cache)[:, -1].float(), ids.size(1)  # (B, V)
+        else:  # a window that moves has other positions at each step
+            logits = logits_of(ids[:, -context:])[:, -1].float()
         if top_k is not None:
             kept = logits.topk(min(top_k, logits.size(-1))).values[:, -1:]
             logits = logits.masked_fill(logits < kept, -torch.inf)

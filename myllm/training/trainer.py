@@ -4,6 +4,7 @@ python myllm/training/trainer.py --train_file train_ids.bin --val_file val_ids.b
 python myllm/training/trainer.py --config experiments/runs/NAME/best_config.json --save_model final.pth
 python myllm/training/trainer.py --from_trial experiments/runs/NAME/t00007 --save_model final.pth
 python myllm/training/trainer.py --load_model final.pth --generate "Once"
+torchrun --nproc_per_node 4 myllm/training/trainer.py --config experiments/runs/NAME/best_config.json
 """
 
 import os
@@ -24,14 +25,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from myllm.config import TrainConfig, from_dict
+from myllm.config import LENGTHS, TIMED_REPORTS, TrainConfig, from_dict
 from myllm.models.custom_model import CustomModelConfig
 from myllm.system.errors import InputError, run_command
 from myllm.system.files import check_writable
+from myllm.system.machine import processes_in_environment
 from myllm.system.progress_bar import Bar
+from myllm.text.durations import duration
 from myllm.training import generate
 from myllm.training.autosave import AutoSave, minutes
+from myllm.training.compatibility import trained_on_other_data
 from myllm.training.options import TrainerOptions, parse_args, trainer_options
+from myllm.training.parallel import SINGLE, ProcessGroup, device_of_process, joined
 from myllm.training.run_artifacts import read_config
 from myllm.training.run_setup import RunSetup, StartConfig, build_run, print_rescaled
 from myllm.training.train import Report, Run, learning_rate_at, train_steps
@@ -75,9 +80,19 @@ def main() -> int:
     if options.generate is not None:
         print(generate.write(given))
         return 0
-    job = build(options, given)
+    if processes_in_environment() == 1:
+        return train_and_plot(options, given, options.device, SINGLE)
+    device = device_of_process(options.device)
+    with joined(device) as group:
+        return train_and_plot(options, given, device, group)
+
+
+def train_and_plot(options: TrainerOptions, given: dict[str, Any], device: str, group: ProcessGroup) -> int:
+    """Trains as one of the processes of `group`, and writes --plot; returns the exit code."""
+    with group.first_alone():
+        job = build(options, given, device, group)
     code = train_job(job, given)
-    if options.plot and job.history and not code:
+    if options.plot and job.history and not code and group.leads:
         epochs, tokens, train_losses, val_losses = (
             [row[name] for row in job.history] for name in ("epoch", "tokens_seen", "train_loss", "val_loss")
         )
@@ -121,10 +136,10 @@ def read_start(options: TrainerOptions) -> tuple[StartConfig, SavedState | None]
     return StartConfig(parts, where), SavedState(state, place)
 
 
-def build(options: TrainerOptions, given: dict[str, Any]) -> Job:
+def build(options: TrainerOptions, given: dict[str, Any], device: str, group: ProcessGroup) -> Job:
     """Builds the run, restores a saved state into it, and prints what will be trained. Raises InputError."""
     start, saved = read_start(options)
-    setup = build_run(given, start)
+    setup = build_run(given, start, device, group)
     run = setup.run
     if options.load_model and run.config.version == "v1":
         raise InputError("--load_model belongs to v2, and the config says v1: V1 starts anew each time")
@@ -142,13 +157,16 @@ def build(options: TrainerOptions, given: dict[str, Any]) -> Job:
         "tokenizer": setup.tokenizer_name,
         "rescaled": moved or before.get("rescaled", []),
     }
+    length = f"{duration(run.pace.budget)} of steps" if run.pace else f"{run.total_steps} steps"
     parameters = sum(parameter.numel() for parameter in run.parameters)
+    processes = f" in each of {group.size} processes" if group.size > 1 else ""
     print(
-        f"{parameters:,} parameters, {run.total_steps} steps of {run.config.tokens_per_step:,} tokens, "
-        f"{run.stream.steps_per_epoch} steps an epoch, on {run.device}"
+        f"{parameters:,} parameters, {length} of {run.config.tokens_per_step:,} tokens, "
+        f"{run.stream.steps_per_epoch} steps an epoch, on {run.device}{processes}"
     )
     if run.step >= run.total_steps:
-        longer = "--epochs, which counts all passes so far," if run.config.epochs else "--budget_tokens"
+        longer = next(f"--{name}" for name in LENGTHS if getattr(run.config, name))
+        longer += ", which counts all passes so far," if run.config.epochs else ""
         print(f"nothing left to train: the saved run is at its end; a larger {longer} goes on")
     return Job(options, setup, extras)
 
@@ -160,7 +178,7 @@ def restore(run: Run, saved: SavedState) -> None:
     before = from_dict(TrainConfig, state["train_config"], path)
     print(f"resumed from {path} at step {run.step} of {run.total_steps}")
     old, new = state.get("data"), run.data_identity()
-    if run.trained_on_other_data(state):
+    if trained_on_other_data(state, run.stream):
         was = f"{old['train']['tokens']:,} tokens" if old else "of unknown length"
         print(
             f"data: {run.train_windows.tokens.name} ({new['train']['tokens']:,} tokens) is not what {path} was trained on "
@@ -189,7 +207,7 @@ def print_changed_settings(before: TrainConfig, now: TrainConfig) -> None:
     changed = [
         f"{name} {old} -> {vars(now)[name]}"
         for name, old in vars(before).items()
-        if old != vars(now)[name] and name not in ("epochs", "budget_tokens")
+        if old != vars(now)[name] and name not in LENGTHS
     ]
     if changed:
         print(f"settings: from here on {', '.join(changed)}")
@@ -208,16 +226,14 @@ def train_job(job: Job, given: dict[str, Any]) -> int:
     The code is 1 where the run diverged, and 128 + the signal's number where a signal ended it.
     """
     run, path = job.run, job.options.save_model
-    autosave = AutoSave(lambda: save(job), minutes(job.options.save_every))
-    with (
-        autosave.catching_signals() if path else contextlib.nullcontext(),
-        Bar(run.total_steps, "training", "steps", begin=run.step) as bar,
-    ):
+    autosave = AutoSave(lambda: save(job), minutes(job.options.save_every), run.group)
+    total, unit, begin = (TIMED_REPORTS, "parts", run.pace.reports) if run.pace else (run.total_steps, "steps", run.step)
+    with autosave.catching_signals() if path else contextlib.nullcontext(), Bar(total, "training", unit, begin) as bar:
         while run.step < run.total_steps:
             end = run.epoch_end
             for report in train_steps(run, end):
                 if report:
-                    bar.update(report.step - bar.n)
+                    bar.update((run.pace.reports if run.pace else report.step) - bar.n)
                     print_report(job, report)
                 if report and report.diverged:
                     print(f"diverged at step {report.step}: the loss is no longer finite; try a lower --learning_rate")
@@ -237,7 +253,7 @@ def train_job(job: Job, given: dict[str, Any]) -> int:
 
 def save(job: Job) -> None:
     """Writes --save_model, if the weights are finite: a run that has diverged does not replace one that trains."""
-    if job.options.save_model and is_finite(job.run):
+    if job.options.save_model and job.run.group.leads and is_finite(job.run):
         save_state(job.run.state_dict() | job.extras, job.options.save_model)
 
 
@@ -261,7 +277,7 @@ def print_report(job: Job, report: Report) -> None:
 def print_sample(job: Job, given: dict[str, Any]) -> None:
     """Prints how the model continues --start_context, where it can write."""
     run = job.run
-    if generate.can_write(run.model, run.model_config):
+    if run.group.leads and generate.can_write(run.model, run.model_config):
         how = {"length": generate.SAMPLE_LENGTH} | given
         start = job.options.start_context
         text = generate.draw(run.model, run.model_config, start, job.setup.tokenizer, how, run.config.seed)

@@ -18,7 +18,7 @@ from tune.analysis.posterior import expected_losses, interval, probability_of_be
 from tune.analysis.results import leaderboard, posterior_summary, tables
 from tune.config.options import SearchOptions
 from tune.config.resolve import resolve_resources
-from tune.config.spec import read_search
+from tune.config.spec import SearchSpec
 from tune.core.clock import SearchClock, TimeBudget, search_seconds
 from tune.core.events import CheckpointStored, SessionEnded, SessionStarted, TrialFailed, TrialStarted
 from tune.core.search_space import SPACES, get_space, sample
@@ -69,7 +69,7 @@ def test_an_unknown_hyper_parameter_is_an_error():
 def test_settings_are_read_back_as_they_were_written(tmp_path):
     search = search_of(name="x", rungs="0.5:2", warm_start=("a", "b"))
     search.write(tmp_path)
-    assert read_search(tmp_path) == search
+    assert SearchSpec.read(tmp_path) == search
     values = json.loads((tmp_path / "search.json").read_text())
     for wrong, words in (
         (values | {"format": 1}, "is of format 1"),
@@ -79,9 +79,9 @@ def test_settings_are_read_back_as_they_were_written(tmp_path):
     ):
         (tmp_path / "search.json").write_text(json.dumps(wrong))
         with pytest.raises(InputError, match=words):
-            read_search(tmp_path)
+            SearchSpec.read(tmp_path)
     with pytest.raises(InputError, match="no run folder"):
-        read_search(tmp_path / "other")
+        SearchSpec.read(tmp_path / "other")
 
 
 def test_a_torn_last_line_is_dropped_and_other_damage_is_named(tmp_path):
@@ -262,8 +262,8 @@ def test_the_stopwatch_counts_tokens_at_the_pace_of_the_slower_reports():
     assert watch.read(10.0, 4.0).left == math.inf  # nothing is measured yet
     for index in range(8):
         pace = 100.0 if index < 4 else 50.0
-        before = SimpleNamespace(tokens_seen=1000, train_seconds=5.0)
-        watch.see(before, SimpleNamespace(tokens_seen=2000, train_seconds=5.0 + 1000 / pace))
+        before = SimpleNamespace(position=1000, train_seconds=5.0)
+        watch.see(before, SimpleNamespace(position=2000, train_seconds=5.0 + 1000 / pace))
     clock = watch.read(40.0, 4.0)
     assert clock.used == pytest.approx(36 * 50) and clock.left == pytest.approx(60 * 50)
     later = watch.read(70.0, 4.0)  # while workers wait: what is shared out stays what it is

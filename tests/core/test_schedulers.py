@@ -4,6 +4,7 @@ import contextlib
 import math
 import random
 import re
+from collections import Counter, defaultdict
 
 import pytest
 from conftest import BUDGET, MARK, begun, index_of, new_search, report
@@ -11,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from myllm.system.errors import InputError
+from tune.core.decision_config import DECISIONS
 from tune.core.events import REPORTED, Reported
-from tune.core.ranking import LEAD_STANDARD_ERRORS, by_expected_final_loss, expected_final_loss, ranking
+from tune.core.ranking import ranking
 from tune.core.schedulers import SCHEDULERS, geometric_rungs, parse_rungs
 from tune.core.schedulers.asha import Asha
 from tune.core.schedulers.base import Clock, Replicate, Resume, Start
@@ -96,12 +98,13 @@ def test_hyperband_starts_brackets_at_each_rung():
     assert came[min(range(16), key=losses.__getitem__)] == BUDGET
 
 
-def test_half_lets_the_better_half_go_on_and_asks_for_proposals_when_enough_is_known():
-    search = new_search("explore-finish", num_samples=200)
+def test_the_better_half_goes_on_and_every_second_configuration_is_suggested_when_enough_is_known():
+    search = new_search("explore-finish", rungs=((1 / 32, 2), (1 / 8, 2), (1 / 4, 2)), num_samples=200)
     play(search, constant([float((37 * i) % 101) for i in range(200)]), end=20 * BUDGET)
     trials = search.trials
     proposed = [trial for trial in trials.drawn if trial.source == SUGGESTED]
     assert proposed and all(800 in trial.losses for trial in proposed)  # they wait at no rung before
+    assert all(trial.source == SAMPLED for trial in trials.drawn[: DECISIONS.compared])
     drawn = [trial for trial in trials.drawn if trial.source != SUGGESTED]
     for here, there in ((100, 400), (400, 800)):
         came = [trial for trial in drawn if here in trial.losses]
@@ -112,7 +115,32 @@ def test_half_lets_the_better_half_go_on_and_asks_for_proposals_when_enough_is_k
     assert abs(spent[0] - spent[1]) <= 800
 
 
-def test_half_believes_no_single_seed():
+@pytest.mark.parametrize("rungs", [((1 / 4, 4),), ((1 / 2, 2),), ((1 / 4, 2), (1 / 2, 2))], ids=["1/4", "1/2", "both"])
+@pytest.mark.parametrize("workers", [1, 2, 8])
+def test_finishing_has_its_share_of_the_time_wherever_the_rung_lies(rungs, workers):
+    search, spent = new_search("explore-finish", rungs=rungs, num_samples=10_000, workers=workers), Counter()
+
+    def watch(worker, begin, end, trial):
+        spent[trial.segment_end_tokens == BUDGET] += end - begin
+
+    play(search, noisy(3), 16 * BUDGET, watch=watch)
+    share = spent[True] / (16 * BUDGET * workers)
+    assert DECISIONS.finishing_share - 0.16 <= share <= DECISIONS.finishing_share
+    assert len(search.trials.drawn) >= 10 * workers
+
+
+def test_the_last_seeds_of_a_short_search_run_side_by_side():
+    search, spans = new_search("explore-finish", num_samples=4, workers=2, confirm=0), defaultdict(list)
+    losses = constant([1.0, 2.0, 3.0, 4.0])
+    over = play(search, losses, watch=lambda worker, begin, end, trial: spans[trial.trial_id].append((begin, end)))
+    seeds = [trial for trial in search.trials.by_id.values() if trial.source == REPLICATE]
+    assert [trial.status for trial in seeds] == [COMPLETED] * (DECISIONS.seeds - 1)
+    first, second = (spans[trial.trial_id] for trial in seeds)
+    assert any(begin < end_2 and begin_2 < end for begin, end in first for begin_2, end_2 in second)
+    assert over <= 2.5 * BUDGET  # one after the other they end after 3.25
+
+
+def test_no_single_seed_is_believed():
     def loss(trial, tokens):
         lucky = (
             trial.parent_id == "t00001" and trial.source != REPLICATE
@@ -140,39 +168,11 @@ def trials_of(losses):
     return trials
 
 
-def test_a_seed_on_its_way_counts_with_what_it_is_expected_to_end_at():
-    lucky, sound = [{800: 3.0, BUDGET: 1.0}, {800: 3.4}], [{800: 3.0, BUDGET: 1.1}, {800: 3.0}]
-    trials = trials_of([lucky, sound])
-    lost = 1.95  # from there to the end, on average
-    assert trials.mean_change_from(800) == pytest.approx(-lost)
-    assert expected_final_loss(trials.by_id["t00000"], trials) == pytest.approx((1.0 + 3.4 - lost) / 2)
-    assert [trial.trial_id for trial in by_expected_final_loss(trials)] == ["t00001", "t00000"]
-    assert ranking(trials)[1][0].trial_id == "t00001"
-    too_early = trials_of([[{400: 3.0, BUDGET: 1.0}, {400: 9.0}], [{400: 3.0, BUDGET: 1.1}]])
-    assert ranking(too_early)[1][0].trial_id == "t00000"
-    # Nor at a rung: there the one that is looked at again would be behind those that were not.
-    rung = trials_of([[{400: 3.0, 800: 2.0}, {400: 3.4}], [{400: 3.0, 800: 2.1}]])
-    assert ranking(rung)[1][0].trial_id == "t00000"
-
-
 def test_a_lucky_pair_of_seeds_is_behind_what_three_seeds_say():
     three, worse = [{BUDGET: 2.0}] * 3, [{BUDGET: 1.5}, {BUDGET: 2.5}]  # its mean is the same: no lead
     pair = [{BUDGET: 1.0}, {BUDGET: 2.9}]
     assert [trial.trial_id for trial in ranking(trials_of([worse, pair, three]))[1]] == ["t00002", "t00001", "t00000"]
     assert ranking(trials_of([worse, pair]))[1][0].trial_id == "t00001"  # where none has three, two are trusted
-
-
-def test_a_pair_of_seeds_that_leads_by_more_than_noise_is_before_three():
-    three, single = [{BUDGET: 1.9}, {BUDGET: 2.0}, {BUDGET: 2.1}], [{BUDGET: 0.5}]
-    noise = math.sqrt((2 * 0.1**2 + 0.1**2 / 2) / 3)  # between seeds, of both
-    lead = LEAD_STANDARD_ERRORS * noise * math.sqrt(1 / 2 + 1 / 3)
-    for ahead, workers, first in ((0.9 * lead, 8, "t00001"), (1.1 * lead, 8, "t00000"), (9.9 * lead, 2, "t00001")):
-        trials = trials_of([[{BUDGET: 2.0 - ahead - 0.05}, {BUDGET: 2.0 - ahead + 0.05}], three, single])
-        trials.workers = workers
-        assert ranking(trials)[1][0].trial_id == first
-    trials = trials_of([[{BUDGET: 1.0}, {BUDGET: math.inf}], three])
-    trials.workers = 8
-    assert ranking(trials)[1][0].trial_id == "t00001"
 
 
 def test_a_seed_that_diverged_is_trusted_for_nothing():
@@ -185,11 +185,11 @@ def test_a_seed_that_diverged_is_trusted_for_nothing():
             assert [trial.trial_id for trial in ranking(trials)[1]] == ["t00001", "t00002", "t00000"]
 
 
-def test_half_ends_with_more_seeds_of_its_best_instead_of_what_could_not_be_believed_in_time():
+def test_it_ends_with_more_seeds_of_its_best_instead_of_what_could_not_be_believed_in_time():
     search = new_search("explore-finish", num_samples=1000, workers=2)
-    play(search, constant([(37 * i % 101) + 1.0 for i in range(1000)]), end=6 * BUDGET)
+    play(search, constant([(37 * i % 101) + 1.0 for i in range(1000)]), end=8 * BUDGET)
     done = [trial for trial in search.trials.drawn if trial.status == COMPLETED]
-    assert len(done) == 2 and all(len(trial.seeds_at(BUDGET)) == 2 for trial in done)
+    assert 2 <= len(done) <= 3 and len(min(done, key=lambda trial: trial.losses[BUDGET]).seeds_at(BUDGET)) >= 2
 
 
 @pytest.mark.parametrize("samples", [1, 2, 3, 5])
@@ -201,7 +201,7 @@ def test_a_search_of_few_still_finishes_its_best(samples):
 
 
 @pytest.mark.parametrize("workers", [1, 2, 8])
-def test_the_longer_half_searches_the_more_it_finishes(workers):
+def test_the_longer_it_searches_the_more_it_finishes(workers):
     finished = []
     for trainings in (1, 2, 4, 8, 16):
         search = new_search("explore-finish", num_samples=10_000, workers=workers)
@@ -209,7 +209,7 @@ def test_the_longer_half_searches_the_more_it_finishes(workers):
         losses = [rng.random() for _ in range(10_000)]
         play(search, constant(losses), end=trainings * BUDGET)
         finished.append(sum(trial.status == COMPLETED for trial in search.trials.drawn))
-    assert finished == sorted(finished) and finished[0] == 0 < finished[-1] and finished[-1] >= 2.5 * workers
+    assert finished == sorted(finished) and finished[0] == 0 < finished[-1] and finished[-1] >= 2 * workers
 
 
 CURVES = st.integers(0, 10**6)
@@ -232,7 +232,7 @@ def noisy(seed, diverging=0.0):
 
 @settings(max_examples=60, deadline=None)
 @given(st.sampled_from(sorted(SCHEDULERS)), CURVES, st.integers(1, 4), st.integers(2, 40), st.sampled_from([0.0, 0.3]))
-def test_every_rule_ends_in_time_and_half_uses_its_time(name, seed, workers, quarters, diverging):
+def test_every_rule_ends_in_time_and_the_default_uses_its_time(name, seed, workers, quarters, diverging):
     end = quarters * BUDGET / 4
     search = new_search(name, num_samples=10_000, workers=workers, confirm=0)
     last = play(search, noisy(seed, diverging), end)
@@ -240,7 +240,7 @@ def test_every_rule_ends_in_time_and_half_uses_its_time(name, seed, workers, qua
     assert last <= end and not trials.running
     assert sum(trial.tokens for trial in trials.by_id.values()) <= workers * end
     if name == "explore-finish" and not diverging and quarters >= 8:
-        assert last > end - 0.55 * BUDGET
+        assert last > end - 0.75 * BUDGET
 
 
 @pytest.mark.parametrize("workers", [1, 2, 8])

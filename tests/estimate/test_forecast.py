@@ -53,7 +53,7 @@ def test_a_search_without_rungs_takes_what_its_trials_take():
 
 def test_rungs_fill_as_the_rule_lets_them():
     whole = simulate_rest(search_of(num_samples=16), [], Throughput(1e-5, 1e-3), workers=2)
-    assert whole.trials == 16 and list(whole.came.values())[:3] == [16, 8, 4]
+    assert whole.trials == 16 and list(whole.came.values()) == [16, 5 + whole.replicates]  # a quarter, the baseline
 
 
 def test_a_search_is_played_on_from_where_it_stands():

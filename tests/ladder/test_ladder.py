@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from conftest import run_command_line
 
+from myllm.scaling_laws import LAW_PRIOR, WIDE_PRIOR, Size, movement, prior_for, step_law_point
 from myllm.system.errors import InputError
 from tune.ladder.answer import Z90, answer, plain_point
 from tune.ladder.fit import LEVELS, Run, excess, fit_runs, seed_noise
-from tune.ladder.laws import LAW_PRIOR, WIDE_PRIOR, Size, movement, prior_for, step_law_point
 
 SMALL, LONG, WIDE, TARGET = Size(50e6, 1e9), Size(50e6, 4e9), Size(100e6, 1e9), Size(400e6, 10e9)
 

@@ -61,9 +61,11 @@ def test_the_summary_of_a_recorded_search_is_the_one_it_was(report):
 def test_summary_json_of_a_recorded_search_is_the_one_it_was(report):
     """The recorded file is of format 1; some of its keys have other names in format 2."""
     found, former = (json.loads(path.read_text()) for path in (report / "summary.json", RECORDED / "golden.json"))
-    former |= {"format": 2, "baseline": former.pop("default"), "confidence": former.pop("trust")}
+    former |= {"format": 2, "ladder": None, "baseline": former.pop("default"), "confidence": former.pop("trust")}
     former["trials"]["replicates"] = former["trials"].pop("repeats")
     former["best"]["compared_with"] = former["best"].pop("rivals")
+    former |= {"budget_seconds": None, "faster": None}
+    former["cost"]["trainings"] = found["cost"]["tokens"] / found["budget_tokens"]
     former["verdict"] = former["verdict"].replace("default", "baseline")
     for step in found["next"]:
         step["command"] = re.sub(f"^{PROGRAM}", r"python \1", step["command"])
@@ -85,7 +87,7 @@ def test_summary_json_is_as_its_schema_says_it_is(report, tmp_path):
 
 
 def test_every_figure_has_a_picture_and_a_table(report):
-    names = ["budget", "curves", "importance", "landscape", "parallel", "parameters"]
+    names = ["budget", "curves", "importance", "landscape", "parallel", "parameters", "speed"]
     assert sorted(p.name for p in (report / "figures").iterdir()) == [
         f"{n}.{kind}" for n in names for kind in ("csv", "png")
     ]

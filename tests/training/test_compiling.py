@@ -69,7 +69,7 @@ def test_measuring_leaves_a_run_as_it_was(make_run):
         run.compilation.mode = mode
         run.compilation.set_compiled = None  # not called: it does not repay
         curves.append([seen.val_loss for seen in train(run)])
-        assert run.compile_decided
+        assert run.is_prepared
     assert curves[0] == curves[1]
 
 

@@ -16,7 +16,7 @@ from tune.config.spec import SearchSpec
 from tune.core.clock import SearchClock
 from tune.core.events import Event
 from tune.core.ranking import ranking
-from tune.core.trials import COMPLETED, DIVERGED, PAUSED, STOPPED, Trials
+from tune.core.trials import COMPLETED, DIVERGED, PAUSED, STOPPED, Trial, Trials
 
 DRAWS = 1000  # samples of the bootstrap and of the regression's posterior
 SHARES = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)  # of the budget: rungs that the search might have had
@@ -220,10 +220,16 @@ def summarize_audit(search: SearchSpec, trials: Trials, events: Iterable[Event])
         chosen=len(trials.audits),
         ended=len(sample.audited),
         seconds=SearchClock(events).audit,
-        tokens=sum(audit.tokens - audit.begun_at for audit in trials.audits.values()),
+        tokens=sum(_trained(audit) for audit in trials.audits.values()),
         below_best=sample.share_below(best) if is_judged else None,
         below_worst=sample.share_below(max(t.losses[budget] for t in sample.finished)) if is_judged else None,
         cost=sample.stopping_cost(best) if is_judged else None,
         better=tuple(AuditedTrial(trial_id, loss) for loss, trial_id in below if is_judged and loss < best),
         rungs=sample.rung_qualities(search.scheduler().factors) if sample.audited else (),
     )
+
+
+def _trained(audit: Trial) -> int:
+    """Returns the tokens that an audit has trained on."""
+    last, first = (getattr(audit.reports.get(at), "tokens_seen", 0) for at in (audit.tokens, audit.begun_at))
+    return int(last - first)

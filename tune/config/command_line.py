@@ -11,9 +11,9 @@ from typing import Any
 from myllm.config import field_help, value_type
 from myllm.system.errors import InputError, Parser
 from myllm.text.durations import parse_duration
+from myllm.text.format import parse_amount
 from tune.config import overrides
 from tune.config.options import AUTO, OLD_NAMES, PICKED, SearchOptions, check_one_name, current_names
-from tune.config.program_options import ProgramOptions
 
 RESUME_FLAGS = (
     *("num_samples", "time_budget", "replicate_best", "audit_fraction", "max_failures", "keep_checkpoints"),
@@ -21,7 +21,8 @@ RESUME_FLAGS = (
 )
 """flags that may change on --resume: earlier trials and later ones stay comparable"""
 DATA_FLAGS = ("train_file", "val_file")  # flags that may name another place on --resume: the content there must be the same
-TEXTS = {"time_budget": "TIME"} | dict.fromkeys(PICKED, "NUMBER")
+TIMES = ("time_budget", "budget_seconds", "target_seconds")
+TEXTS = dict.fromkeys(TIMES, "TIME") | {"target_tokens": "TOKENS"} | dict.fromkeys(PICKED, "NUMBER")
 """options of numbers that may be written in another way -> the word for it in --help"""
 KINDS = {field.name: value_type(field) for field in dataclasses.fields(SearchOptions)}  # the type of each option
 
@@ -31,7 +32,7 @@ def search_parser() -> Parser:
     parser = Parser(
         prog="search.py", description="Searches hyper-parameters of GPT pre-training.", argument_default=argparse.SUPPRESS
     )
-    helps = field_help(ProgramOptions) | field_help(SearchOptions)
+    helps = field_help(SearchOptions)
     for field in dataclasses.fields(SearchOptions):
         kind = value_type(field)
         shown = " ".join(field.default) if isinstance(field.default, tuple) else field.default
@@ -41,16 +42,16 @@ def search_parser() -> Parser:
             how = {"action": "store_true"}
         elif field.name in overrides.FLAGS:
             how = {"nargs": "+", "action": "extend", "metavar": "NAME=..."}
-        elif field.name == "baseline":
-            how = {"nargs": "+", "metavar": "NAME=VALUE"}
         elif kind is tuple:
-            how = {"nargs": "+", "metavar": "PATH"}
+            how = {"nargs": "+", "metavar": "SIZE" if field.name == "target" else "PATH"}
         elif field.name in TEXTS:
             how = {"metavar": TEXTS[field.name]}
         parser.add_argument(f"--{field.name}", help=(helps[field.name] + default).replace("%", "%%"), **how)
     parser.add_argument("--experiment", metavar="FILE.toml", help="file with any of these settings; flags beside it win")
     parser.add_argument("--resume", metavar="DIR", help=f"go on with a run; beside it only {', '.join(RESUME_FLAGS)}")
-    parser.add_argument("--list_spaces", action="store_true", help="show what each space searches for --preset, and end")
+    parser.add_argument(
+        "--list_spaces", action="store_true", help="show what each space searches for preset and budget, and end"
+    )
     parser.add_argument(
         "--dry_run", action="store_true", help="check all, time a few steps, tell what it will take, and end"
     )
@@ -63,22 +64,16 @@ def search_parser() -> Parser:
 def parse_args() -> dict[str, Any]:
     """The flags that were given, by today's names. Raises InputError."""
     check_one_name((word.partition("=")[0] for word in sys.argv[1:]), dashes="--")
-    given = current_names(vars(search_parser().parse_args(joined(sys.argv[1:]))))
+    given = current_names(vars(search_parser().parse_args()))
     return given | {name: read_text(name, given[name]) for name in TEXTS if name in given}
-
-
-def joined(words: list[str]) -> list[str]:
-    """The words of the command line, the value of --resume_args joined to the flag: it looks like a flag itself."""
-    if (flag := "--resume_args") in words[:-1]:
-        at = words.index(flag)
-        return [*words[:at], f"{flag}={words[at + 1]}", *words[at + 2 :]]
-    return words
 
 
 def read_text(name: str, text: str) -> Any:
     """The value of an option in TEXTS. Raises InputError."""
-    if name == "time_budget":
+    if name in TIMES:
         return parse_duration(text)
+    if name == "target_tokens":
+        return parse_amount(text)
     try:
         return text if text == AUTO else KINDS[name](text)
     except ValueError:
@@ -113,8 +108,8 @@ def read_experiment(path: str, given: dict[str, Any]) -> dict[str, Any]:
             raise InputError(f"{where}: unknown key {key!r}; known are {', '.join(KINDS)}")
         if KINDS[key] is tuple and isinstance(value, str):
             value = [value]
-        elif key == "time_budget" and isinstance(value, str):
-            value = parse_duration(value)
+        elif key in (*TIMES, "target_tokens") and isinstance(value, str):
+            value = read_text(key, value)
         number = isinstance(value, int) and not isinstance(value, bool)
         fits = isinstance(value, list) if KINDS[key] is tuple else type(value) is KINDS[key]
         if not fits and not (number and KINDS[key] is float) and not (key in PICKED and value == AUTO):

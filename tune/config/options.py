@@ -12,7 +12,6 @@ from myllm.datasets.data_paths import BUILTIN, is_builtin
 from myllm.datasets.token_layout import DTYPES
 from myllm.presets import get_preset
 from myllm.system.errors import InputError
-from tune.config.program_options import ProgramOptions
 from tune.core.schedulers import SCHEDULERS, geometric_rungs, parse_rungs
 from tune.core.schedulers.base import Rungs
 from tune.core.search_space import get_space
@@ -70,8 +69,6 @@ CHECKS: dict[str, Check] = {
     "seed": whole(0, 2**31 - 1),
     "num_samples": whole(1, UNLIMITED_TRIALS - 1),
     "budget_tokens": whole(1),
-    "budget": whole(2),
-    "report_every": whole(1),
     "cpus_per_trial": whole(1),
     "max_concurrent": whole(1),
     "max_failures": whole(0),
@@ -83,7 +80,11 @@ CHECKS: dict[str, Check] = {
     "keep_checkpoints": one_of("best", "all"),
     "grace_period": number("a share between 0 and 1", lambda share: 0 < share < 1),
     "audit_fraction": number("a share of the trials left behind, above 0 and at most 1", lambda share: 0 < share <= 1),
+    "target_tokens": whole(1),
+    "target_seconds": positive_seconds,
+    "target_share": number("a share of the target's compute, above 0 and at most 1", lambda share: 0 < share <= 1),
     "time_budget": positive_seconds,
+    "budget_seconds": positive_seconds,
     "stall_timeout": positive_seconds,
     "gpus_per_trial": number("a share below 1 or a whole number of GPUs", lambda n: n >= 0 and (n < 1 or n == int(n))),
     "token_dtype": one_of(*DTYPES),
@@ -121,7 +122,7 @@ def check_storage(path: str) -> None:
 
 
 @dataclass(frozen=True)
-class SearchOptions(ProgramOptions):
+class SearchOptions:
     """The options of a search, as the user gave them. Raises InputError for the first value that can't be."""
 
     space: str = "v2"
@@ -150,14 +151,25 @@ class SearchOptions(ProgramOptions):
     """trials in total, the preset's baseline included (unset: 16; with --time_budget as many as it lets)"""
     budget_tokens: int | None = None
     """tokens of one full training, rounded down so that all batch sizes share the report marks (unset: the preset's)"""
+    target: tuple[str, ...] = ()
+    """search small, train big: the model to be trained in the end, a preset or the settings that grow, NAME=NUMBER ..."""
+    target_tokens: int | None = None
+    """tokens of the target's training, like 2.5B, 100M, 66k (unset: the preset's)"""
+    target_seconds: float | None = None
+    """time of the target's training on this machine, like 2h, in place of --target_tokens"""
+    target_share: float | None = None
+    """share of the target's compute that its search may take (unset: 0.05)"""
+    budget_seconds: float | None = None
+    """seconds (or like 90m, 1h30m) of one full training, in place of budget_tokens: each configuration trains on as many
+    tokens as it can in this time (unset: configurations are compared at equal tokens)"""
     time_budget: float | None = None
-    """seconds (or like 90m, 1h30m, 2h) of all sessions: half explore, half finish the best (unset: no limit)"""
+    """seconds (or like 90m, 1h30m, 2h) of all sessions: two thirds explore, one finishes the best (unset: no limit)"""
     name: str | None = None
     """folder under experiments/runs (unset: preset-space-date-time)"""
     seed: int = 0
     """seed of the draws and of every trial's initialisation and data order"""
     scheduler: str = "explore-finish"
-    """explore-finish: cheap rungs, then half of the time finishes the best, on several seeds; asha promotes at rungs,
+    """explore-finish: a rung at 1/4, then a third of the time finishes the best on several seeds; asha promotes at rungs,
     asha-stop stops there; hyperband starts at several rungs; fifo trains all to the end"""
     rungs: str | None = None
     """where trials are compared: share of the budget:one in how many goes on, ... (unset: the scheduler's own)"""
@@ -204,7 +216,6 @@ class SearchOptions(ProgramOptions):
             unset = value is None and getattr(SearchOptions, name) is None
             if not unset and not (value == AUTO and name in PICKED) and not fits(value):
                 raise InputError(f"--{name} {complaint.format(repr(value))}")
-        self.check_program()
         for name, address in (("wandb", self.wandb), ("mlflow", self.mlflow)):
             if address is not None:
                 check_tracker(name, address)
@@ -212,6 +223,10 @@ class SearchOptions(ProgramOptions):
             check_storage(self.storage_path)
         if self.rungs is not None and (self.grace_period, self.reduction_factor) != (None, None):
             raise InputError("--rungs says all; leave out --grace_period and --reduction_factor, the short way to rungs")
+        if self.budget_seconds is not None and self.budget_tokens is not None:
+            raise InputError("--budget_seconds and --budget_tokens both say how long a full training is; leave one out")
+        if self.budget_seconds is not None and self.target:
+            raise InputError("--budget_seconds does not go with --target, whose trainings have many lengths; leave it out")
         self.resolved_rungs  # noqa: B018 (raises for rungs that are none)
         get_space(self.space)
         get_preset(self.preset)

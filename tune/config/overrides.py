@@ -3,37 +3,40 @@ which has `base` for the space, "1e-4:3e-3" for a range, a list for choices, and
 fixed.
 """
 
-import contextlib
 import dataclasses
 import difflib
 import itertools
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from myllm.config import GPTConfig, TrainConfig, parse_value, value_type
 from myllm.models.custom_model import CustomModelConfig, ModelConfig, settings_of
-from myllm.presets import get_preset
+from myllm.presets import Preset, get_preset
 from myllm.system.errors import InputError
 from myllm.text.format import format_value
 from tune.config.options import SearchOptions
-from tune.config.program_options import RESERVED
 from tune.core.search_space import CUSTOM, LINEAR, LOG, LOG_BELOW_ONE, SPACES, Choice, Range, Ranges, get_space
 
 FLAGS = {"range": "MIN:MAX", "choices": "VALUE,VALUE", "set": "VALUE"}
 V2_ONLY = ("warmup_ratio", "min_lr_ratio", "schedule", "cooldown_ratio", "clip_norm")
-TRAINED = ("learning_rate", "batch_size", *V2_ONLY, "weight_decay", "beta1", "beta2", "beta2_half_life")
+MUON = ("optimizer", "muon_lr_ratio")
+TRAINED = ("learning_rate", "batch_size", *V2_ONLY, "weight_decay", "beta1", "beta2", "beta2_half_life", *MUON)
 SHAPE = ("n_layer", "n_head", "n_embd", "dropout", "bias", "activation")
+BLOCK = ("norm", "position", "mlp", "qk_norm", "n_kv_head", "tied")
 HOW = ("micro_batch_size", "dtype", "float32_matmul", "compile")
 ONLY_FIXED = (*HOW, "block_size")
 """settings that may be set but not searched: the window changes the meaning of a loss, the others only its rounding"""
-SCALES = dict.fromkeys(
-    ("learning_rate", "warmup_ratio", "min_lr_ratio", "clip_norm", "weight_decay", "beta2_half_life", "n_embd"), LOG
-) | dict.fromkeys(("beta1", "beta2"), LOG_BELOW_ONE)
+SCALES = (
+    dict.fromkeys(
+        ("learning_rate", "muon_lr_ratio", "warmup_ratio", "min_lr_ratio", "clip_norm", "weight_decay", "beta2_half_life"),
+        LOG,
+    )
+    | dict.fromkeys(("n_embd",), LOG)
+    | dict.fromkeys(("beta1", "beta2"), LOG_BELOW_ONE)
+)
 """the scale of a hyper-parameter on which equal steps have equal weight; all others are linear"""
-LOG_FROM = 10  # highest over lowest value from which a range of a program of the user's own is logarithmic
 MOST_SHAPES = 1000  # combinations of model settings that are checked before the start
 RESOLVED = 101  # places of a range that floats must tell apart
 
@@ -51,27 +54,22 @@ def kinds(model: ModelConfig) -> dict[str, type]:
     """The type of each hyper-parameter that may be overridden, by name. The model's settings follow the training's."""
     trained = {field.name: value_type(field) for field in dataclasses.fields(TrainConfig)}
     settings = settings_of(model)
-    names = (*SHAPE, "block_size") if isinstance(model, GPTConfig) else settings
+    names = (*SHAPE, *BLOCK, "block_size") if isinstance(model, GPTConfig) else settings
     return {name: trained[name] for name in (*TRAINED, *HOW)} | {n: type(settings[n]) for n in names}
 
 
-def parse_overrides(texts: Mapping[str, Sequence[str]], model: ModelConfig | None) -> dict[str, Override]:
+def parse_overrides(texts: Mapping[str, Sequence[str]], model: ModelConfig) -> dict[str, Override]:
     """The user's overrides by the name of their hyper-parameter, from the `texts` of each flag in FLAGS.
 
-    A program of the user's own has no `model`: its hyper-parameters have any name, and the type that their text shows.
     Raises InputError for the first text that can't be.
     """
-    types = kinds(model) if model else {}
+    types = kinds(model)
     found: dict[str, Override] = {}
     for kind, text in [(flag, text) for flag in FLAGS for text in texts.get(flag, ())]:
         name, equals, value = text.partition("=")
         name, flag = name.strip(), f"--{kind} {text}"
         if not equals or not value.strip():
             raise InputError(f"{flag}: write NAME={FLAGS[kind]}")
-        if model is None:
-            if not name.isidentifier() or name in RESERVED:
-                raise InputError(f"{flag}: {name!r} can't be a name; {', '.join(RESERVED)} are the search's own")
-            types[name] = shown_type(value)
         if name not in types:
             initials = [known for known in types if "".join(word[:1] for word in known.split("_")) == name]  # lr, wd
             near = initials or difflib.get_close_matches(name, types, 3, 0.5)
@@ -79,24 +77,13 @@ def parse_overrides(texts: Mapping[str, Sequence[str]], model: ModelConfig | Non
             raise InputError(f"{flag}: there is no {name!r} to set; {known}")
         if name in found:
             raise InputError(f"{flag}: {found[name].flag} says it already; leave one out")
-        if model and name in ONLY_FIXED and kind != "set":
+        if name in ONLY_FIXED and kind != "set":
             raise InputError(f"{flag}: {name} can't be searched; set it with --set {name}=VALUE")
         try:
-            found[name] = Override(flag, **_values(kind, name, types[name], value.strip(), model is None))
+            found[name] = Override(flag, **_values(kind, name, types[name], value.strip()))
         except ValueError as error:
-            why = _why_whole(kind, name, model, value.strip()) if model else ""
-            raise InputError(f"{flag}: {error}{why}") from None
+            raise InputError(f"{flag}: {error}{_why_whole(kind, name, model, value.strip())}") from None
     return found
-
-
-def shown_type(text: str) -> type:
-    """The type of the values that a text shows, VALUE or VALUE,VALUE or MIN:MAX: bool, int, float, or else str."""
-    parts = [part.strip() for part in re.split("[,:]", text) if part.strip() not in ("log", "linear")]
-    for kind in (bool, int, float):
-        with contextlib.suppress(ValueError):
-            if all(isinstance(parse_value(kind, part), kind) for part in parts) and (kind is not int or "." not in text):
-                return kind
-    return str
 
 
 def _why_whole(kind: str, name: str, model: ModelConfig, text: str) -> str:
@@ -111,11 +98,8 @@ def _why_whole(kind: str, name: str, model: ModelConfig, text: str) -> str:
     return f"; its default {default} makes {name} whole: write {default}.0 in `settings` of {model.source} for fractions"
 
 
-def _values(kind: str, name: str, of: type, text: str, is_own_program: bool = False) -> dict[str, Any]:
-    """The Override's `values` or `fixed` that `text` stands for. Raises ValueError if it is malformed.
-
-    A range of a program of the user's own is logarithmic where it spans a factor of LOG_FROM.
-    """
+def _values(kind: str, name: str, of: type, text: str) -> dict[str, Any]:
+    """The Override's `values` or `fixed` that `text` stands for. Raises ValueError if it is malformed."""
     if kind == "set":
         return {"fixed": parse_value(of, text)}
     if kind == "choices":
@@ -136,13 +120,11 @@ def _values(kind: str, name: str, of: type, text: str, is_own_program: bool = Fa
         cure = f"; for one value: --set {name}={first}" if low == high else ""
         raise ValueError(f"{low:g} is not less than {high:g}{cure}")
     scale = SCALES.get(name, LINEAR)
-    if is_own_program:
-        scale = LOG if low > 0 and high >= LOG_FROM * low else LINEAR
     if "linear" in scales:
         scale = LINEAR
     elif "log" in scales and scale == LINEAR:
         scale = LOG
-    if name == "batch_size" and not is_own_program:
+    if name == "batch_size":
         powers = ",".join(str(2**i) for i in range(20) if low <= 2**i <= high) or "8,16"
         raise ValueError(f"batch sizes must share the report marks: list them, such as --choices batch_size={powers}")
     if (scale == LOG and low <= 0) or (scale == LOG_BELOW_ONE and high >= 1):
@@ -180,13 +162,28 @@ class SearchedSpace:
         return drawn.values if isinstance(drawn, Choice) else (self.fixed.get(name, unset),)
 
 
-def searched_space(options: SearchOptions, model: ModelConfig, overrides: Mapping[str, Override]) -> SearchedSpace:
-    """The space that `options` name, with the user's `overrides`."""
-    preset, base = get_preset(options.preset), get_space(options.space)
+def preset_at(options: SearchOptions, model: ModelConfig, overrides: Mapping[str, Override]) -> Preset:
+    """Returns the preset of `options` with the baseline of their budget, of the model, and of the user's batch sizes."""
+    preset = get_preset(options.preset)
+    budget, shape = options.budget_tokens or preset.budget_tokens, model if isinstance(model, GPTConfig) else None
+    preset, batch = preset.at(budget, shape), overrides.get("batch_size")
+    if batch is None:
+        return preset
+    windows = int(batch.fixed if batch.values is None else batch.values.clip(preset.batch_size))
+    return dataclasses.replace(preset, learning_rate=preset.at(budget, shape, windows).learning_rate)
+
+
+def searched_space(
+    options: SearchOptions, model: ModelConfig, overrides: Mapping[str, Override], preset: Preset
+) -> SearchedSpace:
+    """Returns the space that `options` name around the baseline of `preset`, with the user's `overrides`."""
+    base = get_space(options.space)
     fixed = {name: one.fixed for name, one in overrides.items() if one.values is None}
     own = {name: one.values for name, one in overrides.items() if one.values is not None}
     ranges = {name: values for name, values in (base.ranges(preset) | own).items() if name not in fixed}
     usual = base.values(preset) | settings_of(model)
+    if isinstance(model, GPTConfig):
+        usual["n_kv_head"] = model.kv_heads
     baseline = {name: own[name].clip(usual[name]) if name in own else usual[name] for name in ranges}
     clipped = {name: usual[name] for name in ranges if usual[name] != baseline[name]}
     return SearchedSpace(ranges=ranges, baseline=baseline, fixed=fixed, clipped_baseline=clipped)
@@ -205,6 +202,8 @@ def check_space(options: SearchOptions, space: SearchedSpace, overrides: Mapping
         raise InputError(f"{overrides['beta2'].flag}: beta2_half_life, which is set too, decides beta2; leave one out")
     if "cooldown_ratio" in overrides and "wsd" not in space.values_of("schedule", ""):
         raise InputError(f"{overrides['cooldown_ratio'].flag}: only schedule wsd has a cooldown; add --set schedule=wsd")
+    if "muon_lr_ratio" in overrides and "muon" not in space.values_of("optimizer", "adamw"):
+        raise InputError(f"{overrides['muon_lr_ratio'].flag}: only optimizer muon has it; add --set optimizer=muon")
 
 
 def extremes(
@@ -230,15 +229,19 @@ def _ends(name: str, values: Range | Choice) -> tuple[Any, ...]:
     """The values of a range that must be checked for all of the range to be sound."""
     if isinstance(values, Choice):
         return values.values
-    if name in ("n_embd", "n_head"):  # whether one divides the other is another question at each number
+    if name in ("n_embd", "n_head", "n_kv_head"):  # whether one divides the other is another question at each number
         return tuple(range(int(values.low), int(values.high) + 1))
     return values.low, values.high
 
 
-def list_spaces(preset_name: str) -> str:
-    """The text of --list_spaces: the ranges of each space for a preset, and the names of all hyper-parameters."""
-    lines = [f"for preset {preset_name}; the baseline is trial 0"]
+def list_spaces(preset_name: str, budget_tokens: int | None = None) -> str:
+    """Returns the text of --list_spaces: each space's ranges for a preset and a budget, and all hyper-parameters' names.
+
+    Without `budget_tokens` the budget is the preset's own.
+    """
     preset = get_preset(preset_name)
+    preset = preset.at(budget_tokens or preset.budget_tokens)
+    lines = [f"for preset {preset_name} and {preset.budget_tokens:,} tokens a training; the baseline is trial 0"]
     for name, space in SPACES.items():
         reference = space.values(preset)
         lines.append(f"{name}: training loop {space.version}")

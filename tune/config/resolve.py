@@ -1,14 +1,16 @@
 """Resolves the user's options into the specification of a search, checked against the data before anything starts."""
 
+import contextlib
 import dataclasses
 import itertools
 import math
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from myllm.config import TIMED_REPORTS
 from myllm.datasets.data_paths import Source, absolute, are_tokens, find_files, is_builtin
 from myllm.datasets.load_tokens import default_tokenizer, prepare
 from myllm.datasets.overlap import check_separate
@@ -17,11 +19,11 @@ from myllm.datasets.tokenizer import get_tokenizer, identity, resolve, token_byt
 from myllm.datasets.windows import Windows
 from myllm.models.custom_model import CustomModelConfig, custom_model, settings_of, with_settings
 from myllm.presets import get_preset
-from myllm.system.errors import InputError, naming
+from myllm.system.errors import InputError
 from myllm.system.machine import cpp_compiler, gpu_names, origin
 from tune.config.options import AUTO, SearchOptions
-from tune.config.overrides import Override, check_space, extremes, parse_overrides, searched_space
-from tune.config.spec import RUN_ID_DIGITS, BuiltinSearch, Data, SearchSpec
+from tune.config.overrides import Override, check_space, extremes, parse_overrides, preset_at, searched_space
+from tune.config.spec import RUN_ID_DIGITS, Data, SearchSpec
 from tune.core.search_space import get_space
 from tune.store.tables import RESULT_COLUMNS
 
@@ -62,21 +64,31 @@ def resolve_resources(options: SearchOptions, num_cpus: int, num_gpus: int) -> R
     return Resources(cpus, gpus, min(workers, options.max_concurrent or workers))
 
 
-def resolve_search(options: SearchOptions, cache_dir: Path) -> BuiltinSearch:
+@contextlib.contextmanager
+def naming(flags: str) -> Iterator[None]:
+    """Within it, the message of an InputError begins with the `flags` that it is about."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{flags}: {str(error).removeprefix('trial: ')}") from None
+
+
+def resolve_search(options: SearchOptions, cache_dir: Path) -> SearchSpec:
     """The specification of the search that `options` ask for, checked against the data.
 
     Raises InputError, one line, for the first fault.
     """
-    preset = get_preset(options.preset)
     tokenizer = resolve(options.tokenizer or default_tokenizer(options.train_file))
     encoding = get_tokenizer(tokenizer)
-    n_vocab, block_size = encoding.n_vocab, preset.block_size
-    model = custom_model(options.model, n_vocab, block_size) if options.model else preset.model(n_vocab)
+    named, n_vocab = get_preset(options.preset), encoding.n_vocab
+    model = custom_model(options.model, n_vocab, named.block_size) if options.model else named.model(n_vocab)
     overrides = parse_overrides(vars(options), model)
-    searched = searched_space(options, model, overrides)
-    shape = {name: value for name, value in searched.fixed.items() if name in settings_of(model)}
+    names = settings_of(model)
+    shape = {name: one.fixed for name, one in overrides.items() if one.values is None and name in names}
     with naming(", ".join(overrides[name].flag for name in shape)):
         model = with_settings(model, shape)
+    preset = preset_at(options, model, overrides)
+    searched = searched_space(options, model, overrides, preset)
     check_space(options, searched, overrides)
     if taken := sorted(searched.ranges.keys() & TAKEN):
         raise InputError(
@@ -90,13 +102,13 @@ def resolve_search(options: SearchOptions, cache_dir: Path) -> BuiltinSearch:
     windows = {split: Windows(tokens, max_len, max_len) for split, tokens in files.items()}
     batch_sizes = searched.values_of("batch_size", preset.batch_size)
     check_batch_sizes(options, batch_sizes, overrides, windows["train"])
-    budget, report_tokens = resolve_marks(options.budget_tokens or preset.budget_tokens, batch_sizes, max_len)
+    length, report_tokens = resolve_length(options, named.budget_tokens, batch_sizes, max_len)
+    budget = length.get("budget_tokens", named.budget_tokens)
     eval_windows = int(min(MAX_EVAL_TOKENS, max(MIN_EVAL_TOKENS, budget * EVAL_SHARE))) // max_len or 1
     targets = windows["val"].ids(windows["val"].spread(eval_windows))[:, 1:]
-    settled = {
+    settled: dict[str, Any] = length | {
         "batch_size": searched.baseline.get("batch_size", preset.batch_size),
         "max_len": max_len,
-        "budget_tokens": budget,
         "version": get_space(options.space).version,
         "seed": options.seed,
         "eval_windows": eval_windows,
@@ -106,37 +118,21 @@ def resolve_search(options: SearchOptions, cache_dir: Path) -> BuiltinSearch:
     fixed = {name: value for name, value in searched.fixed.items() if name not in shape}
     with naming(f"--set {' '.join(f'{name}={value}' for name, value in fixed.items())}"):
         training = preset.training(**(settled | fixed))
-    bytes_per_token = max(1, int(token_bytes(encoding)[targets].sum())) / targets.size
-    data = described_data(options, files, tokenizer, identity(encoding), bytes_per_token)
-    started = {"run_id": uuid.uuid4().hex[:RUN_ID_DIGITS]} | origin(PACKAGES)
-    search = BuiltinSearch(
-        options=options,
-        model=model,
-        training=training,
-        data=data,
-        report_tokens=report_tokens,
-        origin=started,
-        **vars(searched),
-    )
-    check_trials(search, overrides)
-    return search
-
-
-def described_data(
-    options: SearchOptions, files: Mapping[str, TokenFile], tokenizer: str, tokenizer_sha256: str, bytes_per_token: float
-) -> Data:
-    """The data of every trial, as search.json describes it."""
-    return Data(
+    data = Data(
         train_file=absolute(options.train_file),
         val_file=absolute(options.val_file),
         token_dtype=options.token_dtype,
         text_column=options.text_column,
         tokenizer=tokenizer,
-        tokenizer_sha256=tokenizer_sha256,
+        tokenizer_sha256=identity(encoding),
         fingerprint={split: tokens.fingerprint() for split, tokens in files.items()},
         prepared={split: tokens.spec for split, tokens in files.items()},
-        bytes_per_token=bytes_per_token,
+        bytes_per_token=max(1, int(token_bytes(encoding)[targets].sum())) / targets.size,
     )
+    started = {"run_id": uuid.uuid4().hex[:RUN_ID_DIGITS]} | origin(PACKAGES)
+    search = SearchSpec(options, model, training, data, report_tokens, origin=started, **vars(searched))
+    check_trials(search, overrides)
+    return search
 
 
 def check_batch_sizes(
@@ -150,6 +146,19 @@ def check_batch_sizes(
             f"{' '.join(options.train_file)}: its {len(train)} windows of {train.max_len} tokens are fewer than the"
             f" largest batch of space {options.space} with preset {options.preset}, {max(sizes)} windows"
         )
+
+
+def resolve_length(
+    options: SearchOptions, usual: int, batch_sizes: Sequence[int], max_len: int
+) -> tuple[dict[str, Any], int]:
+    """(the length of one full training as a setting of it, tokens or milliseconds between reports). `usual` are the
+    preset's tokens. Raises InputError where there would be less than two reports.
+    """
+    if options.budget_seconds is None:
+        budget, report_tokens = resolve_marks(options.budget_tokens or usual, batch_sizes, max_len)
+        return {"budget_tokens": budget}, report_tokens
+    milliseconds = max(1, round(1000 * options.budget_seconds / TIMED_REPORTS))
+    return {"budget_seconds": TIMED_REPORTS * milliseconds / 1000}, milliseconds
 
 
 def resolve_marks(wanted: int, batch_sizes: Sequence[int], max_len: int) -> tuple[int, int]:
@@ -171,7 +180,7 @@ def resolve_marks(wanted: int, batch_sizes: Sequence[int], max_len: int) -> tupl
     return report_tokens * reports, report_tokens
 
 
-def check_trials(search: BuiltinSearch, overrides: Mapping[str, Override]) -> None:
+def check_trials(search: SearchSpec, overrides: Mapping[str, Override]) -> None:
     """Raises InputError if a configuration within the user's ranges can't be trained, or if no rung lies before the end."""
     options = search.options
     shapes = []
@@ -182,26 +191,22 @@ def check_trials(search: BuiltinSearch, overrides: Mapping[str, Override]) -> No
     baseline = search.model_config(search.baseline)
     if isinstance(baseline, CustomModelConfig):
         from myllm.models.model_check import check_builds, check_trains  # here: torch takes long, and only they need it
+        from myllm.training.optimizers import check_optimizers
 
         check_trains(baseline)
+        names = search.values_of("optimizer", search.training.optimizer)
+        check_optimizers(baseline, [dataclasses.replace(search.training, optimizer=name) for name in names])
         different = {str(shape.settings): shape for shape in shapes if isinstance(shape, CustomModelConfig)}
         for shape in itertools.islice(different.values(), MOST_BUILT):
             check_builds(shape)
-    check_rungs(search)
-    if search.training.compile == "on" and options.address is None and not gpu_names() and cpp_compiler() is None:
-        raise InputError("--set compile=on: there is no C++ compiler here; install g++, or name one in the variable CXX")
-
-
-def check_rungs(search: SearchSpec) -> None:
-    """Raises InputError if no rung lies before the end of the budget."""
-    options = search.options
     if options.resolved_rungs and not search.scheduler().rung_tokens:
-        longer = "--budget" if options.is_own_program else "--budget_tokens"
         raise InputError(
             f"{'--rungs' if options.grace_period is None else '--grace_period'}: no rung lies at one of the "
             f"{search.budget_tokens // search.report_tokens} reports before the end; choose an earlier one, or a larger "
-            f"{longer}"
+            "--budget_tokens"
         )
+    if search.training.compile == "on" and options.address is None and not gpu_names() and cpp_compiler() is None:
+        raise InputError("--set compile=on: there is no C++ compiler here; install g++, or name one in the variable CXX")
 
 
 def changed_code(search: SearchSpec) -> str:
@@ -220,7 +225,7 @@ def is_text(source: Source) -> bool:
         return False
 
 
-def check_comparable(search: BuiltinSearch, cache_dir: Path, moved: dict[str, Any]) -> BuiltinSearch:
+def check_comparable(search: SearchSpec, cache_dir: Path, moved: dict[str, Any]) -> SearchSpec:
     """The search with its prepared data in place, or where `moved` says that it is now, by train_file and val_file. Raises
     InputError where the content of the tokenizer or of the data is another one.
     """

@@ -57,15 +57,17 @@ def search_seconds(events: Iterable[Event]) -> float:
 class TimeBudget:
     """The clock of a search that has `seconds` in all its sessions; None: no end. Seconds become tokens at a worker's
     pace, evaluations included: the lower quartile of recent reports, as the best configurations often have small batches.
+
+    A ladder's trials differ in size, so its `pace` is 1: the clock stays in seconds.
     """
 
-    def __init__(self, seconds: float | None):
-        self.seconds = seconds
+    def __init__(self, seconds: float | None, pace: float | None = None):
+        self.seconds, self.pace = seconds, pace
         self.paces: deque[float] = deque(maxlen=RECENT_REPORTS)  # tokens a second
 
     def see(self, before: Reported | None, report: Reported) -> None:
         """Takes in a trial's report and the report before it."""
-        tokens, seconds = (getattr(report, name) - getattr(before, name, 0) for name in ("tokens_seen", "train_seconds"))
+        tokens, seconds = (getattr(report, name) - getattr(before, name, 0) for name in ("position", "train_seconds"))
         if seconds > 0:
             self.paces.append(tokens / seconds)
 
@@ -76,9 +78,9 @@ class TimeBudget:
         """
         if self.seconds is not None and passed >= self.seconds:
             return Clock(0.0, 0.0)
-        if self.seconds is None or len(self.paces) < MEASURED_REPORTS:
+        if self.seconds is None or (self.pace is None and len(self.paces) < MEASURED_REPORTS):
             return Clock(0.0)
-        pace = statistics.quantiles(self.paces, n=4)[0]
+        pace = self.pace or statistics.quantiles(self.paces, n=4)[0]
         return Clock(max(0.0, passed - starting) * pace, max(0.0, self.seconds - passed) * pace)
 
     def is_late(self, passed: float) -> bool:

@@ -3,7 +3,17 @@
 from collections.abc import Callable
 from typing import Any
 
-from tune.core.events import COMPILING, REPORTED, Event, Reported, TrialFailed, TrialResumed, TrialStarted, WorkerLost
+from tune.core.events import (
+    OPTIONAL,
+    REPORTED,
+    Event,
+    Reported,
+    TrialFailed,
+    TrialResumed,
+    TrialStarted,
+    WorkerLost,
+    position_of,
+)
 from tune.core.schedulers.base import Audit, Clock, Replicate, Resume, Scheduler, Start
 from tune.core.search_space import Config
 from tune.core.trials import AUDIT, CONTINUE, PAUSE, PAUSED, REPLICATE, RUNNING, SAMPLED, STOP, SUGGESTED, Trial, Trials
@@ -53,10 +63,10 @@ class Coordinator:
 
     def on_report(self, trial: Trial, result: dict[str, Any], clock: Clock) -> str:
         """The decision on a report. A trial that went back to a checkpoint gets its earlier decision again."""
-        tokens = result["tokens_seen"]
+        tokens = position_of(result["tokens_seen"], result.get("budget_seconds"))
         if tokens in trial.reports:
             return CONTINUE if trial.status == RUNNING and tokens < trial.segment_end_tokens else STOP
-        if result["diverged"] or tokens >= self.trials.budget_tokens:
+        if result["diverged"] or tokens >= trial.budget_tokens:
             decision = STOP
         elif tokens >= trial.segment_end_tokens:
             decision = PAUSE
@@ -64,7 +74,7 @@ class Coordinator:
             decision = CONTINUE
         else:
             decision = self.scheduler.on_report(self.trials, trial, tokens, result[self.trials.metric])
-        kept = {name: result[name] for name in (*REPORTED, *COMPILING) if name in result}
+        kept = {name: result[name] for name in (*REPORTED, *OPTIONAL) if name in result}
         self.record(Reported(trial_id=trial.trial_id, decision=decision, **kept))
         if decision == PAUSE and self._ask(clock, only=trial):  # the trial goes on at once, without storing its state
             return CONTINUE
@@ -104,11 +114,12 @@ class Coordinator:
                     return None  # still storing its state
                 trial_id = f"{parent_id}-audit"
                 self._begin(trial_id, AUDIT, self.trials.budget_tokens, by_id[parent_id].config, parent_id)
-            case Start(end, proposed):
+            case Start(end, proposed, chosen):
                 index = len(self.trials.drawn)
                 prefix = "" if self.trials.baseline_id[:1].isdigit() else "t"  # none in runs before 0.1.0
                 trial_id = f"{prefix}{index:05d}"
-                self._begin(trial_id, SUGGESTED if proposed else SAMPLED, end, self.configure(index, self.trials, proposed))
+                config = self.configure(index, self.trials, proposed) if chosen is None else chosen
+                self._begin(trial_id, SUGGESTED if proposed else SAMPLED, end, config)
             case _:
                 return None
         return by_id[trial_id]

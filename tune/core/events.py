@@ -5,6 +5,14 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 
+def position_of(tokens_seen: int, budget_seconds: float | None) -> int:
+    """Returns a place in a training in the unit of the budget: tokens, or milliseconds in a search with --budget_seconds.
+
+    All positions of rules, trials and checkpoints are in this unit, though their names speak of tokens.
+    """
+    return tokens_seen if budget_seconds is None else round(1000 * budget_seconds)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
     """An event. The class itself stands for events that only a newer version knows."""
@@ -77,9 +85,15 @@ class Reported(TrialEvent):
     train_seconds: float  # of training and evaluation since the trial began
     tok_per_sec: float
     diverged: bool
+    budget_seconds: float | None = None  # in a search with --budget_seconds: those of the training that are done
     compiling_seconds: float | None = None  # in a process's first report after compiling, as the next two
     plain_tok_per_sec: float | None = None
     compiled_tok_per_sec: float | None = None
+
+    @property
+    def position(self) -> int:
+        """The place of the report in the training, in the unit of the search's budget."""
+        return position_of(self.tokens_seen, self.budget_seconds)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +139,8 @@ KINDS: dict[str, type[Event]] = {
 NAMES: dict[type[Event], str] = {Event: ""} | {kind: name for name, kind in KINDS.items()}
 FIELDS = {kind: {field.name: field.default for field in fields(kind)} for kind in NAMES}  # with their defaults
 COMPILING = ("compiling_seconds", "plain_tok_per_sec", "compiled_tok_per_sec")
-REPORTED = tuple(name for name in FIELDS[Reported] if name not in ("time", "trial_id", "decision", *COMPILING))  # metrics
+OPTIONAL = ("budget_seconds", *COMPILING)  # of a report, beside its metrics
+REPORTED = tuple(name for name in FIELDS[Reported] if name not in ("time", "trial_id", "decision", *OPTIONAL))  # metrics
 
 
 def from_json(values: Mapping[str, Any]) -> Event:

@@ -4,64 +4,33 @@ import math
 import statistics
 from collections.abc import Iterable
 
+from tune.core.decision_config import DECISIONS
 from tune.core.trials import REPLICATE, Trial, Trials
 
-TRUSTED_SEEDS = 3  # seeds at the full budget from which on a configuration ranks before those with fewer seeds
-LEAD_STANDARD_ERRORS = 0.5  # by which two seeds must lead the best trusted configuration to rank before it
-FEW_WORKERS = 2  # at most so many workers: two seeds never lead three, as a third seed still comes in time
-COUNTED_FROM_SHARE = 1 / 4  # share of the budget after which a running seed counts with its expected final loss
 
-
-def by_expected_final_loss(trials: Trials) -> list[Trial]:
-    """The trials that came to the full budget, the lowest mean over seeds of their final losses first. A seed that is
-    COUNTED_FROM_SHARE of the way counts too: its loss is expected to change as the losses of the trials that ended did, on
-    average.
-    """
-    ended = trials.ranked_at(trials.budget_tokens)
-    return sorted(ended, key=lambda trial: (expected_final_loss(trial, trials), trial.trial_id))
-
-
-def expected_final_loss(trial: Trial, trials: Trials) -> float:
-    """The mean of the final losses of a trial that ended and of its replicates, where some are only expected."""
+def by_final_loss(trials: Trials) -> list[Trial]:
+    """The trials that came to the full budget, the lowest mean over seeds of their final losses first."""
     budget = trials.budget_tokens
-    if "counted" not in trial.cache:
-        early = [r for r in trial.replicates if COUNTED_FROM_SHARE * budget <= r.tokens < budget and r.tokens in r.losses]
-        losses = trial.seeds_at(budget) + [replicate.losses[replicate.tokens] for replicate in early]
-        stand_at = sorted(replicate.tokens for replicate in early)
-        trial.cache["counted"] = sum(losses) / len(losses), stand_at, len(losses)
-    counted: tuple[float, list[int], int] = trial.cache["counted"]
-    mean, stand_at, seeds = counted
-    return mean + sum(map(trials.mean_change_from, stand_at)) / seeds if stand_at else mean
+    return sorted(trials.ranked_at(budget), key=lambda trial: (trial.mean_at(budget), trial.trial_id))
 
 
 def ranking(trials: Trials) -> tuple[int, list[Trial]]:
     """(tokens, configurations, best first): `tokens` is the furthest mark that two configurations reached, or the only
     one.
 
-    The order is the mean loss over seeds at `tokens`, after three rules. TRUSTED_SEEDS seeds, or the most that any has,
-    rank before fewer. With more than FEW_WORKERS workers several seeds that lead the best trusted configuration by
-    LEAD_STANDARD_ERRORS rank first. A configuration that diverged on any seed ranks last.
+    The order is the mean loss over seeds at `tokens`. Configurations with DECISIONS.seeds seeds, or the most that any has,
+    rank before those with fewer. A configuration that diverged on any seed ranks last.
     """
     marks = {tokens for tokens, kind in trials.count_by_rung if kind != REPLICATE}
     tokens = max((tokens for tokens in marks if trials.count_at(tokens) > 1), default=max(marks, default=0))
-    if tokens == trials.budget_tokens:
-        ordered = by_expected_final_loss(trials)
-    else:
-        ordered = sorted(trials.ranked_at(tokens), key=lambda trial: (trial.mean_at(tokens), trial.trial_id))
-    seeds = {trial.trial_id: trial.seeds_at(tokens) for trial in ordered}
+    ordered = sorted(trials.ranked_at(tokens), key=lambda trial: (trial.mean_at(tokens), trial.trial_id))
     sound = [trial for trial in ordered if math.isfinite(trial.mean_at(tokens))]
-    trusted = min(TRUSTED_SEEDS, max((len(seeds[trial.trial_id]) for trial in sound), default=0))
-    best = next((trial for trial in sound if len(seeds[trial.trial_id]) >= trusted), None)
-    noise = seed_noise(seeds.values()) or 0.0 if trials.workers > FEW_WORKERS else math.inf  # so that no pair leads
+    trusted = min(DECISIONS.seeds, max((len(trial.seeds_at(tokens)) for trial in sound), default=0))
 
     def tier(trial: Trial) -> int:
-        own = len(seeds[trial.trial_id])
         if not math.isfinite(trial.mean_at(tokens)):
-            return 3
-        if own >= trusted or best is None:
-            return 1
-        error = noise * math.sqrt(1 / own + 1 / len(seeds[best.trial_id]))
-        return 0 if own > 1 and best.mean_at(tokens) - trial.mean_at(tokens) > LEAD_STANDARD_ERRORS * error else 2
+            return 2
+        return 0 if len(trial.seeds_at(tokens)) >= trusted else 1
 
     return tokens, sorted(ordered, key=tier)
 

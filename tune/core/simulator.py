@@ -3,7 +3,6 @@
 Times are tokens that one worker trains, or seconds if `cost` and `pace` convert them.
 """
 
-import bisect
 import heapq
 import itertools
 import math
@@ -43,7 +42,6 @@ def play(
     which the clock stands still. The scheduler's clock has an end only if `known_end`; `pace` is in tokens a unit of time.
     """
     trials = coordinator.trials
-    marks = coordinator.scheduler.stops
     running: list[tuple[float, int, Trial, int, int]] = []  # (when it reports, order of beginning, trial, tokens, worker)
     free, arrivals = list(range(trials.workers)), itertools.count()
     now = last = begin
@@ -54,7 +52,7 @@ def play(
         return Clock((at - idle) * pace, (end - at) * pace if known_end else math.inf)
 
     def go_on(trial: Trial, worker: int, begins: bool) -> None:
-        mark = marks[bisect.bisect_right(marks, trial.tokens)]
+        mark = coordinator.scheduler.next_stop(trial)
         then = now + cost(trial, mark, begins)
         heapq.heappush(running, (then, next(arrivals), trial, mark, worker))
         if watch and (then <= end or trial.source == AUDIT):

@@ -37,6 +37,7 @@ class Trial:
     source: str  # sampled, suggested, replicate, or audit
     parent_id: str  # the trial that a replicate repeats or an audit continues; of other trials their own id
     segment_end_tokens: int  # tokens_seen at which the trial's present segment ends
+    budget_tokens: int  # of the trial's whole training
     status: str = RUNNING
     tokens: int = 0  # tokens_seen of the last report
     losses: dict[int, float] = field(default_factory=dict)  # tokens_seen -> the loss that rungs compare, nats per token
@@ -89,15 +90,13 @@ class Trials:
         self.running: dict[str, Trial] = {}  # the running trials, except audits
         self.audits: dict[str, Trial] = {}
         """the audits, by the id of the audited trial; only `by_id` and `tokens` know of them besides"""
-        self.has_seeds = True  # False where a training can't be repeated with another seed
         self.workers = 1  # the number of trainings at once in the last session
         self.tokens = 0  # the tokens that all trials have trained on
+        self.trained = 0  # the same in the unit of the budget
         self.segments_by_end: Counter[tuple[str, int]] = Counter()  # (source, segment_end_tokens) -> number of trials
         self.count_by_rung: Counter[tuple[int, str]] = Counter()
         """(tokens_seen, source) -> number of trials with a loss there"""
         self.cache: dict[Any, Any] = {}  # values that a rule computed and that no later event can change
-        self._changes: dict[int, tuple[float, int]] = {}
-        """tokens_seen -> (sum of the changes of the loss from there to the full budget, number of trials)"""
         self._ranked: defaultdict[int, list[Trial]] = defaultdict(list)
         for event in events:
             self.apply(event)
@@ -166,7 +165,8 @@ class Trials:
 
     def _begin(self, event: TrialStarted) -> None:
         trial_id, parent_id = event.trial_id, event.parent_id or event.trial_id
-        trial = Trial(trial_id, event.config, event.source, parent_id, event.segment_end_tokens)
+        budget = event.config.get("budget_tokens", self.budget_tokens)  # a ladder's trials differ in length
+        trial = Trial(trial_id, event.config, event.source, parent_id, event.segment_end_tokens, budget)
         self.by_id[trial_id] = trial
         if trial.source == AUDIT:
             audited = self.by_id[parent_id]
@@ -182,31 +182,23 @@ class Trials:
             self.drawn.append(trial)
 
     def _report(self, trial: Trial, event: Reported) -> None:
-        tokens = event.tokens_seen
-        self.tokens += tokens - trial.tokens
+        tokens, previous = event.position, trial.reports.get(trial.tokens)
+        self.tokens += event.tokens_seen - (previous.tokens_seen if previous else 0)
+        self.trained += tokens - trial.tokens
         trial.reports[tokens] = event
         trial.tokens = tokens
         if event.diverged:
             return self._set(trial, DIVERGED)
-        loss: float = getattr(event, "val_loss" if tokens >= self.budget_tokens else self.metric)
+        loss: float = getattr(event, "val_loss" if tokens >= trial.budget_tokens else self.metric)
         trial.losses[tokens] = math.inf if math.isnan(loss) else loss  # averaged weights may overflow alone
         if trial.source != AUDIT:
             self.count_by_rung[tokens, trial.source] += 1
         if trial.source in (SAMPLED, SUGGESTED):
             bisect.insort(self._ranked[tokens], trial, key=lambda other: other.losses[tokens])
-        if tokens >= self.budget_tokens:
-            if trial.source not in (REPLICATE, AUDIT):
-                for mark, before in trial.losses.items():
-                    total, count = self._changes.get(mark, (0.0, 0))
-                    self._changes[mark] = total + trial.losses[tokens] - before, count + 1
+        if tokens >= trial.budget_tokens:
             self._set(trial, COMPLETED)
         elif event.decision != CONTINUE:
             self._set(trial, PAUSED if event.decision == PAUSE else STOPPED)
-
-    def mean_change_from(self, tokens: int) -> float:
-        """The mean change of the loss from `tokens` to the full budget, nats per token, over the trials that ended."""
-        total, count = self._changes.get(tokens, (0.0, 0))
-        return total / count if count else 0.0
 
     def _set(self, trial: Trial, status: str) -> None:
         trial.status = status

@@ -6,6 +6,7 @@ python -m tune.estimate.benchmark FOLDER_WITH_SEARCH_JSON ARGUMENTS_OF_MEASURE_A
 import dataclasses
 import functools
 import json
+import math
 import os
 import shutil
 import statistics
@@ -20,13 +21,14 @@ from typing import Any
 
 import psutil
 
+from myllm.config import TIMED_REPORTS
 from myllm.system.errors import InputError, RunError
 from myllm.system.machine import gpu_names, peak_memory
 from myllm.text.durations import duration
 from myllm.text.format import amount, share_text
 from tune.config.options import AUTO, PICKED
 from tune.config.resolve import Resources
-from tune.config.spec import RUNS_DIR, BuiltinSearch, read_search
+from tune.config.spec import RUNS_DIR, SearchSpec
 from tune.core.clock import ENDING_SECONDS, search_seconds
 from tune.core.events import Event
 from tune.estimate.forecast import Throughput, fit_throughput, is_finished, simulate_rest
@@ -59,7 +61,7 @@ class StepTimings:
     ready: float  # seconds from the start of a process until it could train
 
 
-def time_steps(search: BuiltinSearch, resources: Resources, seconds: float = TIMED_SECONDS) -> StepTimings:
+def time_steps(search: SearchSpec, resources: Resources, seconds: float = TIMED_SECONDS) -> StepTimings:
     """Times the smallest and the largest batch, with all workers at once because they share the memory bus.
 
     Raises RunError with the reason where a training fails.
@@ -92,12 +94,24 @@ def time_steps(search: BuiltinSearch, resources: Resources, seconds: float = TIM
     mean = {name: statistics.fmean(one[name] for one in found) for name in found[0]}
     tokens, rows = search.report_tokens, []
     for batch, step in steps.items():
-        count = tokens / (batch * search.training.max_len)
-        rows.append((tokens, count, count * step + mean["evaluation"]))
+        timed, count = bool(search.training.budget_seconds), tokens / (batch * search.training.max_len)
+        rows.append((tokens, count, (tokens / 1000 if timed else count * step) + mean["evaluation"]))
     return StepTimings(fit_throughput(rows, per_segment=mean.pop("segment")), steps, **mean)
 
 
-def forecast(search: BuiltinSearch, resources: Resources, events: Sequence[Event] = ()) -> str:
+def check_budget_seconds(search: SearchSpec, resources: Resources) -> None:
+    """Raises InputError where the baseline with the largest batch makes fewer steps in --budget_seconds than reports."""
+    batch, step = max(time_steps(search, resources, AUTO_SECONDS).steps.items())
+    seconds = search.training.budget_seconds or math.inf
+    if step * TIMED_REPORTS > seconds:
+        raise InputError(
+            f"--budget_seconds is {seconds:g} s, and a step with a batch of {batch} takes {step:.3g} s here: fewer steps "
+            f"than its {TIMED_REPORTS} reports; give {step * TIMED_REPORTS:.2g} s or more, or smaller batches "
+            "(--choices batch_size=...)"
+        )
+
+
+def forecast(search: SearchSpec, resources: Resources, events: Sequence[Event] = ()) -> str:
     """Tells in a few lines how the search, or its rest after `events`, will end. Times steps here, then simulates."""
     before = time.time() - psutil.Process().create_time()
     if is_finished(search, events):
@@ -119,11 +133,13 @@ def forecast(search: BuiltinSearch, resources: Resources, events: Sequence[Event
         "rungs": f"trials that come to {rungs}",
         "audit": f"{rest.audits} of those left behind go on to the end after that, in about {duration(rest.audit_seconds)}",
         "tokens": f"{amount(rest.tokens)}, {rest.tokens / budget:,.1f} full trainings",
+        "length": f"{rest.tokens / budget:,.1f} full trainings of {search.budget_text}",
         "time": f"about {duration(seconds)}",
         "disk": f"about {disk / 1e6:,.0f} MB; {free / 1e9:,.1f} GB are free",
         "memory": f"about {memory / 1e9:,.1f} GB, {timings.memory / 1e9:,.2f} for each at once{gpu}; "
         f"{psutil.virtual_memory().available / 1e9:,.1f} GB are free",
     }
+    del rows["tokens" if search.training.budget_seconds else "length"]
     if not rest.audits:
         del rows["audit"]
     return "\n".join(f"  {name:9} {text}" for name, text in rows.items())
@@ -138,7 +154,7 @@ def _gpus(worker: int, each: float) -> str:
 
 
 def measure(
-    search: BuiltinSearch, batches: list[int], device: str, threads: int, seconds: float, start: float
+    search: SearchSpec, batches: list[int], device: str, threads: int, seconds: float, start: float
 ) -> dict[str, Any]:
     """Times baseline trainings with batches of each of `batches` windows, for about `seconds` each, in a process started
     at `start` (seconds since 1970). Returns the fields of StepTimings, the seconds of a `segment`, and of a step by batch
@@ -156,7 +172,8 @@ def measure(
     for batch in batches:
         values = search.sample(0) | {"batch_size": batch}
         timed = min(batch, 2 * (search.train_config(values).micro_batch_size or batch))  # two micro-batches tell all
-        opened = functools.partial(open_run, search, values, device, batch_size=timed, eval_freq=10**9)
+        untimed = {"budget_seconds": None, "epochs": 1} if search.training.budget_seconds else {}
+        opened = functools.partial(open_run, search, values, device, batch_size=timed, eval_freq=10**9, **untimed)
         run = opened()
         next(train(run, WARM_STEPS[device]))
         found.setdefault("ready", time.time() - start)
@@ -203,7 +220,7 @@ class ConcurrencyTrial:
         return f"{self.resources.workers} at once with {each}: {speed}"
 
 
-def time_concurrency(search: BuiltinSearch, resources: Resources) -> ConcurrencyTrial:
+def time_concurrency(search: SearchSpec, resources: Resources) -> ConcurrencyTrial:
     """Times a few steps of `resources.workers` trainings at once. Raises RunError where one fails."""
     timings, workers, window = time_steps(search, resources, AUTO_SECONDS), resources.workers, search.training.max_len
     per_token = statistics.fmean(timings.throughput.seconds(1, batch * window) for batch in search.batch_sizes)
@@ -238,11 +255,8 @@ def candidates(cpus: int, gpus: int, most: int | None) -> list[Resources]:
 
 
 def resolve_auto(
-    search: BuiltinSearch,
-    cpus: int,
-    gpus: int,
-    timed: Callable[[BuiltinSearch, Resources], ConcurrencyTrial] = time_concurrency,
-) -> tuple[BuiltinSearch, str]:
+    search: SearchSpec, cpus: int, gpus: int, timed: Callable[[SearchSpec, Resources], ConcurrencyTrial] = time_concurrency
+) -> tuple[SearchSpec, str]:
     """The search with numbers in the place of `auto`, and a message with the timings. The message is empty without `auto`.
 
     Raises InputError on a cluster, whose machines can't be timed from here.
@@ -265,7 +279,7 @@ def resolve_auto(
     return _with(search, {name: getattr(resources, name) for name in asked}, why)
 
 
-def _with(search: BuiltinSearch, values: dict[str, Any], why: str) -> tuple[BuiltinSearch, str]:
+def _with(search: SearchSpec, values: dict[str, Any], why: str) -> tuple[SearchSpec, str]:
     """The search with these settings, whose reason search.json keeps; and a message with both."""
     message = ", ".join(f"--{name} auto: {'unset' if value is None else f'{value:g}'}" for name, value in values.items())
     options, reasons = dataclasses.replace(search.options, **values), search.auto_resolved | dict.fromkeys(values, why)
@@ -273,6 +287,4 @@ def _with(search: BuiltinSearch, values: dict[str, Any], why: str) -> tuple[Buil
 
 
 if __name__ == "__main__":
-    asked_for = read_search(Path(sys.argv[1]))
-    assert isinstance(asked_for, BuiltinSearch)
-    print(json.dumps(measure(asked_for, **json.loads(sys.argv[2]))))
+    print(json.dumps(measure(SearchSpec.read(Path(sys.argv[1])), **json.loads(sys.argv[2]))))

@@ -16,6 +16,7 @@ from tune.core.events import Event, Reported
 from tune.core.schedulers.base import Clock
 from tune.core.simulator import Loss, play
 from tune.core.trials import AUDIT, REPLICATE, Trial, Trials
+from tune.ladder.plan import Plan
 from tune.store.checkpoints import worth_keeping
 
 MOST_TRIALS = 300  # trials simulated: a longer search is simulated as a shorter one and multiplied, to save time
@@ -67,7 +68,7 @@ def measured_throughput(events: Iterable[Event], per_segment: float = 0.0) -> Th
     before: dict[str, Any] = {}
     for event in events:
         if isinstance(event, Reported):
-            now = np.array([event.tokens_seen, event.step, event.train_seconds], float)
+            now = np.array([event.position, event.step, event.train_seconds], float)
             passed = now - before.get(event.trial_id, 0.0)
             if passed.min() > 0:
                 rows.append(passed)
@@ -80,7 +81,7 @@ class Forecast:
     """The end of a search as it was simulated."""
 
     seconds: float  # time of the last report, on the clock of all sessions
-    tokens: int  # trained on by then
+    tokens: int  # trained on by then, in the unit of the budget
     trials: int
     replicates: int
     came: dict[int, int]  # tokens_seen of each rung and at the end -> trials that came there, replicates only at the end
@@ -117,6 +118,8 @@ def simulate_rest(
 
     `idle` is the part of `used` that a new session takes before it trains.
     """
+    if search.ladder:
+        return rest_of_ladder(search, search.ladder, events, workers, used)
     options, speed = search.options, _slow_worker(search, throughput)
     end = options.time_budget if options.time_budget is not None else math.inf
     most = min(options.trials, 2 * workers * end * speed / search.budget_tokens)  # trials that may come to be
@@ -128,8 +131,8 @@ def simulate_rest(
     audit_starts: list[float] = []
 
     def cost(trial: Trial, tokens: int, begins: bool) -> float:
-        seconds = throughput.seconds(tokens - trial.tokens, search.step_tokens(trial.config))
-        return seconds + throughput.per_segment * begins
+        step_tokens = trial.config.get("batch_size", search.training.batch_size) * search.training.max_len
+        return throughput.seconds(tokens - trial.tokens, step_tokens) + throughput.per_segment * begins
 
     def watch(worker: int, begin: float, end: float, trial: Trial) -> None:
         if trial.source == AUDIT:
@@ -150,18 +153,42 @@ def simulate_rest(
     return _counted(coordinator, scale, scale * (last + clock.audit), scale * audit_seconds)
 
 
+def rest_of_ladder(search: SearchSpec, plan: Plan, events: Sequence[Event], workers: int, used: float) -> Forecast:
+    """The end of a ladder after `events` and `used` seconds: the planned runs that are left, at the speed of their level.
+
+    A level without a run is as fast as the largest that has one. Levels above the plan's top are not foreseen.
+    """
+    from tune.ladder.runs import trials_by_level  # here: scipy takes long
+
+    trials = Trials(search.budget_tokens, plan.trials, events=events)
+    tokens, seconds, speed = trials.tokens, 0.0, 0.0
+    for level, here in zip((*plan.levels, plan.target), trials_by_level(plan, trials), strict=True):
+        each = level.tokens if level is not plan.target else plan.stability_tokens(plan.centre(level)[1])
+        flops = level.flops / level.tokens
+        trained = sum(trial.tokens for trial in here)
+        took = sum(trial.train_seconds for trial in here)
+        speed = took / (trained * flops) if trained else speed
+        left = (2 if level is plan.target else level.runs) * each
+        left = max(0, left - trained)
+        tokens += left
+        seconds += left * flops * speed
+    kept = 2 * trials.workers
+    return Forecast(used + seconds / workers, tokens, plan.trials, 0, {}, kept)
+
+
 def is_finished(search: SearchSpec, events: Sequence[Event]) -> bool:
     """True if the search of these events has nothing left to do."""
     budget, throughput, clock = search.options.time_budget, measured_throughput(events), Clock(0.0)
     if budget is not None and throughput:
         passed, speed = SearchClock(events).search + ENDING_SECONDS, _slow_worker(search, throughput)
+        speed = 1.0 if search.ladder else speed  # a ladder's clock has seconds
         clock = Clock(passed * speed, max(0.0, budget - passed) * speed)
     return _coordinator(search, events, search.options.trials).is_over(clock)
 
 
 def _slow_worker(search: SearchSpec, throughput: Throughput) -> float:
     """Tokens a second at the lower quartile of the batch sizes, as a TimeBudget counts."""
-    speeds = [1 / throughput.seconds(1, step) for step in search.step_sizes]
+    speeds = [1 / throughput.seconds(1, batch * search.training.max_len) for batch in search.batch_sizes]
     return statistics.quantiles(speeds, n=4)[0] if len(speeds) > 1 else speeds[0]
 
 
@@ -175,7 +202,7 @@ def _coordinator(search: SearchSpec, events: Sequence[Event], num_samples: int) 
     def configure(index: int, trials: Trials, suggested: bool) -> dict[str, Any]:
         return dict(trials.ranked_at(scheduler.rung_tokens[-1])[0].config) if suggested else search.sample(index)
 
-    trials = search.trials(events, num_samples)
+    trials = Trials(search.budget_tokens, num_samples, search.options.rung_metric, events)
     return Coordinator(trials, scheduler, configure, lambda event: event, search.options.seed)
 
 
@@ -189,7 +216,7 @@ def _counted(coordinator: Coordinator, scale: float, seconds: float, audit_secon
     kept = (worth_keeping(trials, trial, scheduler.may_audit(trials, trial)) for trial in trials.by_id.values())
     return Forecast(
         seconds=seconds,
-        tokens=round(scale * trials.tokens),
+        tokens=round(scale * trials.trained),
         trials=round(scale * len(trials.drawn)),
         replicates=round(scale * trials.replicates),
         came={tokens: round(scale * count) for tokens, count in came.items()},

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from myllm.scaling_laws import LOWEST_PARAMS, Size, law_sds, movement, prior_for
 from myllm.system.errors import InputError
 from tune.ladder.fit import BASE, BATCH, RATE, Array, Fit, Run, best_sixth, excess, fit_runs, levels_of
-from tune.ladder.laws import LOWEST_PARAMS, Size, law_sds, movement, prior_for
 
 FEWEST_RUNS = 3
 """Runs below which the carrying rule is used; from here on the fit was ahead on grids of 60M to 215M parameters."""

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
-from tune.ladder.laws import Belief, Prior, Size
+from myllm.scaling_laws import Belief, Prior, Size
 
 Array = NDArray[np.float64]
 

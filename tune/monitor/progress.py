@@ -110,9 +110,16 @@ class Progress:
             seconds=now - self.opened,
             forecast=self.forecast,
             training_share=share or None,
-            unit=self.search.unit,
-            note="" if self.first_segment else "starting",
+            note=self._stage() if self.first_segment else "starting",
         )
+
+    def _stage(self) -> str:
+        """The level that a ladder runs now; empty for other searches."""
+        if not self.search.ladder:
+            return ""
+        from tune.ladder.runs import stage  # here: scipy takes long
+
+        return stage(self.search.ladder, self.trials)
 
     def _screen(self) -> RenderableType:
         return render(self.view(), *self.console.size) if self.live else ""  # nothing is left behind

@@ -26,6 +26,7 @@ from myllm.text.commands import command
 from tune.analysis.results import write_best, write_results
 from tune.config.resolve import Resources
 from tune.config.spec import SearchSpec
+from tune.core.events import position_of
 from tune.core.trials import CONTINUE
 from tune.monitor.progress import Progress
 from tune.ray_backend.search_algorithm import RaySearchAlgorithm
@@ -67,7 +68,8 @@ class Housekeeping(ray_tune.Callback):
 
     def on_checkpoint(self, iteration: int, trials: Any, trial: Any, checkpoint: Any, **info: Any) -> None:
         """A segment's last report has stored its state."""
-        self.session.on_checkpoint(trial.trial, trial.last_result["tokens_seen"], checkpoint.path)
+        at = position_of(trial.last_result["tokens_seen"], trial.last_result.get("budget_seconds"))
+        self.session.on_checkpoint(trial.trial, at, checkpoint.path)
 
     def on_step_end(self, iteration: int, trials: Any, **info: Any) -> None:
         """Ray has handled one event. Raises RunError where the search can't go on."""
@@ -145,8 +147,6 @@ def _ray_log(run_dir: Path) -> Iterator[None]:
 def _run_trials(session: SearchSession, runtime: RayRuntime, resources: Resources, interrupts: Interrupts) -> None:
     """Lets Ray work off the session; returns early when interrupted."""
     cpus, gpus, timeout = resources.cpus_per_trial, resources.gpus_per_trial, session.search.options.stall_timeout
-    if session.search.options.command:
-        timeout *= 2  # a trial whose command is silent fails first, and says why
 
     def check_alive() -> None:
         watchdog.check()

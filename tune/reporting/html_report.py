@@ -9,9 +9,11 @@ from typing import Any
 
 import pandas as pd
 
+from myllm.models.custom_model import described
 from myllm.text.format import amount, format_value
 from tune.config.spec import SearchSpec
 from tune.reporting.figures.base import Figure, rounded
+from tune.reporting.ladder_text import ladder_config, ladder_tiles
 from tune.reporting.summary import Summary
 from tune.reporting.summary_text import CONFIDENCE, compared, compiled_words, interval_words
 
@@ -50,7 +52,9 @@ def tile(name: str, value: str, more: str = "", first: bool = False) -> str:
 def answer(summary: Summary) -> str:
     """Returns the first section of the page: the best configuration, and the confidence in it."""
     sure = f"<b>{CONFIDENCE[summary.confidence]}</b> {escaped(summary.verdict)}"
-    config = summary.best.config.items() if summary.best else ()
+    config = list(summary.best.config.items()) if summary.best else []
+    if summary.ladder:
+        config = ladder_config(summary.ladder)
     best = (tile(name if i else f"best {name}", format_value(value), first=not i) for i, (name, value) in enumerate(config))
     return (
         f'<section class="answer {summary.confidence}" id="answer" aria-label="answer"><dl class=tiles>{"".join(best)}</dl>'
@@ -62,14 +66,12 @@ def answer(summary: Summary) -> str:
 def _facts(summary: Summary) -> Iterator[str]:
     """Yields the small tiles of the answer: losses, then cost."""
     best, gain, cost, level = summary.best, summary.gain, summary.cost, f"{summary.level:.0%}"
+    if summary.ladder:
+        yield from (tile(*words) for words in ladder_tiles(summary.ladder))
     if best:
         seeds = f"{best.seeds} seeds" if best.seeds > 1 else "one seed"
         sure = f"{level}: {interval_words(best)}; " if interval_words(best) else ""
-        yield tile(
-            "loss" if summary.program else "loss, nats per token",
-            "none" if best.val_loss is None else f"{best.val_loss:.4f}",
-            f"{sure}{seeds}",
-        )
+        yield tile("loss, nats per token", "none" if best.val_loss is None else f"{best.val_loss:.4f}", f"{sure}{seeds}")
         if gain and gain.mean is not None:
             sure = f"{level}: {interval_words(gain)}" if interval_words(gain) else "no interval: one seed"
             yield tile("better than the baseline by", f"{gain.mean:.4f}", sure)
@@ -77,9 +79,11 @@ def _facts(summary: Summary) -> Iterator[str]:
             yield tile("probability of being best", f"{best.probability_best:.0%}", compared(best))
         if best.share_of_budget < 1:
             yield tile("compared at", f"{best.share_of_budget:.3g} of the budget")
-    trainings = cost.tokens / summary.budget_tokens
     took = f"{cost.seconds / 60:,.1f} min" if cost.seconds < 7200 else f"{cost.seconds / 3600:,.1f} h"
-    yield tile("it took", took, f"{amount(cost.tokens)} {summary.unit}, {trainings:.1f} full trainings' worth")
+    yield tile("it took", took, f"{amount(cost.tokens)} tokens, {cost.trainings:.1f} full trainings' worth")
+    if summary.faster:
+        times = f"{summary.faster.times:.1f} times as fast"
+        yield tile("within the noise", times, f"trial {summary.faster.trial_id}, {summary.faster.behind:.4f} behind")
     if summary.compiled:
         yield tile("compiled, speed", f"{summary.compiled.gain:.2f} times", compiled_words(summary.compiled))
 
@@ -110,7 +114,10 @@ def settings_rows(search: SearchSpec) -> str:
     groups = {
         "asked for": {n: v for n, v in vars(search.options).items() if v not in (None, (), False)},
         "searched": search.range_texts,
-        **search.described(),
+        "model": described(search.model),
+        "training": vars(search.training),
+        "data": {n: getattr(search.data, n) for n in ("train_file", "val_file", "tokenizer", "tokenizer_sha256")}
+        | {f"fingerprint of {split}": value for split, value in search.data.fingerprint.items()},
         "made with": search.origin,
     }
     return "".join(
@@ -137,8 +144,6 @@ def page(
     said = {name: f"<p class=soft>{escaped(words)}</p>" for name, words in notes.items()}
     sections = [figure_section(figure, said.pop(figure.name, "")) for figure in figures] + list(said.values())
     title = f"Search {summary.name}: space {summary.space}, preset {summary.preset}, {summary.data} data"
-    if summary.program:
-        title = f"Search {summary.name}: {summary.program}"
     parts = {
         "title": escaped(title),
         "status": f"<p class=soft role=status>{escaped(more)}</p>" if more else "",

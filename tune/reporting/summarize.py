@@ -1,11 +1,7 @@
 """Computes the answer of a search: the best configuration, the confidence in it, and the commands that continue."""
 
-import dataclasses
 import math
-import os
-import shlex
 import statistics
-import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,24 +11,26 @@ import pandas as pd
 
 from myllm.datasets.data_paths import is_builtin
 from myllm.models.custom_model import CustomModelConfig
-from myllm.system.files import ROOT, disk_use
-from myllm.text.commands import command, shown_path
+from myllm.system.files import disk_use
+from myllm.text.commands import command
 from tune.analysis.axes import Edge, axes_of, edges
 from tune.analysis.posterior import LEVEL
 from tune.analysis.results import leaderboard, posterior_summary
+from tune.analysis.speed import fastest_alike, training_speeds
 from tune.analysis.stopping_audit import summarize_audit
 from tune.config.overrides import FLAGS, merge
-from tune.config.program_options import ProgramOptions
-from tune.config.spec import BuiltinSearch, ProgramSearch, SearchSpec
+from tune.config.spec import SearchSpec
 from tune.core.clock import search_seconds
 from tune.core.events import COMPILING, Event, Reported, WorkerLost
 from tune.core.trials import FAILED, RUNNING, UNLIMITED_TRIALS, Trials
+from tune.reporting.ladder import LadderSummary, judge_ladder, summarize_ladder, train_command
 from tune.reporting.summary import (
     Best,
     Compiled,
     Confidence,
     Cost,
     CustomModel,
+    Faster,
     Gain,
     NextStep,
     Standing,
@@ -46,43 +44,44 @@ ALIKE = 0.002  # share of the loss below which the regret of a choice does not m
 
 def summarize(run_dir: Path, search: SearchSpec, trials: Trials, events: list[Event]) -> Summary:
     """Returns the summary of a search, as far as it has come."""
-    options = search.options
-    model = search.model if isinstance(search, BuiltinSearch) else None
+    options, model = search.options, search.model
+    ladder = summarize_ladder(run_dir, search, search.ladder, trials) if search.ladder else None
     table = leaderboard(trials)
     posterior = posterior_summary(table, trials.baseline_id)
     best = baseline = None
     found_edges: tuple[Edge, ...] = ()
-    if not table.empty:
+    if not table.empty and not ladder:
         trial_id = table.index[0]
         share = float(table["tokens_seen"].iloc[0] / search.budget_tokens)
         best = Best(**_standing(trial_id, trials, table, posterior), share_of_budget=share, compared_with=len(posterior))
         found_edges = tuple(edges(axes_of(search), trials.by_id[trial_id].config))
-    if trials.baseline_id in table.index:
+    if trials.baseline_id in table.index and not ladder:
         baseline = Standing(**_standing(trials.baseline_id, trials, table, posterior))
-    gain = _gain(table, posterior, trials.baseline_id)
-    confidence, verdict = judge(best, baseline, gain, found_edges, search.has_seeds)
+    gain = None if ladder else _gain(table, posterior, trials.baseline_id)
+    confidence, verdict = judge_ladder(ladder) if ladder else judge(best, baseline, gain, found_edges)
+    steps = ladder_steps(run_dir, ladder) if ladder else next_steps(run_dir, search, best, found_edges, confidence)
     statuses = Counter("interrupted" if trial.status == RUNNING else trial.status for trial in trials.drawn)
     planned = trials.num_samples if trials.num_samples < UNLIMITED_TRIALS else None
     return Summary(
         format=2,
         name=options.name or run_dir.name,
-        program=search.name if isinstance(search, ProgramSearch) else None,
-        unit=search.unit,
         space=options.space,
         preset=options.preset,
         scheduler=options.scheduler,
         seed=options.seed,
-        data=" ".join(options.train_file) if isinstance(search, BuiltinSearch) else "",
-        tokenizer=search.data.tokenizer if isinstance(search, BuiltinSearch) else "",
+        data=" ".join(options.train_file),
+        tokenizer=search.data.tokenizer,
         ranges=search.range_texts,
         fixed=tuple(options.set),
         model=CustomModel(options.model or "", model.sha256) if isinstance(model, CustomModelConfig) else None,
         moved=search.clipped_baseline,
-        budget_tokens=search.budget_tokens,
+        budget_tokens=search.training.budget_tokens,
+        budget_seconds=search.training.budget_seconds,
         trials=TrialCounts(len(trials.drawn), planned, trials.replicates, dict(sorted(statuses.items()))),
         cost=Cost(
             seconds=search_seconds(events),
             tokens=trials.tokens,
+            trainings=trials.trained / trials.budget_tokens,
             checkpoint_bytes=disk_use(run_dir / "ray"),
             lost=sum(isinstance(event, WorkerLost) for event in events),
         ),
@@ -92,11 +91,13 @@ def summarize(run_dir: Path, search: SearchSpec, trials: Trials, events: list[Ev
         best=best,
         baseline=baseline,
         gain=gain,
+        ladder=ladder,
+        faster=_faster(trials, posterior) if search.training.budget_tokens and not ladder else None,
         audit=summarize_audit(search, trials, events),
         edges=found_edges,
         confidence=confidence,
         verdict=verdict,
-        next=tuple(next_steps(run_dir, search, best, found_edges, confidence)),
+        next=tuple(steps),
     )
 
 
@@ -114,6 +115,15 @@ def _gain(table: pd.DataFrame, posterior: pd.DataFrame, baseline_id: str) -> Gai
     mean = table.loc[baseline_id, "val_loss"] - table["val_loss"].iloc[0]
     low, high = posterior.reindex(table.index[:1])[["gain_low", "gain_high"]].iloc[0]
     return Gain(finite(mean), finite(low), finite(high))
+
+
+def _faster(trials: Trials, posterior: pd.DataFrame) -> Faster | None:
+    """Returns the fastest configuration within the noise of the best; None where it is not much faster."""
+    found = fastest_alike(training_speeds(trials), posterior["low"])
+    if found is None:
+        return None
+    trial_id, behind, times = found
+    return Faster(trial_id, trials.by_id[trial_id].config, behind, times)
 
 
 def summarize_compiling(events: Iterable[Event]) -> Compiled | None:
@@ -134,7 +144,7 @@ def finite(value: Any) -> Any:
 
 
 def judge(
-    best: Best | None, baseline: Standing | None, gain: Gain | None, found_edges: Sequence[Edge], has_seeds: bool = True
+    best: Best | None, baseline: Standing | None, gain: Gain | None, found_edges: Sequence[Edge]
 ) -> tuple[Confidence, str]:
     """Returns the confidence in the answer, and one sentence that gives the reason."""
     if best is None:
@@ -145,12 +155,7 @@ def judge(
         none_better = "No trial was better than the baseline: keep it, or search longer."
         return ("no", guess) if share < 1 else ("partly", none_better)
     if best.low is None:
-        why = (
-            "Nothing was seen on two seeds yet"
-            if has_seeds
-            else "The command has no {seed}, so nothing is seen on two seeds"
-        )
-        return "no", f"{why}, and luck and merit can't be told apart."
+        return "no", "Nothing was seen on two seeds yet, so luck and merit can't be told apart."
     if share < 1:
         return "no", guess
     names = " and ".join(edge.hyper_parameter for edge in found_edges)
@@ -172,6 +177,14 @@ def judge(
     return ("partly", f"{better} But it {where}") if names else ("yes", better)
 
 
+def ladder_steps(run_dir: Path, ladder: LadderSummary) -> list[NextStep]:
+    """Returns the commands that continue from a ladder: its target's training first, once there is an answer."""
+    first = [] if ladder.learning_rate is None else [NextStep("train the target", train_command(run_dir))]
+    ended = len(ladder.stability) == 2
+    more = [] if ended else [NextStep("go on", command("tune/search.py", "--resume", run_dir))]
+    return [*first, *more, NextStep("read again, with the target's loss", command("tune/report.py", run_dir))]
+
+
 def next_steps(
     run_dir: Path, search: SearchSpec, best: Best | None, found_edges: Sequence[Edge], confidence: Confidence
 ) -> list[NextStep]:
@@ -179,7 +192,7 @@ def next_steps(
     options = search.options
     is_planned = options.trials < UNLIMITED_TRIALS
     more = ["--num_samples", str(2 * options.trials)] if is_planned else []
-    if options.time_budget:  # half of four times the budget explores: new trials have some of it
+    if options.time_budget:  # most of four times the budget explores: new trials have some of it
         more += ["--time_budget", f"{(4 if is_planned else 2) * options.time_budget:g}"]
     always = [
         NextStep("go on", command("tune/search.py", "--resume", run_dir, *more)),
@@ -193,41 +206,21 @@ def next_steps(
     if found_edges:
         flags = _wider_search(search, found_edges)
         first.append(NextStep("look beyond", command("tune/search.py", *flags, "--warm_start", run_dir)))
-    return [*first, NextStep("train the best", train_command(run_dir, search, best)), *always]
-
-
-def train_command(run_dir: Path, search: SearchSpec, best: Best) -> str:
-    """Returns the command that trains the best configuration again, outside of the search."""
-    if not isinstance(search, ProgramSearch):
-        return command("myllm/training/trainer.py", "--config", run_dir / "best_config.json", "--save_model", "final.pth")
-    if search.options.trainable:
-        words = sys.orig_argv[0] or sys.executable, "-m", "tune.ray_backend.programs.function"
-        path = "" if (ROOT / "pyproject.toml").samefile("pyproject.toml") else f"PYTHONPATH={shlex.quote(str(ROOT))} "
-        return path + shlex.join([*words, shown_path(run_dir / "best_config.json"), f"{run_dir.name}-best"])
-    line = str(search.best_config(best.config)["command"])
-    elsewhere = search.program.folder != os.getcwd()
-    return f"(cd {shlex.quote(search.program.folder)} && {line})" if elsewhere else line
+    train = command("myllm/training/trainer.py", "--config", run_dir / "best_config.json", "--save_model", "final.pth")
+    return [*first, NextStep("train the best", train), *always]
 
 
 def _wider_search(search: SearchSpec, found_edges: Sequence[Edge]) -> list[str | Path]:
     """Returns the flags of a search like this one whose ranges go beyond the edges."""
     options = search.options
-    flags: list[str | Path] = []
-    if isinstance(search, ProgramSearch):
-        for field in dataclasses.fields(ProgramOptions):
-            value = getattr(options, field.name)
-            if value not in (None, (), False):
-                words = value if isinstance(value, tuple) else [] if value is True else [str(value)]
-                flags += [f"--{field.name}", *words]
-        flags += ["--scheduler", options.scheduler]
-    else:
-        flags += ["--space", options.space, "--preset", options.preset]
-    if isinstance(search, BuiltinSearch) and not is_builtin(options.train_file):
+    flags: list[str | Path] = ["--space", options.space, "--preset", options.preset]
+    if not is_builtin(options.train_file):
         flags += ["--train_file", *map(Path, search.data.train_file), "--val_file", *map(Path, search.data.val_file)]
         flags += ["--tokenizer", search.data.tokenizer]
         for name in ("token_dtype", "text_column"):
             flags += [f"--{name}", value] if (value := getattr(options, name)) else []
     flags += ["--budget_tokens", str(options.budget_tokens)] if options.budget_tokens else []
+    flags += ["--budget_seconds", f"{options.budget_seconds:g}"] if options.budget_seconds else []
     flags += ["--model", options.model] if options.model else []
     wider: dict[str, list[str]] = {}
     for edge in found_edges:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from tune.analysis.axes import Edge
 from tune.analysis.stopping_audit import Audit
+from tune.reporting.ladder import LadderSummary
 
 Confidence = Literal["yes", "partly", "no"]
 JSON_TYPES = {str: "string", int: "integer", float: "number", bool: "boolean", types.NoneType: "null"}
@@ -52,6 +53,8 @@ class Cost:
     """wall clock, all sessions together"""
     tokens: int
     """trained on by all trials, replicates included"""
+    trainings: float
+    """full trainings that take as much"""
     checkpoint_bytes: int
     """on the disk, in the run's folder"""
     lost: int
@@ -80,7 +83,7 @@ class Standing:
     config: dict[str, Any]
     """hyper-parameters"""
     tokens_seen: int
-    """tokens where losses are compared"""
+    """tokens where losses are compared; milliseconds with --budget_seconds"""
     val_loss: float | None
     """nats per token, mean over seeds; null where one diverged"""
     val_bpb: float | None
@@ -122,6 +125,19 @@ class Gain:
 
 
 @dataclass(frozen=True)
+class Faster:
+    """A configuration within the noise of the best that trains in a fraction of its time."""
+
+    trial_id: str
+    config: dict[str, Any]
+    """hyper-parameters"""
+    behind: float
+    """nats per token behind the best"""
+    times: float
+    """seconds of the best's full training over those of its own"""
+
+
+@dataclass(frozen=True)
 class NextStep:
     """A command that continues from here."""
 
@@ -136,19 +152,14 @@ class Summary:
     format: Literal[2]
     """changes when a reader of the previous format could be misled; format 1 had `default`, `trust`, `rivals`, `repeats`"""
     name: str
-    program: str | None
-    """a training program of the user's own, its command or FILE.py:function; null: the built-in training"""
-    unit: str
-    """the unit of the budget, and of all that counts tokens here: tokens, or the word that such a program counts in"""
     space: str
     preset: str
     scheduler: str
     seed: int
     """of the sampled configurations and of every trial but the replicates"""
     data: str
-    """the training data as the user named it; empty for a program of the user's own"""
+    """the training data as the user named it"""
     tokenizer: str
-    """empty for a program of the user's own"""
     ranges: dict[str, str]
     """hyper-parameter -> its range, as text"""
     fixed: tuple[str, ...]
@@ -157,8 +168,10 @@ class Summary:
     """null: the built-in model"""
     moved: dict[str, Any]
     """values of the preset or model outside of the user's ranges; the baseline has the nearest value instead"""
-    budget_tokens: int
-    """tokens of one full training"""
+    budget_tokens: int | None
+    """tokens of one full training; null with --budget_seconds"""
+    budget_seconds: float | None
+    """seconds of steps of one full training; null without --budget_seconds"""
     trials: TrialCounts
     cost: Cost
     compiled: Compiled | None
@@ -173,6 +186,10 @@ class Summary:
     """the preset's own configuration; null where it did not come as far as the best"""
     gain: Gain | None
     """null where the baseline is the best or did not come as far"""
+    ladder: LadderSummary | None
+    """null but for a search with --target; best, baseline and gain are null then"""
+    faster: Faster | None
+    """null where none is, where no configuration has two seeds, and with --budget_seconds"""
     audit: Audit | None
     """null without --audit_fraction"""
     edges: tuple[Edge, ...]

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from myllm.text.format import amount, format_settings, share_text
 from tune.analysis.posterior import LEVEL
 from tune.analysis.stopping_audit import FEWEST, Audit, RungQuality
-from tune.reporting.summary import Best, Compiled, Gain, Standing, Summary
+from tune.reporting.ladder_text import ladder_lines
+from tune.reporting.summary import Best, Compiled, Faster, Gain, Standing, Summary
 
 CONFIDENCE = {"yes": "Yes.", "partly": "Partly.", "no": "No."}  # the answers to: can I rely on it?
 RELIABLE = 0.9  # probability of keeping the best from which on a rung counts as reliable
@@ -17,18 +18,19 @@ def summary_text(summary: Summary) -> str:
     lines = [*_searched(summary), *_found(summary), *_remarks(summary)]
     width = max(len(step.what) for step in summary.next)
     steps = [f"    {step.what:{width}}  {step.command}" for step in summary.next]
-    what = f"space {summary.space}, preset {summary.preset}"
-    data = f", {summary.data} data, tokenizer {summary.tokenizer}"
-    if summary.program:
-        what, data = summary.program, ""
-    title = f"Search {summary.name}: {what}, scheduler {summary.scheduler}, seed {summary.seed}{data}"
+    space = f"space {summary.space}, preset {summary.preset}, scheduler {summary.scheduler}"
+    title = (
+        f"Search {summary.name}: {'a ladder' if summary.ladder else space}, "
+        f"seed {summary.seed}, {summary.data} data, tokenizer {summary.tokenizer}"
+    )
     return "\n".join(["", title, *(f"  {label:<10}  {text}" for label, text in lines), "  next", *steps])
 
 
 def _searched(summary: Summary) -> Iterator[tuple[str, str]]:
     """Yields (label, text) of what was asked for and used."""
     trials, cost = summary.trials, summary.cost
-    yield "searched", "; ".join(f"{name} {values}" for name, values in summary.ranges.items())
+    if not summary.ladder:
+        yield "searched", "; ".join(f"{name} {values}" for name, values in summary.ranges.items())
     if summary.fixed:
         yield "fixed", "; ".join(summary.fixed)
     if summary.model:
@@ -36,7 +38,8 @@ def _searched(summary: Summary) -> Iterator[tuple[str, str]]:
     planned = "" if trials.planned is None else f" of {trials.planned}"
     counts = ", ".join(f"{count} {status}" for status, count in trials.by_status.items())
     yield "trials", f"{trials.begun}{planned}: {counts}"
-    used = f"{cost.seconds:,.0f} s, {amount(cost.tokens)} {summary.unit} ({amount(summary.budget_tokens)} a full training)"
+    length = f"{summary.budget_seconds:g} s" if summary.budget_seconds else amount(summary.budget_tokens or 0)
+    used = f"{cost.seconds:,.0f} s, {amount(cost.tokens)} tokens ({length} a full training)"
     yield "took", f"{used}, {cost.checkpoint_bytes / 1e6:,.1f} MB of checkpoints"
     if summary.compiled:
         yield "compiled", compiled_words(summary.compiled)
@@ -45,22 +48,23 @@ def _searched(summary: Summary) -> Iterator[tuple[str, str]]:
 def _found(summary: Summary) -> Iterator[tuple[str, str]]:
     """Yields (label, text) of the best configuration, the baseline, and how they compare."""
     best, baseline = summary.best, summary.baseline
-    if best is None:
+    if summary.ladder:
+        yield from ladder_lines(summary.ladder)
+    elif best is None:
         yield "best", "none yet: no trial has reported"
     else:
         early = "" if best.share_of_budget == 1 else f", compared at {best.share_of_budget:.3g} of the budget"
         yield "best", f"trial {best.trial_id}: {format_settings(best.config)}{early}"
-        yield "", _loss(best, summary)
+        yield "", _loss(best)
     if baseline:
         yield "baseline", f"trial {baseline.trial_id}: {format_settings(baseline.config)}"
         if summary.moved:
             values = ", ".join(f"{name} {value}" for name, value in summary.moved.items())
-            whose = "--baseline" if summary.program else f"the {'model' if summary.model else 'preset'}'s"
-            yield "", f"nearest to {whose} {values}, outside of the ranges"
-        yield "", _loss(baseline, summary)
+            yield "", f"nearest to the {'model' if summary.model else 'preset'}'s {values}, outside of the ranges"
+        yield "", _loss(baseline)
     if best and summary.gain:
         mean = summary.gain.mean
-        size = "more than can be said" if mean is None else f"{mean:.4f}{_loss_unit(summary)}"
+        size = "more than can be said" if mean is None else f"{mean:.4f} nats/token"
         yield "gain", f"{size} over the baseline{_interval(summary.gain)}"
         likely = f"the best {compared(best)} with probability {best.probability_best:.2f}" if best.probability_best else ""
         yield "", likely or "on one seed: flattered by selection"
@@ -69,6 +73,8 @@ def _found(summary: Summary) -> Iterator[tuple[str, str]]:
 
 def _remarks(summary: Summary) -> Iterator[tuple[str, str]]:
     """Yields (label, text) of what else the user should know."""
+    if summary.faster and summary.best:
+        yield "faster", faster_words(summary.faster, summary.best)
     for edge in summary.edges:
         yield "edge", f"{edge.hyper_parameter} {edge.value:.4g} is at its range's end; next {edge.search_next}"
     if summary.audit:
@@ -78,6 +84,17 @@ def _remarks(summary: Summary) -> Iterator[tuple[str, str]]:
         yield "lost", f"{lost} times a trial's process or machine; it went on from its last checkpoint (error-*.txt)"
     for trial_id, reason in summary.failed.items():
         yield "failed", f"trial {trial_id}: {reason} (error-{trial_id}.txt)"
+
+
+def faster_words(faster: Faster, best: Best) -> str:
+    """Returns which configuration within the noise of the best is faster: its settings that differ most plainly."""
+    config = faster.config
+    changed = {name: value for name, value in config.items() if value != best.config.get(name)}
+    told = {name: value for name, value in changed.items() if not isinstance(value, float)} or changed
+    behind = f"{faster.behind:.4f} behind" if faster.behind > 0 else "no loss behind"
+    return (
+        f"{format_settings(told)} (trial {faster.trial_id}): {behind}, within the noise, {faster.times:.1f} times as fast"
+    )
 
 
 def compared(best: Best) -> str:
@@ -97,15 +114,10 @@ def _interval(one: Standing | Gain) -> str:
     return f"  ({LEVEL:.0%}: {words})" if (words := interval_words(one)) else ""
 
 
-def _loss_unit(summary: Summary) -> str:
-    return "" if summary.program else " nats/token"
-
-
-def _loss(standing: Standing, summary: Summary) -> str:
+def _loss(standing: Standing) -> str:
     loss, bits = (math.inf if value is None else value for value in (standing.val_loss, standing.val_bpb))
     seeds = f"mean of {standing.seeds} seeds" if standing.seeds > 1 else "one seed"
-    bits_words = "" if summary.program else f"  val_bpb {bits:.4f} bits/byte"
-    return f"val_loss {loss:.4f}{_loss_unit(summary)}{_interval(standing)}{bits_words}  ({seeds})"
+    return f"val_loss {loss:.4f} nats/token{_interval(standing)}  val_bpb {bits:.4f} bits/byte  ({seeds})"
 
 
 def compiled_words(compiled: Compiled) -> str:

@@ -68,7 +68,7 @@ class GrowingTables:
     def see(self, event: Event) -> None:
         """Takes one event of the journal."""
         if isinstance(event, Reported):
-            self._reported.append((event.trial_id, event.tokens_seen))
+            self._reported.append((event.trial_id, event.position))
 
     def flush(self) -> None:
         """Appends the missing rows. Until there is a trial, and at first in a session, it writes both tables whole."""

@@ -1,8 +1,10 @@
 """The interface of a scheduler: the clock that it reads and the actions that it answers. A scheduler remembers nothing."""
 
+import bisect
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from tune.core.trials import CONTINUE, PAUSED, RUNNING, Trial, Trials
 
@@ -24,6 +26,7 @@ class Start:
 
     segment_end_tokens: int
     proposed: bool = False  # True if the searcher suggests the configuration, False if it is sampled
+    config: dict[str, Any] | None = None  # the configuration, where the scheduler itself chooses it
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,10 @@ class Scheduler:
         """CONTINUE, PAUSE (at a rung) or STOP for `trial`; its `loss` at `tokens` is not in `trials` yet."""
         return CONTINUE
 
+    def next_stop(self, trial: Trial) -> int:
+        """The tokens_seen at which a running trial may stop next: a rung, or the end of its training."""
+        return self.stops[bisect.bisect_right(self.stops, trial.tokens)]
+
     def may_audit(self, trials: Trials, trial: Trial) -> bool:
         """True if `trial` is likely to be audited once it is left behind, so that its state must be kept."""
         return False
@@ -91,8 +98,6 @@ def replicate(
     """The action that gives the first of the `candidates` that may have it one more seed at the full budget. None may have
     it that has `max_seeds`, or `concurrent` and one is running, or too little time. A paused replicate goes on first.
     """
-    if not trials.has_seeds:
-        return None
     budget = trials.budget_tokens
     for trial in candidates:
         on_its_way = any(seed.status == RUNNING and seed.segment_end_tokens == budget for seed in trial.replicates)

@@ -1,140 +1,127 @@
-"""The default rule: half of the time explores configurations on cheap rungs, half finishes the best of them.
+"""The default rule: explore configurations up to a rung, then finish the best of them."""
 
-Evidence for each constant: experiments/LOG.md.
-"""
-
-import itertools
 import math
+from collections.abc import Iterator
+from itertools import pairwise
 
-from tune.core.ranking import TRUSTED_SEEDS, by_expected_final_loss
+from tune.core.decision_config import DECISIONS, DecisionConfig
+from tune.core.ranking import by_final_loss
 from tune.core.schedulers.base import Action, Clock, Replicate, Resume, Scheduler, Start, replicate
 from tune.core.trials import REPLICATE, RUNNING, SAMPLED, SUGGESTED, Trial, Trials
 
-EXPLORED_FIRST_TRAININGS = 4  # full trainings' worth of tokens, of all workers, before finishing gets its half
-MIN_TRIALS_TO_COMPARE = 4  # trials at the last rung before the best one is replicated and suggestions begin
-SEEDS_AT_RUNG = 2  # seeds of the best configuration at the last rung
-SEEDS_AT_END = 4  # seeds of the incumbent at the full budget, at most
+Steps = Iterator[Action | None]
 
 
 class ExploreThenFinish(Scheduler):
-    """Explores on cheap rungs, then finishes the best.
+    """Explores configurations up to the last rung, then trains the best of them to the end and on more seeds.
 
-    Exploring, a new configuration trains to the first rung, and at each rung the better half goes on to the next. The best
-    at the last rung gets a second seed there. Once MIN_TRIALS_TO_COMPARE have come there, the searcher suggests
-    configurations for half of the tokens. Finishing, the best at the last rung train to the full budget, and the
-    incumbent, the lowest mean there, gets more seeds; so do those behind it in the time of the last two trainings. A
-    search that knows its end finishes in its second half, in whole waves, with several seeds of one configuration side by
-    side where workers are many. Another finishes whenever finishing has had fewer tokens than exploring.
+    A new configuration trains to the first rung, and at each rung but the last one in `factor` goes on to the next. Once
+    enough have come to the last rung, the best there trains once more on another seed, and the searcher suggests every
+    second configuration. The best at the last rung train to the end, and the best at the end trains on more seeds. A
+    search that knows its end finishes in the last part of its time. Another finishes whenever finishing has had less than
+    that share of the tokens, until one in `factor` has ended.
     """
 
-    default_rungs = ((1 / 32, 2), (1 / 8, 2), (1 / 4, 2))
+    config: DecisionConfig = DECISIONS
+    default_rungs = ((DECISIONS.rung_share, round(1 / DECISIONS.rung_share)),)
 
     def suggest(self, trials: Trials, clock: Clock) -> Action | None:
-        if math.isinf(clock.left):
-            return self._when_the_end_is_unknown(trials, clock)
-        finish_tokens = trials.budget_tokens - self._last
-        shared = clock.used + clock.left - EXPLORED_FIRST_TRAININGS * trials.budget_tokens / trials.workers
-        waves = int(max(0.0, shared) / 2 / finish_tokens + 1e-9)
-        single = waves < 2 and self._replicas(trials) < 2
-        # A wave with replicates, or with second seeds at the rung, takes full trainings.
-        reserve = waves * (finish_tokens if single else trials.budget_tokens)
-        explored = self._explore(trials, clock.left - reserve) if clock.left > reserve else None
-        spare_tokens = clock.left % finish_tokens if clock.left >= finish_tokens else 0.0
-        return (
-            explored
-            or self._finish(trials, clock, spare_tokens if waves > 1 else 0.0)
-            or self._explore(trials, spare_tokens)
-            or self._finish_leftovers(trials, clock.left)
-            or replicate(by_expected_final_loss(trials), trials, clock, SEEDS_AT_END, self._replicas(trials))
-        )
+        steps = self._without_end(trials, clock) if math.isinf(clock.left) else self._until_end(trials, clock)
+        return next((action for action in steps if action), None)
 
-    def _finish_leftovers(self, trials: Trials, left: float) -> Action | None:
-        """Where no new configuration is left, trials left at rungs train to the end, the furthest first.
+    def _until_end(self, trials: Trials, clock: Clock) -> Steps:
+        """The steps of a search that knows its end: in its last part it finishes, by whole trainings from the last rung."""
+        finish_tokens = trials.budget_tokens - self.rung_tokens[-1]
+        shared = clock.used + clock.left - self._explored_first(trials) / trials.workers
+        reserve = int(max(0.0, self.config.finishing_share * shared) / finish_tokens + 1e-9) * finish_tokens
+        yield from self._explore(trials, clock.left - reserve)
+        yield from self._finish(trials, clock)
+        yield replicate(by_final_loss(trials), trials, clock, self.config.seeds, self.config.seeds)
 
-        Two full trainings of time must be left, so that the result can be confirmed.
-        """
-        for here in reversed(self.rung_tokens if trials.draws_left <= 0 and left >= 2 * trials.budget_tokens else ()):
-            waiting = trials.paused_at(here)
-            if waiting:
-                return Resume(waiting[0].trial_id, segment_end_tokens=trials.budget_tokens)
-        return None
-
-    @staticmethod
-    def _replicas(trials: Trials) -> int:
-        """Seeds of one configuration that finish side by side: the root of the workers, at most TRUSTED_SEEDS."""
-        return min(TRUSTED_SEEDS, round(math.sqrt(trials.workers)))
-
-    @property
-    def _last(self) -> int:
-        """The tokens_seen of the last rung."""
-        return self.rung_tokens[-1]
-
-    def _when_the_end_is_unknown(self, trials: Trials, clock: Clock) -> Action | None:
+    def _without_end(self, trials: Trials, clock: Clock) -> Steps:
+        """The steps of a search that does not know its end: exploring and finishing take turns."""
+        last = self.rung_tokens[-1]
         spent = sum(count * end for (_, end), count in trials.segments_by_end.items())
-        finishing = sum(count * max(0, end - self._last) for (_, end), count in trials.segments_by_end.items())
-        due = 2 * finishing < spent - EXPLORED_FIRST_TRAININGS * trials.budget_tokens
-        finished = self._finish(trials, clock, clock.left) if due else None
-        return finished or self._explore(trials, clock.left) or self._finish(trials, clock, clock.left)
+        finishing = sum(count * max(0, end - last) for (_, end), count in trials.segments_by_end.items())
+        if finishing < self.config.finishing_share * (spent - self._explored_first(trials)):
+            yield from self._finish(trials, clock)
+        yield from self._explore(trials, clock.left)
+        yield from self._finish(trials, clock)
+        if not any(trial.source != REPLICATE for trial in trials.running.values()):
+            yield replicate(by_final_loss(trials)[:1], trials, clock, self.config.seeds, self.config.seeds)
 
-    # Exploring
+    def _explored_first(self, trials: Trials) -> float:
+        """The tokens, of all workers, before finishing has its share."""
+        return self.config.explored_first_trainings * trials.budget_tokens
 
-    def _explore(self, trials: Trials, left: float) -> Action | None:
-        """The next step of exploring that takes at most `left` tokens."""
-        for here, there in reversed(list(itertools.pairwise(self.rung_tokens))):
+    def _side_by_side(self, trials: Trials) -> int:
+        """Seeds of one configuration that finish side by side: the root of the workers, at most `seeds`."""
+        return min(self.config.seeds, round(math.sqrt(trials.workers)))
+
+    # Exploring: steps that take at most `left` tokens
+
+    def _explore(self, trials: Trials, left: float) -> Steps:
+        yield self._promote(trials, left)
+        enough = trials.count_at(self.rung_tokens[-1]) >= self.config.compared and left >= self.rung_tokens[-1]
+        if enough:
+            yield self._replicate_at_rung(trials)
+        if trials.draws_left > 0:
+            if enough:
+                yield self._suggest_configuration(trials)
+            yield Start(segment_end_tokens=self.rung_tokens[0]) if left >= self.rung_tokens[0] else None
+
+    def _promote(self, trials: Trials, left: float) -> Action | None:
+        """The best that waits at a rung goes on to the next while less than one in `factor` of those sampled has."""
+        for here, there in reversed(list(pairwise(self.rung_tokens))):
             waiting, came = trials.paused_at(here), trials.count_by_rung[here, SAMPLED]
-            least = 1 if trials.draws_left <= 0 else 0  # a small search promotes at least one
-            quota = max(came // self.factors[here], least)
+            quota = max(came // self.factors[here], 1 if trials.draws_left <= 0 else 0)
             if waiting and came - len(waiting) < quota and left >= there - here:
                 return Resume(waiting[0].trial_id, segment_end_tokens=there)
-        if trials.count_at(self._last) >= MIN_TRIALS_TO_COMPARE and left >= self._last:
-            best = min(trials.ranked_at(self._last), key=lambda trial: trial.mean_at(self._last))
-            if trials.has_seeds and len(best.replicates) + 1 < SEEDS_AT_RUNG:
-                return Replicate(best.trial_id, segment_end_tokens=self._last)
-        if trials.draws_left <= 0:
-            return None
-        if trials.count_at(self._last) >= MIN_TRIALS_TO_COMPARE and left >= self._last:
-            spent = {True: 0, False: 0}
-            for (source, end), count in trials.segments_by_end.items():
-                if source != REPLICATE:
-                    spent[source == SUGGESTED] += count * min(end, self._last)
-            if spent[True] < spent[False]:
-                return Start(segment_end_tokens=self._last, proposed=True)
-        return Start(segment_end_tokens=self.rung_tokens[0]) if left >= self.rung_tokens[0] else None
+        return None
+
+    def _replicate_at_rung(self, trials: Trials) -> Action | None:
+        """The lowest mean at the last rung trains to there on another seed, if it has fewer than `seeds_at_rung`."""
+        last = self.rung_tokens[-1]
+        best = min(trials.ranked_at(last), key=lambda trial: trial.mean_at(last))
+        few = len(best.replicates) + 1 < self.config.seeds_at_rung
+        return Replicate(best.trial_id, segment_end_tokens=last) if few else None
+
+    def _suggest_configuration(self, trials: Trials) -> Action | None:
+        """A suggestion trains to the last rung while suggestions have had fewer tokens than samples."""
+        last, spent = self.rung_tokens[-1], {SAMPLED: 0, SUGGESTED: 0, REPLICATE: 0}
+        for (source, end), count in trials.segments_by_end.items():
+            spent[source] += count * min(end, last)
+        return Start(segment_end_tokens=last, proposed=True) if spent[SUGGESTED] < spent[SAMPLED] else None
 
     # Finishing
 
-    def _finish(self, trials: Trials, clock: Clock, spare_tokens: float) -> Action | None:
-        """The next step of finishing; `spare_tokens` are the tokens that finishing does not need."""
-        budget, finish_tokens = trials.budget_tokens, trials.budget_tokens - self._last
-        replicas = self._replicas(trials)
-        done, waiting = trials.count_at(budget), self._waiting(trials)
+    def _finish(self, trials: Trials, clock: Clock) -> Steps:
+        side, waiting = self._side_by_side(trials), self._waiting(trials, clock)
+        ended = by_final_loss(trials)
+        if len(ended) > 1 or not waiting:
+            yield replicate(ended[:1], trials, clock, self.config.seeds, side)
+        if clock.left < 2 * trials.budget_tokens:  # a new finisher could not get another seed in time
+            yield replicate(ended, trials, clock, self.config.seeds, side)
+            yield replicate(self._finishing(trials), trials, clock, side, side)
+        yield from (Resume(trial.trial_id, segment_end_tokens=trials.budget_tokens) for trial in waiting)
 
-        if done > 1 or (done and not waiting):
-            # A leader with fewer seeds than another configuration gets the missing ones side by side. When less than two
-            # trainings are left, a new finisher could not be replicated in time: all that ended may get another seed.
-            ahead = itertools.islice(by_expected_final_loss(trials), None if clock.left < 2 * budget else 1)
-            most = min(TRUSTED_SEEDS, max(len(trial.seeds_at(budget)) for trial in trials.ranked_at(budget)))
-            if action := replicate(ahead, trials, clock, SEEDS_AT_END, max(replicas, most)):
-                return action
-        if clock.left < 2 * budget:
-            finishing = (
-                trial
-                for trial in trials.running.values()
-                if trial.source != REPLICATE and trial.segment_end_tokens == budget
-            )
-            if action := replicate(finishing, trials, clock, replicas, replicas):
-                return action
-        if clock.left < finish_tokens:
-            return None  # no step from the last rung on fits
-        for trial in waiting:
-            if trials.has_seeds and spare_tokens >= self._last and len(trial.replicates) + 1 < SEEDS_AT_RUNG:
-                return Replicate(trial.trial_id, segment_end_tokens=self._last)
-            if not any(seed.status == RUNNING for seed in trial.replicates):
-                return Resume(trial.trial_id, segment_end_tokens=budget)
-        if math.isinf(clock.left):
-            return None
-        return replicate(itertools.islice(by_expected_final_loss(trials), 1), trials, clock, SEEDS_AT_END, replicas)
+    def _waiting(self, trials: Trials, clock: Clock) -> list[Trial]:
+        """The paused trials that may finish, the furthest first and the lowest mean first. Where the end is unknown, they
+        are no more than make one in `factor` of those that came to the last rung.
+        """
+        budget, last = trials.budget_tokens, self.rung_tokens[-1]
+        waiting = [
+            trial
+            for rung in reversed(self.rung_tokens if trials.draws_left <= 0 else (last,))
+            for trial in sorted(trials.paused_at(rung), key=lambda trial: trial.mean_at(rung))
+            if clock.left >= budget - rung and not any(seed.status == RUNNING for seed in trial.replicates)
+        ]
+        if math.isfinite(clock.left):
+            return waiting
+        gone = trials.count_at(budget) + len(self._finishing(trials))
+        return waiting[: max(0, max(1, trials.count_at(last) // self.factors[last]) - gone)]
 
-    def _waiting(self, trials: Trials) -> list[Trial]:
-        """The trials that are paused at the last rung, the lowest mean over their seeds first."""
-        return sorted(trials.paused_at(self._last), key=lambda trial: trial.mean_at(self._last))
+    def _finishing(self, trials: Trials) -> list[Trial]:
+        """The configurations that train to the full budget now, on their first seed."""
+        running = (trial for trial in trials.running.values() if trial.source != REPLICATE)
+        return [trial for trial in running if trial.segment_end_tokens == trials.budget_tokens]

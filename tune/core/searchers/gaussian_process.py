@@ -6,13 +6,11 @@ from itertools import pairwise
 
 import numpy as np
 
+from tune.core.decision_config import DECISIONS
 from tune.core.search_space import Config, Ranges
 from tune.core.trials import DIVERGED, REPLICATE, Trial, Trials
 
 CANDIDATES = 1000  # random configurations, of which the most promising is proposed
-LENGTH_SCALE = 1.0  # of each hyper-parameter's range; evidence: LOG.md, "what the constants are worth"
-NOISE = 0.02  # variance of one seed's loss, as a share of the variance between configurations; same evidence
-OPTIMISM = 1.0  # standard deviations that the lower confidence bound lies below the mean; same evidence
 MOST_POINTS = 200  # configurations that the process is fitted to: more would take longer than milliseconds
 LOSS_LIMITS = (1e-6, 1e6)  # nats per token: smaller and larger losses count alike
 MOST_TOLD = 400  # trials at one rung that are considered: a search of some hundred trials considers all
@@ -96,7 +94,7 @@ def thinned(order: list[Trial], best: int) -> list[Trial]:
 def correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """(n, m) Matern 5/2 correlation of points (n, d) and (m, d) of the unit cube (Rasmussen and Williams, eq. 4.17)."""
     squared = sum(np.subtract.outer(x, y) ** 2 for x, y in zip(a.T, b.T, strict=True))  # quicker than one (n, m, d) array
-    scaled: np.ndarray = 5**0.5 / LENGTH_SCALE * np.sqrt(squared)
+    scaled: np.ndarray = 5**0.5 / DECISIONS.length_scale * np.sqrt(squared)
     correlated: np.ndarray = (1 + scaled + scaled**2 / 3) * np.exp(-scaled)
     return correlated
 
@@ -113,7 +111,7 @@ def most_promising(
     half = MOST_POINTS // 2
     if len(order) > MOST_POINTS:
         order = np.concatenate([order[:half], order[np.linspace(half, len(order) - 1, half).astype(int)]])
-    points, values, noise = points[order], losses[order], NOISE / seeds[order]
+    points, values, noise = points[order], losses[order], DECISIONS.noise / seeds[order]
     finite = values[np.isfinite(values)]
     values = np.minimum(values, np.median(finite) if len(finite) else 0.0)  # only the order of the better half matters
     values = (values - values.mean()) / (values.std() + 1e-9)
@@ -121,8 +119,8 @@ def most_promising(
         covariance = correlation(points, points) + np.diag(noise)
         expected = correlation(pending, points) @ np.linalg.solve(covariance, values)
         points, values = np.concatenate([points, pending]), np.concatenate([values, expected])
-        noise = np.concatenate([noise, np.full(len(pending), NOISE)])
+        noise = np.concatenate([noise, np.full(len(pending), DECISIONS.noise)])
     covariance, cross = correlation(points, points) + np.diag(noise), correlation(candidates, points)
     solved = np.linalg.solve(covariance, np.column_stack([values, cross.T]))  # (n + p, 1 + m)
     mean, variance = cross @ solved[:, 0], 1 - (cross * solved[:, 1:].T).sum(axis=1)
-    return int(np.argmin(mean - OPTIMISM * np.sqrt(np.maximum(variance, 0))))
+    return int(np.argmin(mean - DECISIONS.optimism * np.sqrt(np.maximum(variance, 0))))

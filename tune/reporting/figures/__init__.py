@@ -7,6 +7,8 @@ from tune.analysis.response_surface import ResponseSurface
 from tune.config.spec import SearchSpec
 from tune.core.trials import Trials
 from tune.reporting.figures.base import Figure
+from tune.reporting.figures.ladder import ladder_figures
+from tune.reporting.figures.speed import loss_and_time
 from tune.reporting.figures.surface import importance, landscape, parameters
 from tune.reporting.figures.trials import audit_figure, budget, curves, parallel
 from tune.reporting.summary import Summary
@@ -18,6 +20,8 @@ def figures(
     """Returns all figures for which there is something to show, in the order in which a page shows them."""
     if history.empty:
         return []
+    if search.ladder and summary.ladder:
+        return [*ladder_figures(search.ladder, trials, summary.ladder), curves(search, trials, history, "")]
     axes = axes_of(search)
     best = summary.best.trial_id if summary.best else ""
     shown = [curves(search, trials, history, best), parameters(search, trials, axes, surface, best)]
@@ -27,5 +31,5 @@ def figures(
     shown.append(parallel(trials, axes))
     if surface and len(axes) > 1:  # one alone is all that matters
         shown.append(importance(surface))
-    shown.append(budget(search, trials))
+    shown += [loss_and_time(search, trials, best), budget(search, trials)]
     return [*shown, audit_figure(summary.audit.rungs)] if summary.audit and summary.audit.rungs else shown

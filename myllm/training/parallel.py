@@ -1,0 +1,137 @@
+"""Several processes that train one model: each has a copy, computes a part of each batch, and adds the gradients up.
+
+torchrun starts the processes and describes them in the environment (pytorch.org/docs/stable/elastic/run.html).
+"""
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from myllm.system.errors import InputError, RunError
+
+
+@dataclass(frozen=True)
+class ProcessGroup:
+    """The processes of one training, as one of them sees them. Each method of a single process returns at once.
+
+    Every process calls the same methods in the same order. A method waits for the other processes.
+    """
+
+    rank: int = 0
+    """number of this process, from 0; process 0 prints and saves"""
+    size: int = 1
+    """number of processes"""
+
+    @property
+    def leads(self) -> bool:
+        """Returns True for the process that prints and saves."""
+        return self.rank == 0
+
+    def add_up(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Replaces each tensor by its sum over all processes."""
+        if self.size > 1:
+            for work in [torch.distributed.all_reduce(tensor, async_op=True) for tensor in tensors]:
+                work.wait()
+
+    def copy_from_first(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Replaces each tensor by that of process 0."""
+        if self.size > 1:
+            for tensor in tensors:
+                torch.distributed.broadcast(tensor, src=0)
+
+    def that_of_first(self, value: float) -> float:
+        """Returns the `value` that process 0 calls this with."""
+        if self.size == 1:
+            return value
+        held = torch.tensor(value, dtype=torch.float64)
+        self.copy_from_first([held])
+        return held.item()
+
+    def draw_apart(self, seed: int, step: int) -> None:
+        """Seeds torch in every process but the first, so that each drops other activations.
+
+        A checkpoint holds the random state of the first process; that of the others follows from seed, step and rank.
+        """
+        if not self.leads:
+            torch.manual_seed(int(np.random.SeedSequence([seed, step, self.rank]).generate_state(1)[0]))
+
+    def any(self, flag: bool) -> bool:
+        """Returns True if `flag` is true in one process at least."""
+        if self.size == 1:
+            return flag
+        flags = torch.tensor(float(flag))  # on the CPU: the host waits, the GPU does not
+        self.add_up([flags])
+        return bool(flags)
+
+    @contextlib.contextmanager
+    def first_alone(self) -> Iterator[None]:
+        """Process 0 runs the block first, then all others run it: they find in the cache what process 0 wrote."""
+        if self.size > 1 and not self.leads:
+            torch.distributed.barrier()
+        yield
+        if self.size > 1 and self.leads:
+            torch.distributed.barrier()
+
+
+SINGLE = ProcessGroup()
+
+
+def device_of_process(name: str) -> str:
+    """Returns the device of this process: `name`, or where that means a GPU of several the one with the local rank.
+
+    Raises InputError where a machine has fewer GPUs than processes, or where one GPU is named for all of them.
+    """
+    count, local = torch.cuda.device_count(), int(os.environ.get("LOCAL_RANK", 0))
+    if name == "cpu" or (name == "auto" and not count):
+        return "cpu"
+    if name not in ("auto", "cuda"):
+        raise InputError(f"--device {name} names one GPU for all processes; with torchrun write cuda, cpu or auto")
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if here > count:
+        raise InputError(f"torchrun started {here} processes on a machine with {count} GPUs; give --nproc_per_node {count}")
+    return f"cuda:{local}"
+
+
+@contextlib.contextmanager
+def joined(device: str) -> Iterator[ProcessGroup]:
+    """Joins the processes that torchrun started, for as long as the block lasts. `device` is that of this process.
+
+    NCCL adds up what GPUs hold, gloo what CPUs hold. Processes other than the first print nothing, and end with the exit
+    code alone for what the first process tells as well. Raises RunError in the first process where another one ends early.
+    """
+    import torch.distributed as dist
+
+    if device != "cpu":
+        torch.cuda.set_device(device)
+    dist.init_process_group("gloo" if device == "cpu" else "cpu:gloo,cuda:nccl")
+    group = ProcessGroup(dist.get_rank(), dist.get_world_size())
+    with contextlib.ExitStack() as silence:
+        if not group.leads:
+            nowhere = silence.enter_context(open(os.devnull, "w"))
+            silence.enter_context(contextlib.redirect_stdout(nowhere))
+            silence.enter_context(contextlib.redirect_stderr(nowhere))
+        try:
+            yield group
+        except InputError:
+            if group.leads:
+                raise
+            sys.exit(2)
+        except RuntimeError as error:
+            if isinstance(error, RunError) or not is_lost_process(error):
+                raise
+            if not group.leads:
+                sys.exit(1)
+            reason = str(error).splitlines()[0][:200]
+            raise RunError(f"one of the {group.size} processes of this training ended early ({reason})") from None
+        finally:
+            dist.destroy_process_group()
+
+
+def is_lost_process(error: RuntimeError) -> bool:
+    """Returns True if `error` says that another process can't be reached: torch's own class, or gloo's message."""
+    return isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
