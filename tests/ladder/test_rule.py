@@ -13,7 +13,8 @@ from tune.core.simulator import play
 from tune.core.trials import COMPLETED, DIVERGED, SAMPLED, SUGGESTED, Trials
 from tune.ladder.plan import TOP_RUNS
 from tune.ladder.rule import STABILITY_WARMUP, LadderScheduler
-from tune.ladder.runs import check_level, outcome, trials_by_level
+from tune.ladder.runs import answered, check_level, outcome, runs_below, stage, trials_by_level
+from tune.store.checkpoints import worth_keeping
 
 PLAN = plan_of(MILLION)
 
@@ -61,7 +62,10 @@ def played(plan=PLAN, surprise=1.0, workers=1, record=None, events=(), **how):
 
 
 def test_levels_run_smallest_first_and_end_with_the_targets_stability():
-    trials = played()
+    record = []
+    trials = played(record=record)
+    ends = [event.decision for event in record if isinstance(event, Reported)]
+    assert ends.count("stop") == PLAN.trials and "pause" not in ends
     sizes = [trial.config["n_layer"] for trial in trials.drawn]
     assert sizes == sorted(sizes) and len(sizes) == PLAN.trials and sizes[-3:] == [3, 6, 6]
     assert all(trial.status == COMPLETED and trial.tokens == trial.config["budget_tokens"] for trial in trials.drawn)
@@ -71,6 +75,7 @@ def test_levels_run_smallest_first_and_end_with_the_targets_stability():
     assert len({config["learning_rate"] for config in spread}) == len(spread) == 5
     low, twice = (trial.config for trial in trials.drawn[-2:])
     assert twice["learning_rate"] == pytest.approx(2 * low["learning_rate"], rel=1e-3)
+    assert stage(PLAN, trials) == "stability of the target: 2 of 2"
     assert low["warmup_ratio"] == STABILITY_WARMUP and low["budget_tokens"] < 0.01 * PLAN.target.tokens
 
 
@@ -91,9 +96,21 @@ def test_the_answer_is_near_the_worlds_optimum():
     assert [one.is_stable(257) for one in found.stability] == [True, True]
 
 
+def test_a_level_keeps_no_state_of_trainings_that_ended():
+    trials = played()
+    trial = trials.drawn[0]
+    trial.checkpoints = {trial.tokens: "folder"}
+    assert worth_keeping(trials, trial) == set()
+
+
 def test_two_workers_find_the_same_answer_and_wait_where_a_prediction_needs_losses():
     record = []
     trials = played(workers=2, record=record)
+    top = next(trial.trial_id for trial in trials_by_level(PLAN, trials)[PLAN.top])
+    begins = next(i for i, event in enumerate(record) if isinstance(event, TrialStarted) and event.trial_id == top)
+    assert sum(isinstance(event, Reported) for event in record[:begins]) == sum(
+        len(here) for here in trials_by_level(PLAN, trials)[: PLAN.top]
+    )
     assert [len(here) for here in trials_by_level(PLAN, trials)][-1] == 2
     answers = [outcome(PLAN, one).answer.learning_rate.value for one in (trials, played())]
     assert answers[0] == pytest.approx(answers[1], rel=0.3)
@@ -121,13 +138,14 @@ def test_a_failed_prediction_widens_the_intervals_and_goes_a_level_up_while_the_
     assert counts[roomy.top + 1] == TOP_RUNS and counts[roomy.top + 2] == 0
     failed = check_level(roomy, trials, roomy.top)
     assert not failed.holds and failed.outside == ["loss"]
+    assert [len(here) for here in trials_by_level(roomy, played(roomy))][roomy.top + 1] == 0  # nothing failed
     narrow = played(PLAN, surprise=1.4)
     assert len(trials_by_level(PLAN, narrow)[PLAN.top + 1]) == 0
     check = outcome(PLAN, narrow).checks[-1]
     assert check.widening > 1
-    plain = outcome(PLAN, played()).answer.learning_rate
+    plain = answered(runs_below(PLAN, narrow, len(PLAN.levels)), PLAN.target.size).learning_rate
     missed = outcome(PLAN, narrow).answer.learning_rate
-    assert missed.high / missed.low > plain.high / plain.low
+    assert math.log(missed.high / missed.low) == pytest.approx(check.widening * math.log(plain.high / plain.low))
 
 
 def test_a_run_that_diverges_counts_as_untrained_and_one_that_failed_not_at_all():

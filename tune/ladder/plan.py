@@ -41,7 +41,7 @@ FEWEST_STABILITY_STEPS = 4
 TOP_SHARE = 0.7
 """Largest part of the ladder's compute that the planned runs of the top level take."""
 
-LOW_TO_TOP = 4
+LOW_TO_TOP = 2.5
 """Factor by which a run of the lowest level is cheaper than one of the top, at least."""
 
 FEWEST_STEPS = 64
