@@ -18,7 +18,7 @@ from tune.ladder.plan import Plan, Shape, fractions
 REPORTS = 8  # of each training: a level's evaluations must not take longer than its steps
 GROWING = ("n_layer", "n_head", "n_embd")  # settings of GPT-2's decoder that make it larger
 NOT_BESIDE = (
-    *("space", "range", "choices", "num_samples", "budget_tokens", "scheduler", "rungs", "grace_period"),
+    *("space", "range", "choices", "num_samples", "budget_tokens", "budget_seconds", "scheduler", "rungs", "grace_period"),
     *("reduction_factor", "rung_metric", "replicate_best", "audit_fraction", "searcher", "warm_start"),
 )
 """options of other searches: a ladder searches rate and batch by a rule of its own"""

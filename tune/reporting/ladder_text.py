@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from myllm.scaling_laws import LOWEST_PARAMS
 from myllm.text.format import amount, size_text
 from tune.ladder.answer import FARTHEST_LOSS, Interval
 from tune.reporting.ladder import LadderCheck, LadderSummary
@@ -38,7 +39,8 @@ def _answer(ladder: LadderSummary) -> Iterator[tuple[str, str]]:
         yield "answer", "none yet: too few runs have ended"
         return
     share = ladder.share_from_runs
-    yield "answer", f"learning_rate {rate.value:.4g}{_interval(rate)}; {_source(share['learning_rate'])}"
+    rest = "published laws" if ladder.params >= LOWEST_PARAMS else "assumptions, as no law holds at this size"
+    yield "answer", f"learning_rate {rate.value:.4g}{_interval(rate)}; {_source(share['learning_rate'], rest)}"
     yield (
         "",
         (
@@ -57,9 +59,9 @@ def _interval(one: Interval, form: str = ".4g") -> str:
     return f"  (90%: {one.low:{form}} to {one.high:{form}})"
 
 
-def _source(share: float) -> str:
-    """Says how much of an answer came from runs, and how much from published laws."""
-    return f"{share:.0%} from runs, {1 - share:.0%} from published laws"
+def _source(share: float, rest: str) -> str:
+    """Says how much of an answer came from runs, and how much from the `rest`."""
+    return f"{share:.0%} from runs, {1 - share:.0%} from {rest}"
 
 
 def check_lines(check: LadderCheck) -> Iterator[str]:
@@ -100,8 +102,8 @@ def ladder_tiles(ladder: LadderSummary) -> Iterator[tuple[str, str, str]]:
     if rate is None or batch is None or loss is None:
         return
     shares = ladder.share_from_runs
-    yield "learning rate, 90%", f"{rate.low:.3g} to {rate.high:.3g}", _source(shares["learning_rate"])
-    yield "batch, 90%", f"{batch.low:,.0f} to {batch.high:,.0f}", f"tokens a step; {_source(shares['batch_tokens'])}"
+    yield "learning rate, 90%", f"{rate.low:.3g} to {rate.high:.3g}", f"{shares['learning_rate']:.0%} from runs"
+    yield "batch, 90%", f"{batch.low:,.0f} to {batch.high:,.0f}", f"tokens a step; {shares['batch_tokens']:.0%} from runs"
     yield "loss to expect, nats per token", f"{loss.value:.4f}", f"90%: {loss.low:.4f} to {loss.high:.4f}"
     if ladder.truth and ladder.truth.ended:
         yield "loss that came out", f"{ladder.truth.val_loss:.4f}", f"{ladder.truth.difference:+.1%} of the forecast"
