@@ -45,7 +45,7 @@ def _answer(ladder: LadderSummary) -> Iterator[tuple[str, str]]:
         "",
         (
             f"batch_size {ladder.batch_size} windows, the power of two nearest to {batch.value:,.0f} tokens a step"
-            f"{_interval(batch, ',.0f')}; {_source(share['batch_tokens'])}"
+            f"{_interval(batch, ',.0f')}; {_source(share['batch_tokens'], rest)}"
         ),
     )
     for name, words in ladder.kept.items():
