@@ -23,7 +23,7 @@ from myllm.training.train import mean_loss, train
 from tune.config.open_run import open_run
 from tune.config.options import SearchOptions
 from tune.config.resolve import resolve_search
-from tune.config.spec import SearchSpec
+from tune.config.spec import BuiltinSearch
 
 TARGET = ("n_layer=6", "n_head=6", "n_embd=108", "dropout=0", "beta2=0.99", "warmup_ratio=0.02")
 GRID = {4: (2e-3, 4e-3, 1e-3, 8e-3), 2: (2e-3, 1e-3, 4e-3), 8: (4e-3, 2e-3, 8e-3)}  # batch in windows -> rates
@@ -43,7 +43,7 @@ def read(path: Path) -> dict[Point, float]:
     return {(float(r["learning_rate"]), int(r["batch_size"]), int(r["seed"])): float(r["wide_loss"]) for r in rows}
 
 
-def record(search: SearchSpec, point: Point, path: Path) -> None:
+def record(search: BuiltinSearch, point: Point, path: Path) -> None:
     """Trains the target at a point, and appends its row."""
     rate, batch, seed = point
     begin = time.time()

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from myllm.system.errors import Parser, run_command
-from tune.config.spec import SearchSpec
+from tune.config.spec import read_search
 from tune.core.clock import search_seconds
 from tune.core.trials import Trials
 from tune.estimate.forecast import measured_throughput, simulate_rest
@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("run", help="run folder, experiments/runs/NAME")
     parser.add_argument("--share", type=float, default=0.6, help="of the journal's events")
     args = parser.parse_args()
-    search, events = SearchSpec.read(Path(args.run)), read_journal(Path(args.run))
+    search, events = read_search(Path(args.run)), read_journal(Path(args.run))
     events = events[: int(len(events) * args.share)]
     trials = Trials(search.budget_tokens, search.options.trials, search.options.rung_metric, events)
     seconds, throughput = search_seconds(events), measured_throughput(events, per_segment=0.5)

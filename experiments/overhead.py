@@ -31,7 +31,7 @@ from myllm.presets import get_preset
 from myllm.system.errors import InputError, Parser, RunError, run_command
 from myllm.system.files import cache_dir
 from tune.config.options import SearchOptions
-from tune.config.spec import SearchSpec
+from tune.config.spec import read_search
 from tune.core.search_space import get_space, sample
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -46,7 +46,7 @@ def training(folder: Path, index: int, report: Any) -> None:
     from tune.config.open_run import open_run
 
     torch.set_num_threads(1)
-    search = SearchSpec.read(folder)
+    search = read_search(folder)
     config = sample(get_space("v2"), get_preset(search.options.preset), 0, index)
     for seen in train(open_run(search, config)):
         row = {"time": time.time(), "trial": index, "train_seconds": seen.train_seconds}

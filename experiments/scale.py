@@ -38,7 +38,7 @@ from myllm.presets import PRESETS
 from myllm.system.errors import Parser, run_command
 from tune.config.options import SearchOptions
 from tune.config.overrides import searched_space
-from tune.config.spec import Data, SearchSpec
+from tune.config.spec import BuiltinSearch, Data, SearchSpec
 from tune.core.coordinator import Coordinator
 from tune.core.events import REPORTED, Reported, SessionStarted
 from tune.core.schedulers import SCHEDULERS
@@ -60,7 +60,14 @@ def search_of(trials: int | None, **changes: Any) -> SearchSpec:
     data = Data("builtin", "builtin", "byte", "0", {"train": {}, "val": {}}, {}, 1.0)
     config = SearchOptions(num_samples=trials, name="scale", **changes)
     searched = searched_space(config, preset.model(257), {}, preset)
-    return SearchSpec(config, preset.model(257), training, data, BUDGET // MARKS, **vars(searched))
+    return BuiltinSearch(
+        options=config,
+        model=preset.model(257),
+        training=training,
+        data=data,
+        report_tokens=BUDGET // MARKS,
+        **vars(searched),
+    )
 
 
 def decisions(count: int) -> tuple[float, float]:

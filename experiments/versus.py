@@ -65,7 +65,7 @@ from myllm.training.train import Report, train
 from tune.config.open_run import open_run
 from tune.config.options import SearchOptions
 from tune.config.resolve import resolve_search
-from tune.config.spec import RUNS_DIR, SearchSpec
+from tune.config.spec import RUNS_DIR, SearchSpec, read_search
 from tune.core.search_space import Range, get_space, sample
 
 # What only one method or only the main process needs is imported where it is used: start-up is on the clock.
@@ -217,7 +217,7 @@ PICKS = {"ours": our_pick, "ours-tpe": our_pick, "ray": rays_pick, "optuna": opt
 
 def read_job(folder: Path) -> dict[str, Any]:
     """What the process of a search in `folder` is to do."""
-    return json.loads((folder / "job.json").read_text()) | {"search": SearchSpec.read(folder.parent)}
+    return json.loads((folder / "job.json").read_text()) | {"search": read_search(folder.parent)}
 
 
 def run_search(method: str, job: dict[str, Any], folder: Path) -> None:
@@ -349,7 +349,7 @@ def main() -> None:
     folder = RUNS_DIR / f"versus-{args.name}"
     path = folder / "settings.json"
     if path.exists():
-        before = SearchSpec.read(folder)
+        before = read_search(folder)
         same = json.loads(path.read_text()) == job
         if not same or any(getattr(before, n) != getattr(search, n) for n in ("model", "training", "data")):
             raise InputError(f"--name {args.name}: {path} has other settings; choose another name")

@@ -12,7 +12,7 @@ from conftest import BUDGET, MARK, ROOT, begun, new_search, report
 from myllm.presets import PRESETS
 from tune.config.options import SearchOptions
 from tune.config.overrides import parse_overrides, searched_space
-from tune.config.spec import Data, SearchSpec
+from tune.config.spec import BuiltinSearch, Data
 from tune.core.search_space import SPACES
 from tune.core.simulator import play
 from tune.core.trials import STOP
@@ -50,7 +50,14 @@ def search_of(preset="nano", space="v2", **changes):
     data = Data("builtin", "builtin", "byte", "0", {}, {}, 1.0)
     model = PRESETS[preset].model(257)
     searched = searched_space(config, model, {}, PRESETS[preset])
-    return SearchSpec(config, model, training, data, training.budget_tokens // 32, **vars(searched))
+    return BuiltinSearch(
+        options=config,
+        model=model,
+        training=training,
+        data=data,
+        report_tokens=training.budget_tokens // 32,
+        **vars(searched),
+    )
 
 
 def asha_search(searcher="optuna", space="v1", preset="nano", seed=1, num_samples=40, warm_start=(), **changes):
@@ -60,7 +67,14 @@ def asha_search(searcher="optuna", space="v1", preset="nano", seed=1, num_sample
     data = Data("builtin", "builtin", "byte", "0", {"train": {"tokens": 7}, "val": {"tokens": 5}}, {}, 1.0)
     training = dataclasses.replace(PRESETS[preset].training(), batch_size=1, max_len=MARK, budget_tokens=BUDGET)
     model = PRESETS[preset].model(257)
-    search = SearchSpec(config, model, training, data, MARK, **vars(searched_space(config, model, {}, PRESETS[preset])))
+    search = BuiltinSearch(
+        options=config,
+        model=model,
+        training=training,
+        data=data,
+        report_tokens=MARK,
+        **vars(searched_space(config, model, {}, PRESETS[preset])),
+    )
     return dataclasses.replace(search, **changes)
 
 

@@ -95,7 +95,7 @@ def time_spent(trials: Trials, events: list[Event], summary: Summary) -> str:
     share = f"{min(1.0, trained / whole):.0%}" if whole else "an unknown share"
     return (
         f"{share} of the time of {workers} workers went into training and evaluation, the rest into starting, storing and "
-        f"waiting. Trials that diverged or failed took {lost / max(1, summary.cost.tokens):.1%} of the tokens."
+        f"waiting. Trials that diverged or failed took {lost / max(1, summary.cost.tokens):.1%} of the {summary.unit}."
     )
 
 

@@ -100,9 +100,8 @@ def described(model: ModelConfig) -> dict[str, Any]:
 
 def with_settings(model: ModelConfig, changes: dict[str, Any]) -> ModelConfig:
     """Returns the model with other settings. Raises InputError for those that it can't have."""
-    if isinstance(model, CustomModelConfig):
-        return dataclasses.replace(model, settings=model.settings | changes)
-    return dataclasses.replace(model, **changes)
+    own = {"settings": model.settings | changes} if isinstance(model, CustomModelConfig) else changes
+    return dataclasses.replace(model, **own)
 
 
 def fix_settings(model: ModelConfig, texts: Iterable[str]) -> ModelConfig:
@@ -149,19 +148,16 @@ def difference(model: ModelConfig, saved: dict[str, Any]) -> str | None:
     return None
 
 
-def absolute(spec: str) -> str:
-    """FILE.py:Class with an absolute path. Raises InputError where it names no class."""
+def absolute(spec: str, flag: str = "--model", kind: str = "Class") -> str:
+    """FILE.py:Class with an absolute path. Raises InputError, which begins with `flag`, where it names none."""
     path, colon, name = spec.rpartition(":")
     if not colon or not name.isidentifier():
-        raise InputError(f"--model {spec!r} names no class; write FILE.py:Class")
+        raise InputError(f"{flag} {spec!r} names no {kind.lower()}; write FILE.py:{kind}")
     return f"{os.path.abspath(path)}:{name}"
 
 
 def read_files(path: Path) -> dict[str, str]:
-    """Returns the text of a Python file, and of the modules and packages beside it that it imports, by relative path.
-
-    Raises InputError.
-    """
+    """Returns the text of a Python file and of modules beside it that it imports, by relative path. Raises InputError."""
     folder, files = path.parent, {}
     waiting = [path]
     while waiting:
@@ -241,7 +237,10 @@ class _Files(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 @functools.lru_cache(maxsize=8)
-def _load(source: str, sha256: str, code: str) -> type:
+def load_object(source: str, sha256: str, code: str, flag: str, is_wanted: Callable[[Any], bool], kind: str) -> Any:
+    """What FILE.py:name names, its code executed once a process: `code` is the JSON of the files, `sha256` of `digest`.
+    Raises InputError, which begins with `flag`, where the file can't be imported or has no such object of that `kind`.
+    """
     path, _, name = source.rpartition(":")
     files = _Files(Path(path).parent, json.loads(code))
     main, *others = files.files
@@ -255,18 +254,19 @@ def _load(source: str, sha256: str, code: str) -> type:
     try:
         files.execute(module, main)
     except (Exception, SystemExit) as error:
-        raise InputError(f"--model {source}: importing it raises {error_text(error)}") from None
+        raise InputError(f"{flag} {source}: importing it raises {error_text(error)}") from None
     found = getattr(module, name, None)
-    if not inspect.isclass(found):
-        classes = [n for n, value in vars(module).items() if inspect.isclass(value)]
-        near = difflib.get_close_matches(name, classes, 1, 0.5) or classes
-        raise InputError(f"--model {source}: it has no class {name}; it has {', '.join(near) or 'none'}")
+    if not is_wanted(found):
+        known = [n for n, value in vars(module).items() if is_wanted(value)]
+        near = difflib.get_close_matches(name, known, 1, 0.5) or known
+        raise InputError(f"{flag} {source}: it has no {kind} {name}; it has {', '.join(near) or 'none'}")
     return found
 
 
 def load_class(model: CustomModelConfig) -> type:
     """Returns the class of a custom model, its code executed once a process. Raises InputError."""
-    return _load(model.source, model.sha256, json.dumps(model.files))
+    found: type = load_object(model.source, model.sha256, json.dumps(model.files), "--model", inspect.isclass, "class")
+    return found
 
 
 def error_text(error: BaseException) -> str:

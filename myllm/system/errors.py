@@ -1,10 +1,11 @@
 """Errors that a user can mend: one line, and an exit code."""
 
 import argparse
+import contextlib
 import errno
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 DISK_ERRORS = {
@@ -55,6 +56,15 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message} (see --help)")
+
+
+@contextlib.contextmanager
+def naming(flags: str) -> Iterator[None]:
+    """Within it, the message of an InputError begins with the `flags` that it is about."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{flags}: {str(error).removeprefix('trial: ')}") from None
 
 
 def warn(message: str) -> None:

@@ -19,7 +19,9 @@ def format_settings(config: dict[str, Any]) -> str:
 
 
 def amount(tokens: float) -> str:
-    """`66k`, `8.5M`, `2.4B` tokens."""
+    """`850`, `66k`, `8.5M`, `2.4B` tokens."""
+    if tokens < 1e3:
+        return f"{tokens:.0f}"
     if tokens < 1e5:
         return f"{tokens / 1e3:.0f}k"
     return f"{tokens / 1e9:,.1f}B" if tokens >= 1e9 else f"{tokens / 1e6:,.1f}M"

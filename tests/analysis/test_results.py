@@ -18,7 +18,7 @@ from tune.analysis.posterior import expected_losses, interval, probability_of_be
 from tune.analysis.results import leaderboard, posterior_summary, tables
 from tune.config.options import SearchOptions
 from tune.config.resolve import resolve_resources
-from tune.config.spec import SearchSpec
+from tune.config.spec import read_search
 from tune.core.clock import SearchClock, TimeBudget, search_seconds
 from tune.core.events import CheckpointStored, SessionEnded, SessionStarted, TrialFailed, TrialStarted
 from tune.core.search_space import SPACES, get_space, sample
@@ -69,7 +69,7 @@ def test_an_unknown_hyper_parameter_is_an_error():
 def test_settings_are_read_back_as_they_were_written(tmp_path):
     search = search_of(name="x", rungs="0.5:2", warm_start=("a", "b"))
     search.write(tmp_path)
-    assert SearchSpec.read(tmp_path) == search
+    assert read_search(tmp_path) == search
     values = json.loads((tmp_path / "search.json").read_text())
     for wrong, words in (
         (values | {"format": 1}, "is of format 1"),
@@ -79,9 +79,9 @@ def test_settings_are_read_back_as_they_were_written(tmp_path):
     ):
         (tmp_path / "search.json").write_text(json.dumps(wrong))
         with pytest.raises(InputError, match=words):
-            SearchSpec.read(tmp_path)
+            read_search(tmp_path)
     with pytest.raises(InputError, match="no run folder"):
-        SearchSpec.read(tmp_path / "other")
+        read_search(tmp_path / "other")
 
 
 def test_a_torn_last_line_is_dropped_and_other_damage_is_named(tmp_path):

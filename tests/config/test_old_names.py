@@ -9,7 +9,7 @@ from helpers import RECORDED, search_of
 from myllm.system.errors import InputError
 from tune.config.command_line import parse_args, read_experiment, search_parser
 from tune.config.options import OLD_NAMES, OLD_VALUES, SearchOptions
-from tune.config.spec import SearchSpec
+from tune.config.spec import read_search
 
 OLD = {
     "patience": ("60", "stall_timeout", 60.0),
@@ -79,9 +79,9 @@ def test_an_experiment_of_before_is_read(tmp_path):
 
 
 def test_a_search_json_of_before_is_read_and_written_in_todays_words(tmp_path):
-    options = SearchSpec.read(RECORDED).options
+    options = read_search(RECORDED).options
     assert (options.scheduler, options.train_file, options.stall_timeout) == ("explore-finish", ("builtin",), 300.0)
-    options = SearchSpec.read(RECORDED.parent / "release-0" / "run").options
+    options = read_search(RECORDED.parent / "release-0" / "run").options
     assert options.replicate_best == 1 and options.set[0] == "n_layer=1" and options.audit_fraction is None
     search_of(name="x").write(tmp_path)
     assert not {*OLD_NAMES} & json.loads((tmp_path / "search.json").read_text())["options"].keys()

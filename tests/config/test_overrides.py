@@ -17,7 +17,7 @@ from tune.config.command_line import read_experiment
 from tune.config.options import SearchOptions
 from tune.config.overrides import from_table, kinds, merge, parse_overrides
 from tune.config.resolve import check_comparable, resolve_marks, resolve_search
-from tune.config.spec import FORMAT, SearchSpec
+from tune.config.spec import FORMAT, read_search
 from tune.config.warm_start import warm_start_trials
 from tune.core.events import SessionStarted
 from tune.core.search_space import LINEAR, LOG, LOG_BELOW_ONE, Choice, Range
@@ -131,7 +131,7 @@ def test_the_reference_is_the_nearest_within_the_ranges_and_what_moved_is_kept(p
 def test_a_trial_has_its_own_shape_and_what_is_fixed(prepared, tmp_path):
     search = prepared(**EVERYTHING | {"choices": (*EVERYTHING["choices"][:1], "n_embd=96,128", *EVERYTHING["choices"][2:])})
     search.write(tmp_path)
-    assert SearchSpec.read(tmp_path) == search
+    assert read_search(tmp_path) == search
     draw = search.sample(3)
     model, training = search.model_config(draw), search.train_config(draw)
     assert (model.n_layer, model.n_embd, model.dropout) == (draw["n_layer"], draw["n_embd"], draw["dropout"])
@@ -153,7 +153,7 @@ def test_a_trial_has_its_own_shape_and_what_is_fixed(prepared, tmp_path):
 
 def test_a_run_of_format_2_draws_what_its_journal_has_to_the_digit(tmp_path):
     for folder in (RECORDED, RECORDED.parent / "release-0" / "run"):
-        search = SearchSpec.read(folder)
+        search = read_search(folder)
         drawn = {
             int(event["trial_id"]): event["config"]
             for event in map(json.loads, (folder / FILE_NAME).read_text().splitlines())
@@ -162,20 +162,20 @@ def test_a_run_of_format_2_draws_what_its_journal_has_to_the_digit(tmp_path):
         assert search.options.rungs == "0.03125:2,0.125:2,0.25:2" and search.rule_has_changed  # those of its rule
         assert len(drawn) >= 6 and drawn == {index: search.sample(index) for index in drawn}
         search.write(tmp_path)
-        assert SearchSpec.read(tmp_path) == search
+        assert read_search(tmp_path) == search
         assert json.loads((tmp_path / "search.json").read_text())["format"] == FORMAT
     assert search.clipped_baseline == {"batch_size": 16} and search.fixed["n_embd"] == 8  # of release-0
     text = (folder / "search.json").read_text().replace("0.1 to 10 (log)", "0.1 to 20 (log)")
     (tmp_path / "search.json").write_text(text)
     with pytest.raises(InputError, match="space v2 has changed since"):
-        SearchSpec.read(tmp_path)
+        read_search(tmp_path)
 
 
 def test_a_run_keeps_its_ranges_and_baseline_where_its_preset_changes(prepared, tmp_path, monkeypatch):
     search = prepared(range=("warmup_ratio=0.01:0.1",))
     search.write(tmp_path)
     monkeypatch.setitem(PRESETS, "nano", dataclasses.replace(NANO, learning_rate=1.0, batch_size=64, n_layer=9))
-    again = check_comparable(SearchSpec.read(tmp_path), tmp_path / "cache", {})
+    again = check_comparable(read_search(tmp_path), tmp_path / "cache", {})
     assert again == search and [again.sample(i) for i in range(9)] == [search.sample(i) for i in range(9)]
     assert again.sample(0)["learning_rate"] == 3e-3
 

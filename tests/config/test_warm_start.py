@@ -9,7 +9,7 @@ from conftest import BUDGET, begun, report
 from helpers import MILESTONES, NANO, asha_search, config_at, draws_of, log_rate, searched, write_run
 
 from myllm.system.errors import InputError
-from tune.config.spec import SearchSpec
+from tune.config.spec import read_search
 from tune.config.warm_start import warm_start_trials
 from tune.core.events import TrialResumed
 from tune.core.search_space import LINEAR, Range, get_space, sample
@@ -79,7 +79,7 @@ def test_nothing_drifts_when_the_earlier_runs_vanish_or_the_search_grows(two_run
     for folder in two_runs:
         shutil.rmtree(folder)
     search.write(tmp_path)
-    search = SearchSpec.read(tmp_path)
+    search = read_search(tmp_path)
     assert drawn(searched(search)) == drawn(whole)
     search = dataclasses.replace(search, options=dataclasses.replace(search.options, num_samples=160))
     tried = draws_of(search, whole, range(1, 6))

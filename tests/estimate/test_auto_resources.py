@@ -8,7 +8,7 @@ from helpers import search_of
 
 from myllm.system.errors import InputError
 from tune.config.resolve import Resources
-from tune.config.spec import SearchSpec
+from tune.config.spec import read_search
 from tune.estimate.benchmark import ConcurrencyTrial, candidates, choose, resolve_auto, time_concurrency
 
 
@@ -50,7 +50,7 @@ def test_numbers_take_the_place_of_auto_and_the_reason_is_kept(tmp_path):
     search, said = resolve_auto(asking(cpus_per_trial="auto"), 4, 0, doubling)
     assert search.options.cpus_per_trial == 1 and "--cpus_per_trial auto: 1 (" in said and "4 at once" in said
     search.write(tmp_path)
-    again = SearchSpec.read(tmp_path)
+    again = read_search(tmp_path)
     assert again == search and again.auto_resolved["cpus_per_trial"] in said
     assert resolve_auto(again, 4, 0, doubling) == (again, "")  # a resume asks nobody
     search, said = resolve_auto(asking(gpus_per_trial="auto"), 16, 1, doubling)

@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # own_rule
 
 from myllm.system.errors import run_command
 from tune.config.resolve import Resources
-from tune.config.spec import SearchSpec
+from tune.config.spec import read_search
 from tune.core.schedulers import SCHEDULERS
 from tune.ray_backend.cluster import join_cluster
 
@@ -44,7 +44,7 @@ def main():
         from own_rule import OwnRule
 
         SCHEDULERS["own"] = OwnRule
-    search = SearchSpec.read(Path(run_dir))
+    search = read_search(Path(run_dir))
     if search.options.address:
         join_cluster(search.options.address)
     from tune.ray_backend import tuner  # imports Ray, which then knows whether it joins a cluster

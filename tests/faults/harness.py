@@ -41,7 +41,7 @@ class FaultSearch:
         ).write(self.folder)
 
     def change(self, **config):
-        search = spec.SearchSpec.read(self.folder)
+        search = spec.read_search(self.folder)
         dataclasses.replace(search, options=dataclasses.replace(search.options, **config)).write(self.folder)
 
     def start(self):

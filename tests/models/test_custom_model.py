@@ -30,7 +30,7 @@ from myllm.system.errors import InputError
 from myllm.training.train import Run, train
 from tune.config.options import SearchOptions
 from tune.config.resolve import CODE, resolve_search
-from tune.config.spec import SearchSpec
+from tune.config.spec import read_search
 
 EXAMPLE = ROOT / "experiments" / "own_model"
 
@@ -265,7 +265,7 @@ def test_a_search_over_it_is_interrupted_by_nothing_that_happens_to_the_file(
     ]
     done, run_dir = run_command_line("tune/search.py", *flags, "--max_concurrent", "1"), tmp_path / "run"
     assert done.returncode == 0, done.stderr
-    search = SearchSpec.read(run_dir)
+    search = read_search(run_dir)
     (example.parent / "gpt.py").write_text("raise ValueError\n")
     dataclasses.replace(search, origin=search.origin | {"git_commit": "of then"}).write(run_dir)
 

@@ -11,7 +11,7 @@ from myllm.models.custom_model import difference
 from myllm.models.gpt import GPT
 from myllm.presets import PRESETS
 from myllm.system.errors import InputError
-from tune.config.spec import SearchSpec
+from tune.config.spec import read_search
 
 SHAPE = GPTConfig(n_layer=2, n_head=2, n_embd=32, block_size=16, vocab_size=101)
 
@@ -50,7 +50,7 @@ def test_the_activation_is_the_one_that_is_named():
 def test_a_checkpoint_that_does_not_say_has_the_tanh_activation():
     saved = {name: value for name, value in vars(SHAPE).items() if name != "activation"}
     assert difference(SHAPE, saved) is None
-    assert SearchSpec.read(ROOT / "tests" / "recorded" / "nano-v2").model.activation == "gelu_tanh"
+    assert read_search(ROOT / "tests" / "recorded" / "nano-v2").model.activation == "gelu_tanh"
     exact = replace(SHAPE, activation="gelu")
     assert difference(exact, saved) == "the checkpoint's model has activation gelu_tanh, this one gelu"
 

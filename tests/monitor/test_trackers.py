@@ -7,7 +7,7 @@ import pytest
 from conftest import begun, report
 from helpers import search_of
 
-from tune.config.spec import SearchSpec
+from tune.config.spec import read_search
 from tune.core.events import SessionEnded
 from tune.core.trials import PAUSE
 from tune.monitor.trackers import BackgroundLogger, Mlflow, TensorBoard, WeightsAndBiases
@@ -122,4 +122,4 @@ def test_a_search_is_known_by_its_id_and_one_of_before_by_its_provenance(tmp_pat
     old = dataclasses.replace(search, origin={"created": "2026-11-01 10:00:00 +0000"})
     old.write(tmp_path)
     assert old.storage_root(tmp_path) == f"file://{tmp_path}/runs/name?region=here"  # its checkpoints are there
-    assert old.run_id == SearchSpec.read(tmp_path).run_id != dataclasses.replace(search, origin={"created": ""}).run_id
+    assert old.run_id == read_search(tmp_path).run_id != dataclasses.replace(search, origin={"created": ""}).run_id

@@ -15,7 +15,7 @@ from harness import SHORT, TIMES, FaultSearch
 from myllm.system.errors import RunError
 from tune.config.options import SearchOptions
 from tune.config.resolve import Resources
-from tune.config.spec import SearchSpec
+from tune.config.spec import read_search
 from tune.ray_backend import ray_compat, tuner
 from tune.ray_backend.start import RayRuntime, check_loopback
 from tune.ray_backend.trainable import CHECKPOINT
@@ -59,7 +59,7 @@ def tiny(byte_files, tmp_path, monkeypatch):
                 return super().on_trial_result(tune_controller, trial, result)
 
         monkeypatch.setattr(tuner, "JournalledScheduler", Watched)
-        assert run_search(search.folder, SearchSpec.read(search.folder), Resources(1, 0, 1))
+        assert run_search(search.folder, read_search(search.folder), Resources(1, 0, 1))
         return search, reports, addresses
 
     return run
@@ -75,7 +75,7 @@ def test_the_patches_change_no_decision_and_all_listen_on_loopback_and_nothing_i
     patched, reports, addresses = tiny("patched")
     assert addresses and all(ipaddress.ip_address(address).is_loopback for address in addresses), addresses
     stored = {e["path"]: e["tokens_seen"] for e in patched.events() if e["event"] == "checkpoint"}
-    mark, firsts = SearchSpec.read(patched.folder).report_tokens, {}
+    mark, firsts = read_search(patched.folder).report_tokens, {}
     for run, checkpoint, tokens in reports:
         firsts.setdefault(run, (checkpoint, tokens))
     assert all(tokens == stored.get(checkpoint, 0) + mark for checkpoint, tokens in firsts.values()), firsts

@@ -6,13 +6,13 @@ from pathlib import Path
 
 from myllm.system.files import write_text
 from myllm.training.run_artifacts import DATA_KEYS
-from tune.config.spec import SearchSpec
+from tune.config.spec import BuiltinSearch
 from tune.core.trials import Trials
 from tune.ladder.plan import Plan
 from tune.ladder.runs import outcome, rounded
 
 
-def write_target_config(run_dir: Path, trials: Trials, search: SearchSpec, plan: Plan) -> None:
+def write_target_config(run_dir: Path, trials: Trials, search: BuiltinSearch, plan: Plan) -> None:
     """Writes best_config.json, once enough runs have ended: the target's settings, with the answer's rate and batch."""
     found = outcome(plan, trials)
     if found is None:

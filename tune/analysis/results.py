@@ -13,9 +13,8 @@ import numpy as np
 from myllm.system.errors import InputError
 from myllm.system.files import write_text
 from myllm.text.commands import command
-from myllm.training.run_artifacts import DATA_KEYS
 from tune.analysis.posterior import CONSIDERED, expected_losses, interval, probability_of_best
-from tune.config.spec import SearchSpec
+from tune.config.spec import BuiltinSearch, SearchSpec, read_search
 from tune.core.events import Event
 from tune.core.ranking import ranking
 from tune.core.trials import AUDIT, DIVERGED, REPLICATE, SAMPLED, STATUSES, SUGGESTED, Trials
@@ -60,10 +59,10 @@ UNITS = {
 
 def load(run_dir: Path) -> tuple[SearchSpec, Trials, list[Event]]:
     """Returns (settings, trials, events) of a run folder. Raises InputError for another folder, or without any event."""
-    search, events = SearchSpec.read(run_dir), read_journal(run_dir)
+    search, events = read_search(run_dir), read_journal(run_dir)
     if not events:
         raise InputError(f"{run_dir} has no results yet; go on with: {command('tune/search.py', '--resume', run_dir)}")
-    return search, Trials(search.budget_tokens, search.planned_trials, search.options.rung_metric, events), events
+    return search, search.trials(events), events
 
 
 @dataclass(frozen=True)
@@ -160,7 +159,7 @@ def write_results(run_dir: Path, trials: Trials, search: SearchSpec) -> None:
 
 def write_best(run_dir: Path, trials: Trials, search: SearchSpec) -> None:
     """Writes best_config.json, once a trial has reported; of a ladder once it has an answer."""
-    if search.ladder:
+    if isinstance(search, BuiltinSearch) and search.ladder:
         from tune.analysis.ladder import write_target_config  # here: scipy takes long
 
         return write_target_config(run_dir, trials, search, search.ladder)
@@ -170,11 +169,5 @@ def write_best(run_dir: Path, trials: Trials, search: SearchSpec) -> None:
     best = trials.by_id[table.index[0]]
     result = table.join(posterior_summary(table, trials.baseline_id)).drop(columns="losses").loc[best.trial_id]
     known = {name: value for name, value in result.items() if math.isfinite(value)}
-    config = {
-        "preset": search.options.preset,
-        "model": vars(search.model_config(best.config)),
-        "train": vars(search.train_config(best.config)),
-        "data": {name: getattr(search.data, name) for name in DATA_KEYS},
-        "result": {"trial_id": best.trial_id} | known,
-    }
+    config = search.best_config(best.config) | {"result": {"trial_id": best.trial_id} | known}
     write_text(run_dir / "best_config.json", json.dumps(config, indent=2, default=lambda v: v.item()) + "\n")

@@ -14,6 +14,7 @@ from myllm.text.durations import parse_duration
 from myllm.text.format import parse_amount
 from tune.config import overrides
 from tune.config.options import AUTO, OLD_NAMES, PICKED, SearchOptions, check_one_name, current_names
+from tune.config.program_options import ProgramOptions
 
 RESUME_FLAGS = (
     *("num_samples", "time_budget", "replicate_best", "audit_fraction", "max_failures", "keep_checkpoints"),
@@ -32,7 +33,7 @@ def search_parser() -> Parser:
     parser = Parser(
         prog="search.py", description="Searches hyper-parameters of GPT pre-training.", argument_default=argparse.SUPPRESS
     )
-    helps = field_help(SearchOptions)
+    helps = field_help(ProgramOptions) | field_help(SearchOptions)
     for field in dataclasses.fields(SearchOptions):
         kind = value_type(field)
         shown = " ".join(field.default) if isinstance(field.default, tuple) else field.default
@@ -42,6 +43,8 @@ def search_parser() -> Parser:
             how = {"action": "store_true"}
         elif field.name in overrides.FLAGS:
             how = {"nargs": "+", "action": "extend", "metavar": "NAME=..."}
+        elif field.name == "baseline":
+            how = {"nargs": "+", "metavar": "NAME=VALUE"}
         elif kind is tuple:
             how = {"nargs": "+", "metavar": "SIZE" if field.name == "target" else "PATH"}
         elif field.name in TEXTS:
@@ -64,8 +67,16 @@ def search_parser() -> Parser:
 def parse_args() -> dict[str, Any]:
     """The flags that were given, by today's names. Raises InputError."""
     check_one_name((word.partition("=")[0] for word in sys.argv[1:]), dashes="--")
-    given = current_names(vars(search_parser().parse_args()))
+    given = current_names(vars(search_parser().parse_args(joined(sys.argv[1:]))))
     return given | {name: read_text(name, given[name]) for name in TEXTS if name in given}
+
+
+def joined(words: list[str]) -> list[str]:
+    """The words of the command line, the value of --resume_args joined to the flag: it looks like a flag itself."""
+    if (flag := "--resume_args") in words[:-1]:
+        at = words.index(flag)
+        return [*words[:at], f"{flag}={words[at + 1]}", *words[at + 2 :]]
+    return words
 
 
 def read_text(name: str, text: str) -> Any:

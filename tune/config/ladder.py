@@ -11,7 +11,7 @@ from myllm.presets import PRESETS
 from myllm.system.errors import InputError
 from tune.config.options import SearchOptions
 from tune.config.resolve import resolve_search
-from tune.config.spec import SearchSpec
+from tune.config.spec import BuiltinSearch
 from tune.core.search_space import CUSTOM, Choice, Range
 from tune.ladder.plan import Plan, Shape, fractions
 
@@ -57,7 +57,7 @@ def is_preset(options: SearchOptions) -> bool:
     return len(options.target) == 1 and "=" not in options.target[0]
 
 
-def target_spec(options: SearchOptions, tokens: int | None, cache_dir: Path) -> SearchSpec:
+def target_spec(options: SearchOptions, tokens: int | None, cache_dir: Path) -> BuiltinSearch:
     """The specification of a search at the target's own size, trained on `tokens`; None: on the preset's.
 
     Raises InputError, one line, for the first fault.
@@ -69,7 +69,7 @@ def target_spec(options: SearchOptions, tokens: int | None, cache_dir: Path) -> 
     return resolve_search(dataclasses.replace(options, **plain, **size, budget_tokens=tokens), cache_dir)
 
 
-def shapes(options: SearchOptions, target: SearchSpec) -> tuple[Shape, list[Shape]]:
+def shapes(options: SearchOptions, target: BuiltinSearch) -> tuple[Shape, list[Shape]]:
     """The target's shape, and all smaller models of the same shape, the smallest first.
 
     Raises InputError for a setting that can't grow, and where the smaller settings make no smaller model.
@@ -115,7 +115,7 @@ def _shape(model: ModelConfig, size: dict[str, int]) -> Shape:
     return Shape(size, max(1, sum(count for _, count in sides) - sum(head)), max(head, default=0))
 
 
-def with_plan(options: SearchOptions, target: SearchSpec, plan: Plan) -> SearchSpec:
+def with_plan(options: SearchOptions, target: BuiltinSearch, plan: Plan) -> BuiltinSearch:
     """The specification of the ladder: the target's, with the user's `options`, the plan and the ranges of its runs.
 
     Raises InputError where the training data can't fill the target's largest batch.

@@ -7,10 +7,10 @@ from myllm.datasets.token_file import TokenFile
 from myllm.datasets.windows import Windows
 from myllm.system.errors import DataChanged, InputError
 from myllm.training.train import Run
-from tune.config.spec import SearchSpec
+from tune.config.spec import BuiltinSearch
 
 
-def open_run(search: SearchSpec, hyper_parameters: dict[str, Any], device: str = "cpu", **changes: Any) -> Run:
+def open_run(search: BuiltinSearch, hyper_parameters: dict[str, Any], device: str = "cpu", **changes: Any) -> Run:
     """Returns the training of one configuration from its beginning; `changes` replace settings of its TrainConfig. Raises
     DataChanged if a file is gone, or has other content than the search's.
     """
@@ -24,7 +24,7 @@ def open_run(search: SearchSpec, hyper_parameters: dict[str, Any], device: str =
     return Run(search.model_config(hyper_parameters), config, train, val, device=device)
 
 
-def check_data(search: SearchSpec, files: dict[str, TokenFile]) -> None:
+def check_data(search: BuiltinSearch, files: dict[str, TokenFile]) -> None:
     """Raises DataChanged where the content of train or val is not the one that the search began with."""
     for split, fingerprint in search.data.fingerprint.items():
         files[split].check_unchanged(fingerprint)

@@ -12,6 +12,7 @@ from myllm.datasets.data_paths import BUILTIN, is_builtin
 from myllm.datasets.token_layout import DTYPES
 from myllm.presets import get_preset
 from myllm.system.errors import InputError
+from tune.config.program_options import ProgramOptions
 from tune.core.schedulers import SCHEDULERS, geometric_rungs, parse_rungs
 from tune.core.schedulers.base import Rungs
 from tune.core.search_space import get_space
@@ -69,6 +70,8 @@ CHECKS: dict[str, Check] = {
     "seed": whole(0, 2**31 - 1),
     "num_samples": whole(1, UNLIMITED_TRIALS - 1),
     "budget_tokens": whole(1),
+    "budget": whole(2),
+    "report_every": whole(1),
     "cpus_per_trial": whole(1),
     "max_concurrent": whole(1),
     "max_failures": whole(0),
@@ -122,7 +125,7 @@ def check_storage(path: str) -> None:
 
 
 @dataclass(frozen=True)
-class SearchOptions:
+class SearchOptions(ProgramOptions):
     """The options of a search, as the user gave them. Raises InputError for the first value that can't be."""
 
     space: str = "v2"
@@ -216,6 +219,7 @@ class SearchOptions:
             unset = value is None and getattr(SearchOptions, name) is None
             if not unset and not (value == AUTO and name in PICKED) and not fits(value):
                 raise InputError(f"--{name} {complaint.format(repr(value))}")
+        self.check_program()
         for name, address in (("wandb", self.wandb), ("mlflow", self.mlflow)):
             if address is not None:
                 check_tracker(name, address)

@@ -17,6 +17,7 @@ from myllm.presets import Preset, get_preset
 from myllm.system.errors import InputError
 from myllm.text.format import format_value
 from tune.config.options import SearchOptions
+from tune.config.program_options import RESERVED, shown_type
 from tune.core.search_space import CUSTOM, LINEAR, LOG, LOG_BELOW_ONE, SPACES, Choice, Range, Ranges, get_space
 
 FLAGS = {"range": "MIN:MAX", "choices": "VALUE,VALUE", "set": "VALUE"}
@@ -37,6 +38,7 @@ SCALES = (
     | dict.fromkeys(("beta1", "beta2"), LOG_BELOW_ONE)
 )
 """the scale of a hyper-parameter on which equal steps have equal weight; all others are linear"""
+LOG_FROM = 10  # highest over lowest value from which a range of a program of the user's own is logarithmic
 MOST_SHAPES = 1000  # combinations of model settings that are checked before the start
 RESOLVED = 101  # places of a range that floats must tell apart
 
@@ -58,18 +60,23 @@ def kinds(model: ModelConfig) -> dict[str, type]:
     return {name: trained[name] for name in (*TRAINED, *HOW)} | {n: type(settings[n]) for n in names}
 
 
-def parse_overrides(texts: Mapping[str, Sequence[str]], model: ModelConfig) -> dict[str, Override]:
+def parse_overrides(texts: Mapping[str, Sequence[str]], model: ModelConfig | None) -> dict[str, Override]:
     """The user's overrides by the name of their hyper-parameter, from the `texts` of each flag in FLAGS.
 
+    A program of the user's own has no `model`: its hyper-parameters have any name, and the type that their text shows.
     Raises InputError for the first text that can't be.
     """
-    types = kinds(model)
+    types = kinds(model) if model else {}
     found: dict[str, Override] = {}
     for kind, text in [(flag, text) for flag in FLAGS for text in texts.get(flag, ())]:
         name, equals, value = text.partition("=")
         name, flag = name.strip(), f"--{kind} {text}"
         if not equals or not value.strip():
             raise InputError(f"{flag}: write NAME={FLAGS[kind]}")
+        if model is None:
+            if not name.isidentifier() or name in RESERVED:
+                raise InputError(f"{flag}: {name!r} can't be a name; {', '.join(RESERVED)} are the search's own")
+            types[name] = shown_type(value)
         if name not in types:
             initials = [known for known in types if "".join(word[:1] for word in known.split("_")) == name]  # lr, wd
             near = initials or difflib.get_close_matches(name, types, 3, 0.5)
@@ -77,12 +84,13 @@ def parse_overrides(texts: Mapping[str, Sequence[str]], model: ModelConfig) -> d
             raise InputError(f"{flag}: there is no {name!r} to set; {known}")
         if name in found:
             raise InputError(f"{flag}: {found[name].flag} says it already; leave one out")
-        if name in ONLY_FIXED and kind != "set":
+        if model and name in ONLY_FIXED and kind != "set":
             raise InputError(f"{flag}: {name} can't be searched; set it with --set {name}=VALUE")
         try:
-            found[name] = Override(flag, **_values(kind, name, types[name], value.strip()))
+            found[name] = Override(flag, **_values(kind, name, types[name], value.strip(), model is None))
         except ValueError as error:
-            raise InputError(f"{flag}: {error}{_why_whole(kind, name, model, value.strip())}") from None
+            why = _why_whole(kind, name, model, value.strip()) if model else ""
+            raise InputError(f"{flag}: {error}{why}") from None
     return found
 
 
@@ -98,8 +106,11 @@ def _why_whole(kind: str, name: str, model: ModelConfig, text: str) -> str:
     return f"; its default {default} makes {name} whole: write {default}.0 in `settings` of {model.source} for fractions"
 
 
-def _values(kind: str, name: str, of: type, text: str) -> dict[str, Any]:
-    """The Override's `values` or `fixed` that `text` stands for. Raises ValueError if it is malformed."""
+def _values(kind: str, name: str, of: type, text: str, is_own_program: bool = False) -> dict[str, Any]:
+    """The Override's `values` or `fixed` that `text` stands for. Raises ValueError if it is malformed.
+
+    A range of a program of the user's own is logarithmic where it spans a factor of LOG_FROM.
+    """
     if kind == "set":
         return {"fixed": parse_value(of, text)}
     if kind == "choices":
@@ -120,11 +131,13 @@ def _values(kind: str, name: str, of: type, text: str) -> dict[str, Any]:
         cure = f"; for one value: --set {name}={first}" if low == high else ""
         raise ValueError(f"{low:g} is not less than {high:g}{cure}")
     scale = SCALES.get(name, LINEAR)
+    if is_own_program:
+        scale = LOG if low > 0 and high >= LOG_FROM * low else LINEAR
     if "linear" in scales:
         scale = LINEAR
     elif "log" in scales and scale == LINEAR:
         scale = LOG
-    if name == "batch_size":
+    if name == "batch_size" and not is_own_program:
         powers = ",".join(str(2**i) for i in range(20) if low <= 2**i <= high) or "8,16"
         raise ValueError(f"batch sizes must share the report marks: list them, such as --choices batch_size={powers}")
     if (scale == LOG and low <= 0) or (scale == LOG_BELOW_ONE and high >= 1):

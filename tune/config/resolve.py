@@ -1,11 +1,10 @@
 """Resolves the user's options into the specification of a search, checked against the data before anything starts."""
 
-import contextlib
 import dataclasses
 import itertools
 import math
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,11 @@ from myllm.datasets.tokenizer import get_tokenizer, identity, resolve, token_byt
 from myllm.datasets.windows import Windows
 from myllm.models.custom_model import CustomModelConfig, custom_model, settings_of, with_settings
 from myllm.presets import get_preset
-from myllm.system.errors import InputError
+from myllm.system.errors import InputError, naming
 from myllm.system.machine import cpp_compiler, gpu_names, origin
 from tune.config.options import AUTO, SearchOptions
 from tune.config.overrides import Override, check_space, extremes, parse_overrides, preset_at, searched_space
-from tune.config.spec import RUN_ID_DIGITS, Data, SearchSpec
+from tune.config.spec import RUN_ID_DIGITS, BuiltinSearch, Data, SearchSpec
 from tune.core.search_space import get_space
 from tune.store.tables import RESULT_COLUMNS
 
@@ -64,16 +63,7 @@ def resolve_resources(options: SearchOptions, num_cpus: int, num_gpus: int) -> R
     return Resources(cpus, gpus, min(workers, options.max_concurrent or workers))
 
 
-@contextlib.contextmanager
-def naming(flags: str) -> Iterator[None]:
-    """Within it, the message of an InputError begins with the `flags` that it is about."""
-    try:
-        yield
-    except InputError as error:
-        raise InputError(f"{flags}: {str(error).removeprefix('trial: ')}") from None
-
-
-def resolve_search(options: SearchOptions, cache_dir: Path) -> SearchSpec:
+def resolve_search(options: SearchOptions, cache_dir: Path) -> BuiltinSearch:
     """The specification of the search that `options` ask for, checked against the data.
 
     Raises InputError, one line, for the first fault.
@@ -118,21 +108,37 @@ def resolve_search(options: SearchOptions, cache_dir: Path) -> SearchSpec:
     fixed = {name: value for name, value in searched.fixed.items() if name not in shape}
     with naming(f"--set {' '.join(f'{name}={value}' for name, value in fixed.items())}"):
         training = preset.training(**(settled | fixed))
-    data = Data(
+    bytes_per_token = max(1, int(token_bytes(encoding)[targets].sum())) / targets.size
+    data = described_data(options, files, tokenizer, identity(encoding), bytes_per_token)
+    started = {"run_id": uuid.uuid4().hex[:RUN_ID_DIGITS]} | origin(PACKAGES)
+    search = BuiltinSearch(
+        options=options,
+        model=model,
+        training=training,
+        data=data,
+        report_tokens=report_tokens,
+        origin=started,
+        **vars(searched),
+    )
+    check_trials(search, overrides)
+    return search
+
+
+def described_data(
+    options: SearchOptions, files: Mapping[str, TokenFile], tokenizer: str, tokenizer_sha256: str, bytes_per_token: float
+) -> Data:
+    """The data of every trial, as search.json describes it."""
+    return Data(
         train_file=absolute(options.train_file),
         val_file=absolute(options.val_file),
         token_dtype=options.token_dtype,
         text_column=options.text_column,
         tokenizer=tokenizer,
-        tokenizer_sha256=identity(encoding),
+        tokenizer_sha256=tokenizer_sha256,
         fingerprint={split: tokens.fingerprint() for split, tokens in files.items()},
         prepared={split: tokens.spec for split, tokens in files.items()},
-        bytes_per_token=max(1, int(token_bytes(encoding)[targets].sum())) / targets.size,
+        bytes_per_token=bytes_per_token,
     )
-    started = {"run_id": uuid.uuid4().hex[:RUN_ID_DIGITS]} | origin(PACKAGES)
-    search = SearchSpec(options, model, training, data, report_tokens, origin=started, **vars(searched))
-    check_trials(search, overrides)
-    return search
 
 
 def check_batch_sizes(
@@ -180,7 +186,7 @@ def resolve_marks(wanted: int, batch_sizes: Sequence[int], max_len: int) -> tupl
     return report_tokens * reports, report_tokens
 
 
-def check_trials(search: SearchSpec, overrides: Mapping[str, Override]) -> None:
+def check_trials(search: BuiltinSearch, overrides: Mapping[str, Override]) -> None:
     """Raises InputError if a configuration within the user's ranges can't be trained, or if no rung lies before the end."""
     options = search.options
     shapes = []
@@ -199,14 +205,21 @@ def check_trials(search: SearchSpec, overrides: Mapping[str, Override]) -> None:
         different = {str(shape.settings): shape for shape in shapes if isinstance(shape, CustomModelConfig)}
         for shape in itertools.islice(different.values(), MOST_BUILT):
             check_builds(shape)
+    check_rungs(search)
+    if search.training.compile == "on" and options.address is None and not gpu_names() and cpp_compiler() is None:
+        raise InputError("--set compile=on: there is no C++ compiler here; install g++, or name one in the variable CXX")
+
+
+def check_rungs(search: SearchSpec) -> None:
+    """Raises InputError if no rung lies before the end of the budget."""
+    options = search.options
     if options.resolved_rungs and not search.scheduler().rung_tokens:
+        longer = "--budget" if options.is_own_program else "--budget_tokens"
         raise InputError(
             f"{'--rungs' if options.grace_period is None else '--grace_period'}: no rung lies at one of the "
             f"{search.budget_tokens // search.report_tokens} reports before the end; choose an earlier one, or a larger "
-            "--budget_tokens"
+            f"{longer}"
         )
-    if search.training.compile == "on" and options.address is None and not gpu_names() and cpp_compiler() is None:
-        raise InputError("--set compile=on: there is no C++ compiler here; install g++, or name one in the variable CXX")
 
 
 def changed_code(search: SearchSpec) -> str:
@@ -225,7 +238,7 @@ def is_text(source: Source) -> bool:
         return False
 
 
-def check_comparable(search: SearchSpec, cache_dir: Path, moved: dict[str, Any]) -> SearchSpec:
+def check_comparable(search: BuiltinSearch, cache_dir: Path, moved: dict[str, Any]) -> BuiltinSearch:
     """The search with its prepared data in place, or where `moved` says that it is now, by train_file and val_file. Raises
     InputError where the content of the tokenizer or of the data is another one.
     """

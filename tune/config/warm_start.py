@@ -5,18 +5,19 @@ import math
 from pathlib import Path
 from typing import Any
 
-from myllm.models.custom_model import CustomModelConfig, settings_of
 from myllm.system.errors import InputError
 from tune.config.overrides import HOW
-from tune.config.spec import SearchSpec
+from tune.config.spec import SearchSpec, read_search
 from tune.core.ranking import ranking
 from tune.core.search_space import Config
 from tune.core.searchers.tpe import config_key, standing_of
-from tune.core.trials import COMPLETED, DIVERGED, PAUSED, Trials
+from tune.core.trials import COMPLETED, DIVERGED, PAUSED
 from tune.store.journal import read_journal
 
 IRRELEVANT = {"seed", "ema_ratio", "eval_freq", "eval_windows", "train_eval_windows"}.union(HOW)
 """settings that may differ between two trainings whose losses are comparable"""
+NAMED = ("preset", "model", "program", "unit", "budget")
+"""what two searches must have in common, and what a person can name; the rest are fingerprints"""
 WARM_SHARE = 4  # at most one trial in this many repeats a configuration of an earlier run
 
 
@@ -41,24 +42,20 @@ def warm_start_trials(search: SearchSpec) -> tuple[dict[str, Any], ...]:
 def _read_run(folder: Path, search: SearchSpec) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """(completed trials, best first; paused and diverged trials) of an earlier run. Raises InputError for an unfit one."""
     try:
-        earlier = SearchSpec.read(folder)
+        earlier = read_search(folder)
     except InputError as error:
         raise InputError(f"--warm_start: {error}; give folders of earlier runs") from None
-    for what, theirs, ours in (
-        ("preset", earlier.options.preset, search.options.preset),
-        ("model", _model_name(earlier), _model_name(search)),
-        ("tokenizer's content", earlier.data.tokenizer_sha256, search.data.tokenizer_sha256),
-        ("training data", earlier.data.fingerprint["train"], search.data.fingerprint["train"]),
-        ("validation data", earlier.data.fingerprint["val"], search.data.fingerprint["val"]),
-    ):
+    theirs_by, ours_by = earlier.compared_by(), search.compared_by()
+    for what in dict.fromkeys((*ours_by, *theirs_by)):
+        theirs, ours = theirs_by.get(what), ours_by.get(what)
         if theirs != ours:
-            how = f"is {theirs}, not {ours} as in" if what in ("preset", "model") else "is not that of"
+            how = f"is {theirs}, not {ours} as in" if what in NAMED else "is not that of"
             raise InputError(f"--warm_start {folder}: its {what} {how} this search; choose the same, or leave that run out")
     if not search.ranges.keys() & earlier.ranges.keys():
         raise InputError(
             f"--warm_start {folder}: it searched {', '.join(earlier.ranges)}, and this search none of these; leave it out"
         )
-    trials = Trials(earlier.budget_tokens, earlier.options.trials, events=read_journal(folder))
+    trials = earlier.trials(read_journal(folder))
     rows = {}
     for trial in trials.drawn:
         status, tokens, loss = standing_of(trial, earlier.scheduler().stops)
@@ -71,18 +68,13 @@ def _read_run(folder: Path, search: SearchSpec) -> tuple[list[dict[str, Any]], l
     return [rows[trial_id] for trial_id in completed], others
 
 
-def _model_name(search: SearchSpec) -> str:
-    model = search.model
-    return f"{model.class_name} ({model.sha256[:8]})" if isinstance(model, CustomModelConfig) else "GPT-2's"
-
-
 def _carried(config: Config, earlier: SearchSpec, search: SearchSpec) -> dict[str, Any]:
     """An earlier run's configuration in this search's names and ranges, and whether it is still the same training.
 
     A hyper-parameter that the earlier run did not search has the value of its training. A value beyond a range is clipped.
     """
-    before = vars(earlier.training) | settings_of(earlier.model) | config
+    before = earlier.all_settings(config)
     here = search.sample(0)
     here |= {name: values.clip(before[name]) for name, values in search.ranges.items() if before.get(name) is not None}
-    now = vars(search.training) | settings_of(search.model) | here
+    now = search.all_settings(here)
     return {"config": here, "same": all(before.get(name) == now[name] for name in now if name not in IRRELEVANT)}

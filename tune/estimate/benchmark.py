@@ -28,7 +28,7 @@ from myllm.text.durations import duration
 from myllm.text.format import amount, share_text
 from tune.config.options import AUTO, PICKED
 from tune.config.resolve import Resources
-from tune.config.spec import RUNS_DIR, SearchSpec
+from tune.config.spec import RUNS_DIR, BuiltinSearch, read_search
 from tune.core.clock import ENDING_SECONDS, search_seconds
 from tune.core.events import Event
 from tune.estimate.forecast import Throughput, fit_throughput, is_finished, simulate_rest
@@ -61,7 +61,7 @@ class StepTimings:
     ready: float  # seconds from the start of a process until it could train
 
 
-def time_steps(search: SearchSpec, resources: Resources, seconds: float = TIMED_SECONDS) -> StepTimings:
+def time_steps(search: BuiltinSearch, resources: Resources, seconds: float = TIMED_SECONDS) -> StepTimings:
     """Times the smallest and the largest batch, with all workers at once because they share the memory bus.
 
     Raises RunError with the reason where a training fails.
@@ -99,7 +99,7 @@ def time_steps(search: SearchSpec, resources: Resources, seconds: float = TIMED_
     return StepTimings(fit_throughput(rows, per_segment=mean.pop("segment")), steps, **mean)
 
 
-def check_budget_seconds(search: SearchSpec, resources: Resources) -> None:
+def check_budget_seconds(search: BuiltinSearch, resources: Resources) -> None:
     """Raises InputError where the baseline with the largest batch makes fewer steps in --budget_seconds than reports."""
     batch, step = max(time_steps(search, resources, AUTO_SECONDS).steps.items())
     seconds = search.training.budget_seconds or math.inf
@@ -111,7 +111,7 @@ def check_budget_seconds(search: SearchSpec, resources: Resources) -> None:
         )
 
 
-def forecast(search: SearchSpec, resources: Resources, events: Sequence[Event] = ()) -> str:
+def forecast(search: BuiltinSearch, resources: Resources, events: Sequence[Event] = ()) -> str:
     """Tells in a few lines how the search, or its rest after `events`, will end. Times steps here, then simulates."""
     before = time.time() - psutil.Process().create_time()
     if is_finished(search, events):
@@ -154,7 +154,7 @@ def _gpus(worker: int, each: float) -> str:
 
 
 def measure(
-    search: SearchSpec, batches: list[int], device: str, threads: int, seconds: float, start: float
+    search: BuiltinSearch, batches: list[int], device: str, threads: int, seconds: float, start: float
 ) -> dict[str, Any]:
     """Times baseline trainings with batches of each of `batches` windows, for about `seconds` each, in a process started
     at `start` (seconds since 1970). Returns the fields of StepTimings, the seconds of a `segment`, and of a step by batch
@@ -220,7 +220,7 @@ class ConcurrencyTrial:
         return f"{self.resources.workers} at once with {each}: {speed}"
 
 
-def time_concurrency(search: SearchSpec, resources: Resources) -> ConcurrencyTrial:
+def time_concurrency(search: BuiltinSearch, resources: Resources) -> ConcurrencyTrial:
     """Times a few steps of `resources.workers` trainings at once. Raises RunError where one fails."""
     timings, workers, window = time_steps(search, resources, AUTO_SECONDS), resources.workers, search.training.max_len
     per_token = statistics.fmean(timings.throughput.seconds(1, batch * window) for batch in search.batch_sizes)
@@ -255,8 +255,11 @@ def candidates(cpus: int, gpus: int, most: int | None) -> list[Resources]:
 
 
 def resolve_auto(
-    search: SearchSpec, cpus: int, gpus: int, timed: Callable[[SearchSpec, Resources], ConcurrencyTrial] = time_concurrency
-) -> tuple[SearchSpec, str]:
+    search: BuiltinSearch,
+    cpus: int,
+    gpus: int,
+    timed: Callable[[BuiltinSearch, Resources], ConcurrencyTrial] = time_concurrency,
+) -> tuple[BuiltinSearch, str]:
     """The search with numbers in the place of `auto`, and a message with the timings. The message is empty without `auto`.
 
     Raises InputError on a cluster, whose machines can't be timed from here.
@@ -279,7 +282,7 @@ def resolve_auto(
     return _with(search, {name: getattr(resources, name) for name in asked}, why)
 
 
-def _with(search: SearchSpec, values: dict[str, Any], why: str) -> tuple[SearchSpec, str]:
+def _with(search: BuiltinSearch, values: dict[str, Any], why: str) -> tuple[BuiltinSearch, str]:
     """The search with these settings, whose reason search.json keeps; and a message with both."""
     message = ", ".join(f"--{name} auto: {'unset' if value is None else f'{value:g}'}" for name, value in values.items())
     options, reasons = dataclasses.replace(search.options, **values), search.auto_resolved | dict.fromkeys(values, why)
@@ -287,4 +290,6 @@ def _with(search: SearchSpec, values: dict[str, Any], why: str) -> tuple[SearchS
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(SearchSpec.read(Path(sys.argv[1])), **json.loads(sys.argv[2]))))
+    asked_for = read_search(Path(sys.argv[1]))
+    assert isinstance(asked_for, BuiltinSearch)
+    print(json.dumps(measure(asked_for, **json.loads(sys.argv[2]))))

@@ -131,8 +131,8 @@ def simulate_rest(
     audit_starts: list[float] = []
 
     def cost(trial: Trial, tokens: int, begins: bool) -> float:
-        step_tokens = trial.config.get("batch_size", search.training.batch_size) * search.training.max_len
-        return throughput.seconds(tokens - trial.tokens, step_tokens) + throughput.per_segment * begins
+        seconds = throughput.seconds(tokens - trial.tokens, search.step_tokens(trial.config))
+        return seconds + throughput.per_segment * begins
 
     def watch(worker: int, begin: float, end: float, trial: Trial) -> None:
         if trial.source == AUDIT:
@@ -188,7 +188,7 @@ def is_finished(search: SearchSpec, events: Sequence[Event]) -> bool:
 
 def _slow_worker(search: SearchSpec, throughput: Throughput) -> float:
     """Tokens a second at the lower quartile of the batch sizes, as a TimeBudget counts."""
-    speeds = [1 / throughput.seconds(1, batch * search.training.max_len) for batch in search.batch_sizes]
+    speeds = [1 / throughput.seconds(1, step) for step in search.step_sizes]
     return statistics.quantiles(speeds, n=4)[0] if len(speeds) > 1 else speeds[0]
 
 
@@ -202,7 +202,7 @@ def _coordinator(search: SearchSpec, events: Sequence[Event], num_samples: int) 
     def configure(index: int, trials: Trials, suggested: bool) -> dict[str, Any]:
         return dict(trials.ranked_at(scheduler.rung_tokens[-1])[0].config) if suggested else search.sample(index)
 
-    trials = Trials(search.budget_tokens, num_samples, search.options.rung_metric, events)
+    trials = search.trials(events, num_samples)
     return Coordinator(trials, scheduler, configure, lambda event: event, search.options.seed)
 
 

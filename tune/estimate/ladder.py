@@ -16,7 +16,7 @@ from myllm.text.format import amount, size_text
 from tune.config.ladder import DEFAULT_SHARE, shapes, target_spec, with_plan
 from tune.config.options import AUTO, SearchOptions
 from tune.config.resolve import Resources, resolve_resources
-from tune.config.spec import RUNS_DIR, SearchSpec
+from tune.config.spec import RUNS_DIR, BuiltinSearch
 from tune.estimate.benchmark import time_steps
 from tune.ladder.plan import START_SECONDS, Level, Plan, level_of, make_plan
 
@@ -26,7 +26,7 @@ STATE_BYTES = 12  # of a training's state for each parameter: weights and two av
 PROVISIONAL_TOKENS = 2**24  # of the target while its speed is measured
 
 
-def resolve_target(options: SearchOptions, cache_dir: Path) -> SearchSpec:
+def resolve_target(options: SearchOptions, cache_dir: Path) -> BuiltinSearch:
     """The specification of the ladder that `options` ask for, with its plan, checked against the data.
 
     Raises InputError, one line, for the first fault.
@@ -79,7 +79,7 @@ def _whole_machine(options: SearchOptions) -> Resources:
     return Resources(available_cpus(), gpus, 1)
 
 
-def level_seconds(search: SearchSpec, levels: Sequence[Level], resources: Resources) -> dict[int, float]:
+def level_seconds(search: BuiltinSearch, levels: Sequence[Level], resources: Resources) -> dict[int, float]:
     """Seconds of a training of each level on one worker, by parameters; three sizes are timed, the others interpolated."""
     timed = sorted({0, len(levels) // 2, len(levels) - 1})
     found = measured_seconds(search, [levels[index] for index in timed], resources)
@@ -89,7 +89,7 @@ def level_seconds(search: SearchSpec, levels: Sequence[Level], resources: Resour
     return {one.params: math.exp(float(np.interp(math.log(one.flops), sizes, rates))) * one.flops for one in levels}
 
 
-def measured_seconds(search: SearchSpec, levels: Sequence[Level], resources: Resources) -> dict[int, float]:
+def measured_seconds(search: BuiltinSearch, levels: Sequence[Level], resources: Resources) -> dict[int, float]:
     """Seconds of a training of each level, evaluations included, by parameters; a few steps of each are timed here."""
     found = {}
     for level in levels:
@@ -112,7 +112,7 @@ def measured_seconds(search: SearchSpec, levels: Sequence[Level], resources: Res
     return found
 
 
-def plan_text(search: SearchSpec, resources: Resources, timed: bool) -> str:
+def plan_text(search: BuiltinSearch, resources: Resources, timed: bool) -> str:
     """Tells the plan of a ladder in a table: its levels, and what it takes of the target's compute, time and disk."""
     plan = search.ladder
     assert plan is not None, "only a ladder has a plan"
@@ -122,7 +122,7 @@ def plan_text(search: SearchSpec, resources: Resources, timed: bool) -> str:
 
 
 def _lines(
-    search: SearchSpec, plan: Plan, chosen: Sequence[Level], seconds: Mapping[int, float], workers: int
+    search: BuiltinSearch, plan: Plan, chosen: Sequence[Level], seconds: Mapping[int, float], workers: int
 ) -> Iterator[str]:
     goal = plan.target
     rows = [("runs", "model", "parameters", "tokens each", "of the target's compute")]

@@ -110,6 +110,7 @@ class Progress:
             seconds=now - self.opened,
             forecast=self.forecast,
             training_share=share or None,
+            unit=self.search.unit,
             note=self._stage() if self.first_segment else "starting",
         )
 

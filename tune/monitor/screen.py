@@ -31,6 +31,7 @@ class View:
     seconds: float  # wall-clock seconds so far, all sessions together
     forecast: Forecast | None = None  # the end of the search, once it is known
     training_share: float | None = None  # of the workers' time; training includes evaluating
+    unit: str = "tokens"  # of the budget
     note: str = ""  # the present activity where no trial trains, and the level of a ladder
 
     @property
@@ -42,7 +43,7 @@ class View:
     def trained(self) -> list[str]:
         """The tokens of all trials, and the share of the workers' time that they took once it is known."""
         share = self.training_share
-        return [f"{amount(self.trials.tokens)} tokens"] + (
+        return [f"{amount(self.trials.tokens)} {self.unit}"] + (
             [] if share is None else [f"{share:.0%} of worker time training"]
         )
 

@@ -12,8 +12,8 @@ from myllm.system.files import is_disk_full
 from tune.core.trials import FAILED, Trial, Trials
 from tune.ray_backend.ray_compat import ABORTED
 
-RETRYABLE_NAMES = ("AcceleratorError", ABORTED)
-"""names of errors, of a GPU and of Ray Tune, that a trial may not have again"""
+RETRYABLE_NAMES = ("AcceleratorError", ABORTED, "ProgramLostError")
+"""names of errors, of a GPU, of Ray Tune and of a program that a signal ended, that a trial may not have again"""
 IMPORT_FAILED = "failed to import on the worker"
 """words of Ray where a worker can't import the trainable, which it reports as a lost process"""
 EXCEPTION_LINE = re.compile(r"(\w+\.)*\w*(Error|Exception|Exit|Interrupt): .*\S")

@@ -16,7 +16,7 @@ from tune.core.clock import ENDING_SECONDS, SearchClock, TimeBudget
 from tune.core.coordinator import Coordinator
 from tune.core.events import CheckpointsDeleted, CheckpointStored, Event, Reported, SessionEnded, SessionStarted
 from tune.core.schedulers.base import Clock
-from tune.core.trials import AUDIT, CONTINUE, STOP, Trial, Trials
+from tune.core.trials import AUDIT, CONTINUE, STOP, Trial
 from tune.monitor.trackers import start_trackers
 from tune.ray_backend.failures import RayTrialRun, why_hopeless
 from tune.store.checkpoints import Storage, worth_keeping
@@ -34,7 +34,7 @@ class SearchSession:
         self.heard = 0  # reports and ends of segments
         self.fatal: str | None = None  # why the search can't go on: one line
         self.journal = Journal(run_dir)
-        self.trials = Trials(search.budget_tokens, search.planned_trials, options.rung_metric)
+        self.trials = search.trials()
         self.tables = GrowingTables(run_dir, self.trials, options.seed)
         self.time_budget = TimeBudget(options.time_budget, 1.0 if search.ladder else None)
         self.spent = SearchClock()

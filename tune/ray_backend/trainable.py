@@ -1,18 +1,20 @@
-"""A worker's side: Ray's flat config dict -> TrainConfig -> the training loop -> Ray's reports and checkpoints."""
+"""A worker's side: Ray's flat config dict -> the training program -> Ray's reports and checkpoints."""
 
-import gc
-import math
+import contextlib
 import tempfile
 import time
-from dataclasses import asdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import ray.tune as ray_tune
 
-from tune.config.spec import SearchSpec
+from tune.config.function import Reports
+from tune.config.spec import ProgramSearch, SearchSpec
 from tune.core.events import position_of
-from tune.store.checkpoints import STATE_FILE, Storage
+from tune.ray_backend.programs import open_program
+from tune.ray_backend.programs.reports import ReportPoints
+from tune.store.checkpoints import WORK, Storage, read_place, write_place
 
 CHECKPOINT = "start_from_checkpoint"
 """key of a segment's config that holds the checkpoint to go on from, relative to the search's storage"""
@@ -24,48 +26,79 @@ def run_trial(
     config: dict[str, Any], search: SearchSpec, storage_root: str, rung_tokens: tuple[int, ...], threads: int, gpus: float
 ) -> None:
     """Ray's function trainable: trains one configuration, from the checkpoint that its config names where there is one.
-    The state is stored at the `rung_tokens`, at the end, and now and then between them. Raises DataChanged where a data
-    file no longer has the content that the search began with.
+    The state is stored at the `rung_tokens`, at the end, and now and then between them. Raises what the program raises.
     """
-    import torch  # here: the driver imports this module, too, and needs no torch
+    storage, settings = Storage(storage_root), {name: value for name, value in config.items() if name != CHECKPOINT}
+    trial_id = ray_tune.get_context().get_trial_id()
+    output = str(Path(storage.path).parent / "output" / f"{trial_id.partition('.')[0]}.txt") if storage.is_local else ""
+    with _folder(storage, search, trial_id) as folder:
+        if CHECKPOINT in config:
+            storage.fetch(config[CHECKPOINT], folder)
+        tokens, seconds = read_place(folder)
+        budget = search.budget_tokens // search.step_tokens(settings)
+        train = open_program(search, threads, gpus, output)
+        with contextlib.closing(train(settings, budget, folder, CHECKPOINT in config)) as reports:
+            segment, last_saved, cost = Segment(reports, seconds), time.monotonic(), 0.0
+            counted = iter(segment)
+            if isinstance(search, ProgramSearch):
+                counted = ReportPoints(search, settings, rung_tokens, tokens, seconds).of(segment)
+            for metrics in counted:
+                since = time.monotonic() - last_saved
+                position = position_of(metrics["tokens_seen"], metrics.get("budget_seconds"))
+                must = position in rung_tokens or position >= settings.get("budget_tokens", search.budget_tokens)
+                due = must or since > max(CHECKPOINT_MIN_SECONDS, cost / CHECKPOINT_SHARE)
+                checkpoint = None
+                if due and not metrics["diverged"] and not search.options.no_resume:
+                    start = time.monotonic()
+                    if segment.save(folder):
+                        if isinstance(search, ProgramSearch):
+                            write_place(folder, metrics["tokens_seen"], metrics["train_seconds"])
+                        checkpoint = ray_tune.Checkpoint.from_directory(folder)
+                    last_saved, cost = time.monotonic(), time.monotonic() - start
+                ray_tune.report(metrics, checkpoint=checkpoint)
 
-    from myllm.training.train import train
-    from myllm.training.train_utils import load_state, save_state
-    from tune.config.open_run import check_data, open_run
 
-    torch.set_num_threads(threads)
-    device = "cuda" if gpus else "cpu"
-    if 0 < gpus < 1:  # no trial takes its neighbours' memory
-        torch.cuda.set_per_process_memory_fraction(gpus)
-    hyper_parameters = {name: value for name, value in config.items() if name != CHECKPOINT}
-    run = open_run(search, hyper_parameters, device)
-    files = {"train": run.train_windows.tokens, "val": run.val_windows.tokens}
-    if CHECKPOINT in config:
-        with Storage(storage_root).state_file(config[CHECKPOINT]) as file:
-            run.load_state_dict(load_state(file))
-    try:
-        last_saved, cost = time.monotonic(), 0.0
-        for report in train(run):
-            check_data(search, files)  # a loss on another file is never reported
-            metrics = asdict(report) | {"val_bpb": report.val_loss / math.log(2) / search.data.bytes_per_token}
-            if compiled := run.compilation.pop_measurement():
-                metrics |= asdict(compiled)
-            since, position = time.monotonic() - last_saved, position_of(report.tokens_seen, report.budget_seconds)
-            must = report.step == run.total_steps or position in rung_tokens
-            if report.diverged or not (must or since > max(CHECKPOINT_MIN_SECONDS, cost / CHECKPOINT_SHARE)):
-                ray_tune.report(metrics)
-                continue
-            with tempfile.TemporaryDirectory() as folder:
-                start = time.monotonic()
-                save_state(run.state_dict(), Path(folder) / STATE_FILE)
-                cost = time.monotonic() - start
-                ray_tune.report(metrics, checkpoint=ray_tune.Checkpoint.from_directory(folder))
-            last_saved = time.monotonic()
-    except Exception:
-        check_data(search, files)  # other ids may be the cause
-        raise
-    finally:  # the process serves the next trial, and keeps nothing of this one
-        del run, files
-        gc.collect()
-        if device == "cuda":
-            torch.cuda.empty_cache()
+class Segment:
+    """Iterates over the reports of a training program, and asks it to save between two of them."""
+
+    def __init__(self, reports: Reports, seconds: float):
+        self.reports = reports
+        self.seconds = seconds  # that the program has trained, over all segments
+        self._next: dict[str, Any] | None = None  # a report that came in the place of an answer
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        while True:
+            report, self._next = self._next, None
+            try:
+                report = report or self._timed(None)
+            except StopIteration:
+                return
+            if report is not None:
+                yield report
+
+    def save(self, folder: Path) -> bool:
+        """Lets the program save its state into `folder`; False where nothing is in it."""
+        with contextlib.suppress(StopIteration):
+            self._next = self._timed("save")
+        return any(folder.iterdir())
+
+    def _timed(self, word: str | None) -> dict[str, Any] | None:
+        """Lets the program go on until its next `yield`. Raises StopIteration where it has ended."""
+        start = time.monotonic()
+        try:
+            return next(self.reports) if word is None else self.reports.send(word)
+        finally:
+            self.seconds += time.monotonic() - start
+
+
+@contextlib.contextmanager
+def _folder(storage: Storage, search: SearchSpec, trial_id: str) -> Iterator[Path]:
+    """A trial's folder for its state. That of an own program lies beside the checkpoints: both may be large."""
+    work = None
+    if storage.is_local and isinstance(search, ProgramSearch):
+        work = Path(storage.path) / WORK
+        work.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=work, prefix=f"{trial_id}-", ignore_cleanup_errors=True) as name:
+        folder = Path(name) / "checkpoint"
+        folder.mkdir()
+        yield folder

@@ -147,6 +147,8 @@ def _ray_log(run_dir: Path) -> Iterator[None]:
 def _run_trials(session: SearchSession, runtime: RayRuntime, resources: Resources, interrupts: Interrupts) -> None:
     """Lets Ray work off the session; returns early when interrupted."""
     cpus, gpus, timeout = resources.cpus_per_trial, resources.gpus_per_trial, session.search.options.stall_timeout
+    if session.search.options.command:
+        timeout *= 2  # a trial whose command is silent fails first, and says why
 
     def check_alive() -> None:
         watchdog.check()

@@ -51,12 +51,13 @@ def why_not_started(error: Exception, since: float, sessions: Path) -> str:
 
 
 def working_seconds() -> float:
-    """CPU seconds that the training processes of this machine have used by now."""
+    """CPU seconds that the training processes of this machine, and the programs that they run, have used by now."""
     total = 0.0
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):  # it has ended meanwhile
             if "".join(process.cmdline()[:1]).startswith("ray::"):
                 total += sum(process.cpu_times()[:2])
+                total += sum(sum(child.cpu_times()[:2]) for child in process.children(recursive=True))
     return total
 
 

@@ -13,7 +13,7 @@ import pandas as pd
 from myllm.models.custom_model import described
 from myllm.system.files import write_text
 from tune.analysis.results import load
-from tune.config.spec import SearchSpec
+from tune.config.spec import BuiltinSearch, SearchSpec
 from tune.core.clock import SearchClock
 from tune.core.events import Event, Reported
 from tune.core.trials import AUDIT, Trials
@@ -71,6 +71,8 @@ def cell_text(value: Any) -> str:
 
 def comparable(search: SearchSpec) -> str:
     """Returns a key of validation data, tokenizer and windows; searches that share the key can be compared in nats."""
+    if not isinstance(search, BuiltinSearch):
+        return repr(search.compared_by())
     data, training = search.data, search.training
     return repr((data.fingerprint.get("val"), data.tokenizer_sha256, training.max_len, training.eval_windows))
 
@@ -81,7 +83,8 @@ def differing(search: SearchSpec, others: list[SearchSpec]) -> dict[str, Any]:
     def flat(one: SearchSpec) -> dict[str, Any]:
         values = {name: value for name, value in vars(one.options).items() if name not in ("name", "warm_start")}
         values |= {f"range of {name}": value for name, value in one.range_texts.items()}
-        values["model"] = " ".join(f"{n}={v}" for n, v in described(one.model).items())
+        if isinstance(one, BuiltinSearch):
+            values["model"] = " ".join(f"{n}={v}" for n, v in described(one.model).items())
         return values | {"budget_tokens": one.budget_tokens}
 
     mine, every = flat(search), [flat(one) for one in others]

@@ -9,7 +9,6 @@ from typing import Any
 
 import pandas as pd
 
-from myllm.models.custom_model import described
 from myllm.text.format import amount, format_value
 from tune.config.spec import SearchSpec
 from tune.reporting.figures.base import Figure, rounded
@@ -71,7 +70,11 @@ def _facts(summary: Summary) -> Iterator[str]:
     if best:
         seeds = f"{best.seeds} seeds" if best.seeds > 1 else "one seed"
         sure = f"{level}: {interval_words(best)}; " if interval_words(best) else ""
-        yield tile("loss, nats per token", "none" if best.val_loss is None else f"{best.val_loss:.4f}", f"{sure}{seeds}")
+        yield tile(
+            "loss" if summary.program else "loss, nats per token",
+            "none" if best.val_loss is None else f"{best.val_loss:.4f}",
+            f"{sure}{seeds}",
+        )
         if gain and gain.mean is not None:
             sure = f"{level}: {interval_words(gain)}" if interval_words(gain) else "no interval: one seed"
             yield tile("better than the baseline by", f"{gain.mean:.4f}", sure)
@@ -80,7 +83,7 @@ def _facts(summary: Summary) -> Iterator[str]:
         if best.share_of_budget < 1:
             yield tile("compared at", f"{best.share_of_budget:.3g} of the budget")
     took = f"{cost.seconds / 60:,.1f} min" if cost.seconds < 7200 else f"{cost.seconds / 3600:,.1f} h"
-    yield tile("it took", took, f"{amount(cost.tokens)} tokens, {cost.trainings:.1f} full trainings' worth")
+    yield tile("it took", took, f"{amount(cost.tokens)} {summary.unit}, {cost.trainings:.1f} full trainings' worth")
     if summary.faster:
         times = f"{summary.faster.times:.1f} times as fast"
         yield tile("within the noise", times, f"trial {summary.faster.trial_id}, {summary.faster.behind:.4f} behind")
@@ -114,10 +117,7 @@ def settings_rows(search: SearchSpec) -> str:
     groups = {
         "asked for": {n: v for n, v in vars(search.options).items() if v not in (None, (), False)},
         "searched": search.range_texts,
-        "model": described(search.model),
-        "training": vars(search.training),
-        "data": {n: getattr(search.data, n) for n in ("train_file", "val_file", "tokenizer", "tokenizer_sha256")}
-        | {f"fingerprint of {split}": value for split, value in search.data.fingerprint.items()},
+        **search.described(),
         "made with": search.origin,
     }
     return "".join(
@@ -144,6 +144,8 @@ def page(
     said = {name: f"<p class=soft>{escaped(words)}</p>" for name, words in notes.items()}
     sections = [figure_section(figure, said.pop(figure.name, "")) for figure in figures] + list(said.values())
     title = f"Search {summary.name}: space {summary.space}, preset {summary.preset}, {summary.data} data"
+    if summary.program:
+        title = f"Search {summary.name}: {summary.program}"
     parts = {
         "title": escaped(title),
         "status": f"<p class=soft role=status>{escaped(more)}</p>" if more else "",

@@ -6,7 +6,7 @@ from typing import Literal
 
 from myllm.scaling_laws import LOWEST_PARAMS
 from myllm.text.commands import command
-from tune.config.spec import SearchSpec
+from tune.config.spec import BuiltinSearch
 from tune.core.trials import Trials
 from tune.ladder.answer import FARTHEST_LOSS, Interval
 from tune.ladder.plan import Plan
@@ -118,7 +118,7 @@ class LadderSummary:
     """null until the target's training has reported"""
 
 
-def summarize_ladder(run_dir: Path, search: SearchSpec, plan: Plan, trials: Trials) -> LadderSummary:
+def summarize_ladder(run_dir: Path, search: BuiltinSearch, plan: Plan, trials: Trials) -> LadderSummary:
     """Returns the answer of a ladder, as far as it has come."""
     found = outcome(plan, trials)
     by_level = trials_by_level(plan, trials)
@@ -147,7 +147,7 @@ def summarize_ladder(run_dir: Path, search: SearchSpec, plan: Plan, trials: Tria
     )
 
 
-def kept_settings(search: SearchSpec) -> dict[str, str]:
+def kept_settings(search: BuiltinSearch) -> dict[str, str]:
     """Returns the target's settings that no run of the ladder varied, each with its value and rule."""
     training = search.training
     return {
@@ -200,7 +200,7 @@ def _stability(short: tuple[Stability, ...], plan: Plan) -> dict[str, bool]:
     return {rate: stable for rate, stable in seen if stable is not None}
 
 
-def read_truth(path: Path, search: SearchSpec, found: Outcome) -> LadderTruth | None:
+def read_truth(path: Path, search: BuiltinSearch, found: Outcome) -> LadderTruth | None:
     """Returns what came out of the target's training so far; None where the file is missing, or of another training."""
     if not path.is_file():
         return None

@@ -1,7 +1,11 @@
 """Computes the answer of a search: the best configuration, the confidence in it, and the commands that continue."""
 
+import dataclasses
 import math
+import os
+import shlex
 import statistics
+import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -11,15 +15,16 @@ import pandas as pd
 
 from myllm.datasets.data_paths import is_builtin
 from myllm.models.custom_model import CustomModelConfig
-from myllm.system.files import disk_use
-from myllm.text.commands import command
+from myllm.system.files import ROOT, disk_use
+from myllm.text.commands import command, shown_path
 from tune.analysis.axes import Edge, axes_of, edges
 from tune.analysis.posterior import LEVEL
 from tune.analysis.results import leaderboard, posterior_summary
 from tune.analysis.speed import fastest_alike, training_speeds
 from tune.analysis.stopping_audit import summarize_audit
 from tune.config.overrides import FLAGS, merge
-from tune.config.spec import SearchSpec
+from tune.config.program_options import ProgramOptions
+from tune.config.spec import BuiltinSearch, ProgramSearch, SearchSpec
 from tune.core.clock import search_seconds
 from tune.core.events import COMPILING, Event, Reported, WorkerLost
 from tune.core.trials import FAILED, RUNNING, UNLIMITED_TRIALS, Trials
@@ -44,8 +49,10 @@ ALIKE = 0.002  # share of the loss below which the regret of a choice does not m
 
 def summarize(run_dir: Path, search: SearchSpec, trials: Trials, events: list[Event]) -> Summary:
     """Returns the summary of a search, as far as it has come."""
-    options, model = search.options, search.model
-    ladder = summarize_ladder(run_dir, search, search.ladder, trials) if search.ladder else None
+    options = search.options
+    ladder = None
+    if isinstance(search, BuiltinSearch) and search.ladder:
+        ladder = summarize_ladder(run_dir, search, search.ladder, trials)
     table = leaderboard(trials)
     posterior = posterior_summary(table, trials.baseline_id)
     best = baseline = None
@@ -58,25 +65,24 @@ def summarize(run_dir: Path, search: SearchSpec, trials: Trials, events: list[Ev
     if trials.baseline_id in table.index and not ladder:
         baseline = Standing(**_standing(trials.baseline_id, trials, table, posterior))
     gain = None if ladder else _gain(table, posterior, trials.baseline_id)
-    confidence, verdict = judge_ladder(ladder) if ladder else judge(best, baseline, gain, found_edges)
+    confidence, verdict = judge_ladder(ladder) if ladder else judge(best, baseline, gain, found_edges, search.has_seeds)
     steps = ladder_steps(run_dir, ladder) if ladder else next_steps(run_dir, search, best, found_edges, confidence)
     statuses = Counter("interrupted" if trial.status == RUNNING else trial.status for trial in trials.drawn)
     planned = trials.num_samples if trials.num_samples < UNLIMITED_TRIALS else None
     return Summary(
         format=2,
         name=options.name or run_dir.name,
+        unit=search.unit,
         space=options.space,
         preset=options.preset,
         scheduler=options.scheduler,
         seed=options.seed,
-        data=" ".join(options.train_file),
-        tokenizer=search.data.tokenizer,
+        **_program_fields(search),
         ranges=search.range_texts,
         fixed=tuple(options.set),
-        model=CustomModel(options.model or "", model.sha256) if isinstance(model, CustomModelConfig) else None,
         moved=search.clipped_baseline,
-        budget_tokens=search.training.budget_tokens,
-        budget_seconds=search.training.budget_seconds,
+        budget_tokens=None if search.budget_seconds else search.budget_tokens,
+        budget_seconds=search.budget_seconds,
         trials=TrialCounts(len(trials.drawn), planned, trials.replicates, dict(sorted(statuses.items()))),
         cost=Cost(
             seconds=search_seconds(events),
@@ -92,13 +98,24 @@ def summarize(run_dir: Path, search: SearchSpec, trials: Trials, events: list[Ev
         baseline=baseline,
         gain=gain,
         ladder=ladder,
-        faster=_faster(trials, posterior) if search.training.budget_tokens and not ladder else None,
+        faster=None if ladder or search.budget_seconds or options.is_own_program else _faster(trials, posterior),
         audit=summarize_audit(search, trials, events),
         edges=found_edges,
         confidence=confidence,
         verdict=verdict,
         next=tuple(steps),
     )
+
+
+def _program_fields(search: SearchSpec) -> dict[str, Any]:
+    """Returns the fields of a Summary that say what the trials trained."""
+    if isinstance(search, ProgramSearch):
+        return {"program": search.name, "data": "", "tokenizer": "", "model": None}
+    assert isinstance(search, BuiltinSearch)
+    model = search.model
+    own = CustomModel(search.options.model or "", model.sha256) if isinstance(model, CustomModelConfig) else None
+    data = " ".join(search.options.train_file)
+    return {"program": None, "data": data, "tokenizer": search.data.tokenizer, "model": own}
 
 
 def _standing(trial_id: str, trials: Trials, table: pd.DataFrame, posterior: pd.DataFrame) -> dict[str, Any]:
@@ -144,7 +161,7 @@ def finite(value: Any) -> Any:
 
 
 def judge(
-    best: Best | None, baseline: Standing | None, gain: Gain | None, found_edges: Sequence[Edge]
+    best: Best | None, baseline: Standing | None, gain: Gain | None, found_edges: Sequence[Edge], has_seeds: bool = True
 ) -> tuple[Confidence, str]:
     """Returns the confidence in the answer, and one sentence that gives the reason."""
     if best is None:
@@ -155,7 +172,12 @@ def judge(
         none_better = "No trial was better than the baseline: keep it, or search longer."
         return ("no", guess) if share < 1 else ("partly", none_better)
     if best.low is None:
-        return "no", "Nothing was seen on two seeds yet, so luck and merit can't be told apart."
+        why = (
+            "Nothing was seen on two seeds yet"
+            if has_seeds
+            else "The command has no {seed}, so nothing is seen on two seeds"
+        )
+        return "no", f"{why}, and luck and merit can't be told apart."
     if share < 1:
         return "no", guess
     names = " and ".join(edge.hyper_parameter for edge in found_edges)
@@ -206,15 +228,36 @@ def next_steps(
     if found_edges:
         flags = _wider_search(search, found_edges)
         first.append(NextStep("look beyond", command("tune/search.py", *flags, "--warm_start", run_dir)))
-    train = command("myllm/training/trainer.py", "--config", run_dir / "best_config.json", "--save_model", "final.pth")
-    return [*first, NextStep("train the best", train), *always]
+    return [*first, NextStep("train the best", training_command(run_dir, search, best)), *always]
+
+
+def training_command(run_dir: Path, search: SearchSpec, best: Best) -> str:
+    """Returns the command that trains the best configuration again, outside of the search."""
+    if not isinstance(search, ProgramSearch):
+        return command("myllm/training/trainer.py", "--config", run_dir / "best_config.json", "--save_model", "final.pth")
+    if search.options.trainable:
+        words = sys.orig_argv[0] or sys.executable, "-m", "tune.ray_backend.programs.function"
+        path = "" if (ROOT / "pyproject.toml").samefile("pyproject.toml") else f"PYTHONPATH={shlex.quote(str(ROOT))} "
+        return path + shlex.join([*words, shown_path(run_dir / "best_config.json"), f"{run_dir.name}-best"])
+    line = str(search.best_config(best.config)["command"])
+    elsewhere = search.program.folder != os.getcwd()
+    return f"(cd {shlex.quote(search.program.folder)} && {line})" if elsewhere else line
 
 
 def _wider_search(search: SearchSpec, found_edges: Sequence[Edge]) -> list[str | Path]:
     """Returns the flags of a search like this one whose ranges go beyond the edges."""
     options = search.options
-    flags: list[str | Path] = ["--space", options.space, "--preset", options.preset]
-    if not is_builtin(options.train_file):
+    flags: list[str | Path] = []
+    if isinstance(search, ProgramSearch):
+        for field in dataclasses.fields(ProgramOptions):
+            value = getattr(options, field.name)
+            if value not in (None, (), False):
+                words = value if isinstance(value, tuple) else [] if value is True else [str(value)]
+                flags += [f"--{field.name}", *words]
+        flags += ["--scheduler", options.scheduler]
+    else:
+        flags += ["--space", options.space, "--preset", options.preset]
+    if isinstance(search, BuiltinSearch) and not is_builtin(options.train_file):
         flags += ["--train_file", *map(Path, search.data.train_file), "--val_file", *map(Path, search.data.val_file)]
         flags += ["--tokenizer", search.data.tokenizer]
         for name in ("token_dtype", "text_column"):

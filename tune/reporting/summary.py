@@ -152,14 +152,19 @@ class Summary:
     format: Literal[2]
     """changes when a reader of the previous format could be misled; format 1 had `default`, `trust`, `rivals`, `repeats`"""
     name: str
+    program: str | None
+    """a training program of the user's own, its command or FILE.py:function; null: the built-in training"""
+    unit: str
+    """the unit of the budget, and of all that counts tokens here: tokens, or the word that such a program counts in"""
     space: str
     preset: str
     scheduler: str
     seed: int
     """of the sampled configurations and of every trial but the replicates"""
     data: str
-    """the training data as the user named it"""
+    """the training data as the user named it; empty for a program of the user's own"""
     tokenizer: str
+    """empty for a program of the user's own"""
     ranges: dict[str, str]
     """hyper-parameter -> its range, as text"""
     fixed: tuple[str, ...]

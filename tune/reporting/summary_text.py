@@ -19,10 +19,10 @@ def summary_text(summary: Summary) -> str:
     width = max(len(step.what) for step in summary.next)
     steps = [f"    {step.what:{width}}  {step.command}" for step in summary.next]
     space = f"space {summary.space}, preset {summary.preset}, scheduler {summary.scheduler}"
-    title = (
-        f"Search {summary.name}: {'a ladder' if summary.ladder else space}, "
-        f"seed {summary.seed}, {summary.data} data, tokenizer {summary.tokenizer}"
-    )
+    data = f", {summary.data} data, tokenizer {summary.tokenizer}"
+    if summary.program:
+        space, data = f"{summary.program}, scheduler {summary.scheduler}", ""
+    title = f"Search {summary.name}: {'a ladder' if summary.ladder else space}, seed {summary.seed}{data}"
     return "\n".join(["", title, *(f"  {label:<10}  {text}" for label, text in lines), "  next", *steps])
 
 
@@ -39,7 +39,7 @@ def _searched(summary: Summary) -> Iterator[tuple[str, str]]:
     counts = ", ".join(f"{count} {status}" for status, count in trials.by_status.items())
     yield "trials", f"{trials.begun}{planned}: {counts}"
     length = f"{summary.budget_seconds:g} s" if summary.budget_seconds else amount(summary.budget_tokens or 0)
-    used = f"{cost.seconds:,.0f} s, {amount(cost.tokens)} tokens ({length} a full training)"
+    used = f"{cost.seconds:,.0f} s, {amount(cost.tokens)} {summary.unit} ({length} a full training)"
     yield "took", f"{used}, {cost.checkpoint_bytes / 1e6:,.1f} MB of checkpoints"
     if summary.compiled:
         yield "compiled", compiled_words(summary.compiled)
@@ -55,16 +55,17 @@ def _found(summary: Summary) -> Iterator[tuple[str, str]]:
     else:
         early = "" if best.share_of_budget == 1 else f", compared at {best.share_of_budget:.3g} of the budget"
         yield "best", f"trial {best.trial_id}: {format_settings(best.config)}{early}"
-        yield "", _loss(best)
+        yield "", _loss(best, summary)
     if baseline:
         yield "baseline", f"trial {baseline.trial_id}: {format_settings(baseline.config)}"
         if summary.moved:
             values = ", ".join(f"{name} {value}" for name, value in summary.moved.items())
-            yield "", f"nearest to the {'model' if summary.model else 'preset'}'s {values}, outside of the ranges"
-        yield "", _loss(baseline)
+            whose = "--baseline" if summary.program else f"the {'model' if summary.model else 'preset'}'s"
+            yield "", f"nearest to {whose} {values}, outside of the ranges"
+        yield "", _loss(baseline, summary)
     if best and summary.gain:
         mean = summary.gain.mean
-        size = "more than can be said" if mean is None else f"{mean:.4f} nats/token"
+        size = "more than can be said" if mean is None else f"{mean:.4f}{_loss_unit(summary)}"
         yield "gain", f"{size} over the baseline{_interval(summary.gain)}"
         likely = f"the best {compared(best)} with probability {best.probability_best:.2f}" if best.probability_best else ""
         yield "", likely or "on one seed: flattered by selection"
@@ -114,10 +115,15 @@ def _interval(one: Standing | Gain) -> str:
     return f"  ({LEVEL:.0%}: {words})" if (words := interval_words(one)) else ""
 
 
-def _loss(standing: Standing) -> str:
+def _loss_unit(summary: Summary) -> str:
+    return "" if summary.program else " nats/token"
+
+
+def _loss(standing: Standing, summary: Summary) -> str:
     loss, bits = (math.inf if value is None else value for value in (standing.val_loss, standing.val_bpb))
     seeds = f"mean of {standing.seeds} seeds" if standing.seeds > 1 else "one seed"
-    return f"val_loss {loss:.4f} nats/token{_interval(standing)}  val_bpb {bits:.4f} bits/byte  ({seeds})"
+    bits_words = "" if summary.program else f"  val_bpb {bits:.4f} bits/byte"
+    return f"val_loss {loss:.4f}{_loss_unit(summary)}{_interval(standing)}{bits_words}  ({seeds})"
 
 
 def compiled_words(compiled: Compiled) -> str:

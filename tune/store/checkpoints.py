@@ -1,55 +1,94 @@
 """The checkpoints of a search, in a folder or on any filesystem that pyarrow reads (s3://bucket/folder)."""
 
-import contextlib
+import json
 import math
 import shutil
-import tempfile
 import zipfile
-from collections.abc import Iterator
+import zlib
 from pathlib import Path
+from typing import Any
 
 from tune.core.trials import COMPLETED, PAUSED, REPLICATE, RUNNING, STOPPED, Trial, Trials
 
-STATE_FILE = "state.pt"  # the training state in a checkpoint's folder
+STATE_FILE = "state.pt"  # the built-in training's state in a checkpoint's folder
+PLACE_FILE = "search_place.json"  # where in its training a trial of an own program stored a checkpoint, and its checksums
+WORK = "work"  # folder below the storage root in which own programs run
+
+
+def checksum_of(file: Any) -> int:
+    """CRC-32 of a binary file."""
+    found = 0
+    while piece := file.read(2**20):
+        found = zlib.crc32(piece, found)
+    return found
+
+
+def write_place(folder: Path, tokens: int, seconds: float) -> None:
+    """Notes that the files in `folder` are a trial's state after `tokens`, in its budget's unit, and `seconds`."""
+    sums = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name != PLACE_FILE:
+            with open(path, "rb") as file:
+                sums[path.relative_to(folder).as_posix()] = checksum_of(file)
+    text = json.dumps({"tokens_seen": tokens, "train_seconds": seconds, "checksums": sums})
+    (folder / PLACE_FILE).write_text(text, encoding="utf-8")
+
+
+def read_place(folder: Path) -> tuple[int, float]:
+    """(tokens, seconds) that `write_place` noted in `folder`; zeros where it noted nothing."""
+    path = folder / PLACE_FILE
+    if not path.is_file():
+        return 0, 0.0
+    values = json.loads(path.read_text("utf-8"))
+    return values["tokens_seen"], values["train_seconds"]
 
 
 class Storage:
     """The checkpoints below `root`, a folder or a URI. They are named by their path relative to it."""
 
     def __init__(self, root: str):
-        import pyarrow.fs  # here: a quarter of a second that --help need not wait for
+        from pyarrow import fs  # here: a quarter of a second that --help need not wait for
 
         self.root = root
         if "://" in root:
-            self.filesystem, self.path = pyarrow.fs.FileSystem.from_uri(root)
+            self.filesystem, self.path = fs.FileSystem.from_uri(root)
         else:
-            self.filesystem, self.path = pyarrow.fs.LocalFileSystem(), root
+            self.filesystem, self.path = fs.LocalFileSystem(), root
         self.is_local = self.filesystem.type_name == "local"
 
     def absolute(self, relative: str) -> str:
         """The checkpoint's path on `filesystem`."""
         return f"{self.path}/{relative}"
 
-    @contextlib.contextmanager
-    def state_file(self, relative: str) -> Iterator[Path]:
-        """Within it, a file of this machine with a checkpoint's training state. Raises OSError where it can't be read."""
-        stored = f"{self.absolute(relative)}/{STATE_FILE}"
+    def fetch(self, relative: str, folder: Path) -> None:
+        """Copies a checkpoint's files into `folder`. Raises OSError where they can't be read."""
         if self.is_local:
-            yield Path(stored)
-            return
-        with self.filesystem.open_input_stream(stored) as source, tempfile.NamedTemporaryFile() as copy:
-            shutil.copyfileobj(source, copy)
-            copy.flush()
-            yield Path(copy.name)
+            shutil.copytree(self.absolute(relative), folder, dirs_exist_ok=True)
+        else:
+            from pyarrow import fs
+
+            fs.copy_files(self.absolute(relative), str(folder), source_filesystem=self.filesystem)
 
     def damage(self, relative: str) -> str | None:
         """The fault of a checkpoint; None where it can be read, and its checksums hold."""
         try:
+            if self.filesystem.get_file_info(f"{self.absolute(relative)}/{PLACE_FILE}").is_file:
+                return self._changed_file(relative)
             with self.filesystem.open_input_file(f"{self.absolute(relative)}/{STATE_FILE}") as file:
                 damaged = zipfile.ZipFile(file).testzip()
         except Exception as error:  # of all kinds, by the byte that is wrong
             return f"can't be read ({error})"
         return f"is damaged (checksum of {damaged})" if damaged else None
+
+    def _changed_file(self, relative: str) -> str | None:
+        """The fault of a checkpoint of an own program: a file that is not as it was when it was stored."""
+        with self.filesystem.open_input_stream(f"{self.absolute(relative)}/{PLACE_FILE}") as file:
+            sums = json.loads(file.read())["checksums"]
+        for name, checksum in sums.items():
+            with self.filesystem.open_input_stream(f"{self.absolute(relative)}/{name}") as file:
+                if checksum_of(file) != checksum:
+                    return f"is damaged (checksum of {name})"
+        return None
 
     def delete(self, relative: str) -> None:
         """Deletes a checkpoint; one that is gone already is no error."""
@@ -61,6 +100,7 @@ class Storage:
     def sweep(self, kept: set[str]) -> None:
         """Deletes the local checkpoints that are not in `kept`: a crash leaves some behind, or half-written."""
         if self.is_local:
+            shutil.rmtree(Path(self.path) / WORK, ignore_errors=True)
             for folder in Path(self.path).glob("session_*/*/checkpoint_*"):
                 if str(folder.relative_to(self.path)) not in kept:
                     shutil.rmtree(folder, ignore_errors=True)

@@ -98,6 +98,8 @@ def replicate(
     """The action that gives the first of the `candidates` that may have it one more seed at the full budget. None may have
     it that has `max_seeds`, or `concurrent` and one is running, or too little time. A paused replicate goes on first.
     """
+    if not trials.has_seeds:
+        return None
     budget = trials.budget_tokens
     for trial in candidates:
         on_its_way = any(seed.status == RUNNING and seed.segment_end_tokens == budget for seed in trial.replicates)

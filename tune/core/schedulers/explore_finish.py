@@ -83,7 +83,7 @@ class ExploreThenFinish(Scheduler):
         """The lowest mean at the last rung trains to there on another seed, if it has fewer than `seeds_at_rung`."""
         last = self.rung_tokens[-1]
         best = min(trials.ranked_at(last), key=lambda trial: trial.mean_at(last))
-        few = len(best.replicates) + 1 < self.config.seeds_at_rung
+        few = trials.has_seeds and len(best.replicates) + 1 < self.config.seeds_at_rung
         return Replicate(best.trial_id, segment_end_tokens=last) if few else None
 
     def _suggest_configuration(self, trials: Trials) -> Action | None:

@@ -13,7 +13,7 @@ def loss_and_time(search: SearchSpec, trials: Trials, best: str) -> Figure:
 
     Where all trainings take the same time, tokens stand in the place of seconds.
     """
-    timed = bool(search.training.budget_seconds)
+    timed = bool(search.budget_seconds)
     table = training_speeds(trials, timed).reset_index().head(MOST_POINTS)
     cost, unit = ("tokens", "tokens of a full training") if timed else ("seconds", "seconds of a full training")
     table["outcome"] = [outcome(trials, trials.by_id[trial_id], best) for trial_id in table["trial_id"]]

@@ -13,7 +13,7 @@ from tune.analysis.axes import Axis
 from tune.analysis.stopping_audit import RungQuality
 from tune.config.spec import SearchSpec
 from tune.core.trials import AUDIT, REPLICATE, SAMPLED, SUGGESTED, Trials
-from tune.reporting.figures.base import COLOURS, MOST_POINTS, NATS, Figure, outcome, rounded, ticks
+from tune.reporting.figures.base import COLOURS, MOST_POINTS, Figure, outcome, rounded, ticks
 from tune.store.tables import by_id
 
 MOST_CURVES = 300  # trials drawn: more hide each other
@@ -23,20 +23,21 @@ KEPT = {"2": "#2da44e", "4": "#d9730d", "8": "#a371b5"}
 
 def curves(search: SearchSpec, trials: Trials, history: pd.DataFrame, best: str) -> Figure:
     """Draws the loss over tokens, a line a trial, coloured by outcome, with the rungs."""
+    loss = f"val_loss{search.loss_unit}"
     outcomes = {trial.trial_id: outcome(trials, trial, best) for trial in trials.by_id.values()}
     order = sorted(trials.by_id.values(), key=lambda trial: (-trial.tokens, trial.trial_id))
     drawn = order[: MOST_CURVES // 2] + order[MOST_CURVES // 2 :: max(1, math.ceil(2 * len(order) / MOST_CURVES))]
     drawn += [trial for trial in order if outcomes[trial.trial_id] in ("best", "baseline")]
     shown = list(dict.fromkeys(trial.trial_id for trial in drawn))
-    table, unit = history[["trial_id", "tokens_seen", "val_loss"]].copy(), "tokens seen"
-    if search.training.budget_seconds:
+    table, unit = history[["trial_id", "tokens_seen", "val_loss"]].copy(), f"{search.unit} seen"
+    if search.budget_seconds:
         table["tokens_seen"] = [r.position / 1000 for trial in by_id(trials) for r in trial.own_reports]
         unit = "seconds of training"
     table["outcome"] = table["trial_id"].map(outcomes)
     lines = dict(list(table[table["trial_id"].isin(shown)].groupby("trial_id")))
     groups = {word: [lines[t] for t in shown if outcomes[t] == word and t in lines] for word in reversed(COLOURS)}
     groups = {word: found for word, found in groups.items() if found}
-    scale = 1000 if search.training.budget_seconds else 1
+    scale = 1000 if search.budget_seconds else 1
     rungs = {tokens / scale: share_text(tokens, search.budget_tokens) for tokens in search.scheduler().rung_tokens}
     finite = table["val_loss"][np.isfinite(table["val_loss"].astype(float))]
     limits = (float(finite.min()) * 0.98, float(finite.quantile(0.98)) * 1.02) if len(finite) else (0.0, 1.0)
@@ -44,7 +45,7 @@ def curves(search: SearchSpec, trials: Trials, history: pd.DataFrame, best: str)
     note: dict[str, Any] = {"y": 1, "yref": "paper", "yanchor": "bottom", "showarrow": False}
     layout: dict[str, Any] = {
         "xaxis": {"title": {"text": unit}, "range": [0, 1.005 * int(table["tokens_seen"].max())]},
-        "yaxis": {"title": {"text": f"val_loss, {NATS}"}, "range": list(limits)},
+        "yaxis": {"title": {"text": loss}, "range": list(limits)},
         "shapes": [line | {"x0": tokens, "x1": tokens} for tokens in rungs],
         "annotations": [note | {"x": tokens, "text": text} for tokens, text in rungs.items()],
     }
@@ -61,7 +62,7 @@ def curves(search: SearchSpec, trials: Trials, history: pd.DataFrame, best: str)
         for tokens, text in rungs.items():
             axis.axvline(tokens, color="0.6", linestyle=":", linewidth=1)
             axis.text(tokens, 1.01, text, transform=axis.get_xaxis_transform(), ha="center")
-        axis.set(xlabel=unit, ylabel=f"val_loss ({NATS})", ylim=limits, xlim=(0, None))
+        axis.set(xlabel=unit, ylabel=loss, ylim=limits, xlim=(0, None))
         axis.xaxis.set_major_formatter("{x:,.0f}")
         axis.legend()
 
@@ -83,7 +84,7 @@ def _curve(word: str, trials_of_word: list[pd.DataFrame]) -> dict[str, Any]:
     colour, is_bold = COLOURS[word], word in ("best", "baseline")
     trace: dict[str, Any] = {"type": "scatter", "mode": "lines+markers", "name": f"{word} ({len(trials_of_word)})"}
     trace |= {"x": x, "y": y, "text": names, "opacity": 1 if is_bold else 0.7}
-    trace |= {"hovertemplate": f"trial %{{text}}, {word}<br>%{{x:,}} tokens: %{{y:.4f}}<extra></extra>"}
+    trace |= {"hovertemplate": f"trial %{{text}}, {word}<br>%{{x:,}}: %{{y:.4f}}<extra></extra>"}
     trace |= {"marker": {"color": colour, "size": sizes, "opacity": 1, "line": {"width": 0}}}
     return trace | {"line": {"color": colour, "width": 2.5 if is_bold else 1}}
 
@@ -155,22 +156,23 @@ def budget(search: SearchSpec, trials: Trials) -> Figure:
     for word, colour in shown.items():
         bar = {"type": "bar", "name": word, "x": labels, "y": table[word].tolist()}
         look = {"marker": {"color": colour, "line": {"width": 0}}}
-        data.append(bar | look | {"hovertemplate": f"{word}: %{{y:,}} tokens<extra></extra>"})
+        data.append(bar | look | {"hovertemplate": f"{word}: %{{y:,}} {search.unit}<extra></extra>"})
     layout = {"barmode": "stack", "xaxis": {"title": {"text": "share of the budget"}, "type": "category"}}
-    layout["yaxis"] = {"title": {"text": "tokens"}}
+    layout["yaxis"] = {"title": {"text": search.unit}}
 
     def draw(figure: Any) -> None:
         axis, below = figure.subplots(), np.zeros(len(table))
         for word, colour in shown.items():
             axis.bar(labels, table[word], bottom=below, color=colour, label=word)
             below += table[word].to_numpy()
-        axis.set(xlabel="share of the budget", ylabel="tokens")
+        axis.set(xlabel="share of the budget", ylabel=search.unit)
         axis.yaxis.set_major_formatter("{x:,.0f}")
         axis.legend()
 
     total = max(1, int(table[list(words)].sum().sum()))
+    on_seeds = table["replicate"].sum() / total
     says = (
-        f"Tokens trained in each part of a training. {table['replicate'].sum() / total:.0%} of them went into other seeds "
+        f"{search.unit.capitalize()} trained in each part of a training. {on_seeds:.0%} of them went into other seeds "
         "of configurations already seen, that is into being sure."
     )
     return Figure("budget", "Where the budget went", says, table, {"data": data, "layout": layout}, draw)

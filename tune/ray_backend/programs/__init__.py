@@ -1,0 +1,23 @@
+"""The training programs that trials run, all behind one contract: `Train` in tune/config/function.py."""
+
+from tune.config.function import Train
+from tune.config.spec import BuiltinSearch, ProgramSearch, SearchSpec
+
+
+def open_program(search: SearchSpec, threads: int, gpus: float, output: str) -> Train:
+    """The training program of a search, for a worker with so many CPU `threads` and `gpus`.
+
+    `output` is the path of the file that keeps what a command prints.
+    """
+    if isinstance(search, ProgramSearch) and search.options.command:
+        from tune.ray_backend.programs.command import command_program
+
+        return command_program(search, threads, gpus, output)
+    if isinstance(search, ProgramSearch):
+        from tune.ray_backend.programs.function import function_program
+
+        return function_program(search)
+    assert isinstance(search, BuiltinSearch)
+    from tune.ray_backend.programs.builtin import builtin_program
+
+    return builtin_program(search, threads, gpus)
