@@ -10,6 +10,7 @@ from myllm.text.format import parse_amount
 from tune.config.options import SearchOptions
 from tune.config.resolve import resolve_search
 from tune.config.spec import SearchSpec
+from tune.estimate import ladder as estimate
 from tune.estimate.ladder import resolve_target
 from tune.ladder.rule import LadderScheduler
 from tune.search import resume, start
@@ -109,6 +110,24 @@ def test_a_resume_keeps_target_and_data(ladder, byte_files, tmp_path):
         resume({"resume": str(run_dir), "num_samples": 99})
     with pytest.raises(InputError, match="has changed since the search began"):
         resume({"resume": str(run_dir), "train_file": [str(byte_files[1])]})
+
+
+def test_seconds_become_tokens_at_the_targets_speed_and_bound_the_plan(ladder, monkeypatch):
+    speed = 1e9  # operations a second
+
+    def measured(search, levels, resources):
+        return {level.params: level.flops / speed for level in levels}
+
+    monkeypatch.setattr(estimate, "measured_seconds", measured)
+    spec = ladder(target_tokens=None, target_seconds=1800.0)
+    goal = spec.ladder.target
+    assert goal.flops / speed == pytest.approx(1800, rel=0.1)
+    bounded = ladder(time_budget=100.0, max_concurrent=1)
+    plain = ladder()
+    taken = sum(level.runs * level.flops for level in bounded.ladder.levels) / speed
+    assert taken < 100 and bounded.ladder.planned_share < plain.ladder.planned_share
+    with pytest.raises(InputError, match=r"--time_budget 20 s is too little for a ladder; .* s would do"):
+        ladder(time_budget=20.0, max_concurrent=1)
 
 
 @pytest.mark.parametrize(("text", "number"), [("2.5B", 2_500_000_000), ("66k", 66_000), ("1e6", 10**6), ("1_000", 1000)])
