@@ -54,17 +54,19 @@ class Preset:
 
         From LOWEST_PARAMS parameters on, rate and batch are Step Law's, the batch rounded to a power of two windows.
         `model` is the shape to train, if it is not the preset's; `batch_size` the windows a step, if they are chosen.
-        A smaller model keeps the preset's own rate and batch at any budget.
+        A smaller model keeps the preset's own rate and batch at any budget. In another shape the rate falls by the growth
+        of the width (arXiv 2203.03466), and the batch keeps its tokens.
         """
         model = model or self.model(1)
         size = Size(matrix_params(model), max(1, budget_tokens))
-        rate, windows = self.learning_rate, self.batch_size
-        if size.params >= LOWEST_PARAMS:
-            windows = 2 ** max(0, round(math.log2(step_law_point(size)[1] / model.block_size)))
+        rate = float(f"{self.learning_rate * self.n_embd / model.n_embd:.2g}")
+        large = size.params >= LOWEST_PARAMS
+        step = step_law_point(size)[1] if large else self.batch_size * self.block_size
+        windows = 2 ** max(0, round(math.log2(step / model.block_size)))
+        if large:
             windows = windows if batch_size is None else max(1, batch_size)
             rate = float(f"{step_law_point(size, windows * model.block_size)[0]:.2g}")
-        step = windows * self.block_size
-        whole = max(1, budget_tokens // step) * step
+        whole = max(1, budget_tokens // (windows * self.block_size)) * windows * self.block_size
         return dataclasses.replace(self, learning_rate=rate, batch_size=windows, budget_tokens=whole)
 
     def training(self, **changes: Any) -> TrainConfig:
@@ -87,8 +89,8 @@ class Preset:
 # Step Law's at the preset's budget, which Preset.at computes. mini's shape and dropout are nanoGPT's character model
 # (config/train_shakespeare_char.py); the larger shapes are GPT-2's, with 20 tokens a parameter (arXiv 2203.15556).
 PRESETS: dict[str, Preset] = {
-    "nano": Preset(2, 2, 64, 128, learning_rate=3e-3, batch_size=16, budget_tokens=786_432, beta2=0.99),
-    "micro": Preset(4, 4, 128, 128, learning_rate=2e-3, batch_size=16, budget_tokens=16_777_216, beta2=0.99),
+    "nano": Preset(2, 2, 64, 128, learning_rate=2e-3, batch_size=2, budget_tokens=786_432, beta2=0.99),
+    "micro": Preset(4, 4, 128, 128, learning_rate=2e-3, batch_size=4, budget_tokens=16_777_216, beta2=0.99),
     "mini": Preset(6, 6, 384, 256, learning_rate=2.8e-3, batch_size=64, budget_tokens=83_886_080, dropout=0.2, beta2=0.99),
     "gpt2": Preset(12, 12, 768, 1024, 3e-3, 128, 2_483_027_968, micro_batch_size=32),
     "gpt2-medium": Preset(24, 16, 1024, 1024, 1.7e-3, 256, 7_046_430_720, micro_batch_size=8),

@@ -1,6 +1,7 @@
 import dataclasses
 
 import pytest
+from conftest import SHIPPED_NANO
 
 from myllm.config import GPTConfig, TrainConfig, from_dict
 from myllm.models.gpt import GPT
@@ -19,6 +20,12 @@ def test_every_preset_builds_its_configs(name):
 def test_small_presets_have_the_size_they_say(name, vocab, millions):
     parameters = sum(parameter.numel() for parameter in GPT(PRESETS[name].model(vocab)).parameters())
     assert parameters / 1e6 == pytest.approx(millions, rel=0.05)
+
+
+def test_the_shipped_nano_meets_the_marks_of_its_own_ranges():
+    nano = SHIPPED_NANO
+    assert (nano.learning_rate, nano.batch_size) == (2e-3, 2)  # experiments/LOG.md, "the presets' baselines"
+    assert nano.at(nano.budget_tokens) == nano and nano.budget_tokens % (32 * 4 * nano.batch_size * nano.block_size) == 0
 
 
 def test_gpt2_preset_is_gpt2():
@@ -45,6 +52,8 @@ def test_a_large_presets_baseline_follows_budget_shape_and_batch_and_a_small_one
     assert baseline("gpt2", 2_483_027_968, None, 8) == (0.00074, 8)
     own = get_preset("nano").learning_rate, get_preset("nano").batch_size
     assert baseline("nano", 10**10) == own and baseline("nano", 786_432, None, 64) == own
+    wide = dataclasses.replace(get_preset("nano").model(257), n_embd=128, block_size=32)
+    assert baseline("nano", 786_432, wide) == (own[0] / 2, own[1] * 4)
     assert baseline("nano", 100_000_000, deep) == (0.00042, 64)
 
 

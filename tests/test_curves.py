@@ -1,5 +1,6 @@
 """Recorded curves and the worlds made from them: what is read, and that a world misleads as much as its table does."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -73,12 +74,12 @@ def test_fewer_seeds_are_repeated_and_short_curves_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name, preset",
-    [(n, "nano") for n in ("embedded-cosine", "embedded-wsd", "shakespeare-cosine")] + [("shakespeare-micro", "micro")],
+    "name, rate",
+    [(n, 3e-3) for n in ("embedded-cosine", "embedded-wsd", "shakespeare-cosine")] + [("shakespeare-micro", 2e-3)],
 )
-def test_the_recorded_tables_are_draws_of_their_space(name, preset):
+def test_the_recorded_tables_are_draws_of_the_ranges_that_they_name(name, rate):
     curves = read_curves(ROOT / "experiments" / "data" / f"{name}.csv.gz")
-    preset = get_preset(preset)
+    preset = dataclasses.replace(get_preset("nano"), learning_rate=rate, batch_size=16)  # experiments/data/README.md
     assert curves.losses.shape == (64, 3, 32) and np.isfinite(curves.losses).all()
     assert set(curves.configs[0]) == set(get_space("v2").ranges(preset))
     indices = range(64) if name != "embedded-cosine" else [0]  # the other draws are an earlier sampler's

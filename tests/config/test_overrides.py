@@ -151,7 +151,8 @@ def test_a_trial_has_its_own_shape_and_what_is_fixed(prepared, tmp_path):
     assert best["train"]["warmup_ratio"] == 0.05
 
 
-def test_a_run_of_format_2_draws_what_its_journal_has_to_the_digit(tmp_path):
+def test_a_run_of_format_2_draws_what_its_journal_has_to_the_digit_whatever_its_preset_is_now(tmp_path, monkeypatch):
+    monkeypatch.setitem(PRESETS, "nano", dataclasses.replace(NANO, learning_rate=1.0, batch_size=64))
     for folder in (RECORDED, RECORDED.parent / "release-0" / "run"):
         search = read_search(folder)
         drawn = {
