@@ -8,6 +8,7 @@ A study, not a part of the search: recorded steps leave less than a factor of tw
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -20,6 +21,8 @@ from myllm.training.gpu import CUDAGraphRunner, autocast, to_device
 from myllm.training.run import Run
 from myllm.training.train import Report, learning_rate_at
 
+BLOCK = ("norm", "position", "mlp", "qk_norm", "n_kv_head", "tied")
+"""settings of the block in which only GPT-2's are known here"""
 SHARED = ("batch_size", "max_len", "version", "dtype", "eval_windows", "train_eval_windows")
 """settings that runs have in common to be trained as one; all others may differ"""
 
@@ -77,6 +80,9 @@ class FusedRuns:
                 ours, theirs = getattr(first.config, name), getattr(run.config, name)
                 if ours != theirs:
                     raise InputError(f"{name} is {ours} in one run and {theirs} in another; they can't be trained as one")
+            shape = run.model.config
+            if shape != replace(shape, **{name: getattr(GPTConfig, name) for name in BLOCK}):
+                raise InputError("only models with GPT-2's block can be trained as one")
             if run.config.optimizer != "adamw":
                 raise InputError(f"optimizer is {run.config.optimizer}; only trainings with adamw can be trained as one")
             if (run.average is None) != (first.average is None):

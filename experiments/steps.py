@@ -134,6 +134,43 @@ class FormulaNorm(nn.Module):
         return self.scale * (x - mean) / torch.sqrt(variance + 1e-5) + self.shift
 
 
+class ModernAttention(nn.Module):
+    """nanochat's and Llama's: norms of queries and keys, and two halves of each head that turn, put together again."""
+
+    def __init__(self, d: int, heads: int, T: int):
+        super().__init__()
+        self.heads = heads
+        self.queries, self.keys, self.values, self.out = (nn.Linear(d, d, bias=False) for _ in range(4))
+        self.q_norm, self.k_norm = (nn.RMSNorm(d // heads, eps=1e-6) for _ in range(2))
+        frequencies = 10_000.0 ** -(torch.arange(0, d // heads, 2) * heads / d)
+        angles = torch.arange(T)[:, None] * frequencies
+        self.register_buffer("cosines", angles.cos()[:, None])
+        self.register_buffer("sines", angles.sin()[:, None])
+
+    def turn(self, x: torch.Tensor) -> torch.Tensor:
+        one, other = x.chunk(2, dim=-1)
+        return torch.cat([one * self.cosines - other * self.sines, other * self.cosines + one * self.sines], dim=-1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        B, T, d = x.shape
+        q, k, v = (part(x).view(B, T, self.heads, -1) for part in (self.queries, self.keys, self.values))
+        q, k = self.turn(self.q_norm(q)), self.turn(self.k_norm(k))
+        y = F.scaled_dot_product_attention(*(part.transpose(1, 2) for part in (q, k, v)), is_causal=True)
+        return self.out(y.transpose(1, 2).contiguous().view(B, T, d))
+
+
+class Gated(nn.Module):
+    """Llama's network: two layers, one of which gates the other."""
+
+    def __init__(self, d: int, width: int):
+        super().__init__()
+        self.gate, self.up = (nn.Linear(d, width, bias=False) for _ in range(2))
+        self.down = nn.Linear(width, d, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down(F.silu(self.gate(x)) * self.up(x))
+
+
 def network(d: int, activation: nn.Module) -> nn.Module:
     return nn.Sequential(nn.Linear(d, 4 * d), activation, nn.Linear(4 * d, d))
 
@@ -144,6 +181,16 @@ def nanogpt(s: Shape) -> nn.Module:
         return Residual(nn.LayerNorm(s.d), attention, nn.LayerNorm(s.d), network(s.d, nn.GELU()))
 
     return Decoder(s, [block() for _ in range(s.L)], nn.LayerNorm(s.d), tied=True)
+
+
+def modern(s: Shape) -> nn.Module:
+    width = GPTConfig(s.L, s.heads, s.d, s.T, s.V, mlp="swiglu").mlp_width
+
+    def block() -> nn.Module:
+        norms = [nn.RMSNorm(s.d, eps=1e-6) for _ in range(2)]
+        return Residual(norms[0], ModernAttention(s.d, s.heads, s.T), norms[1], Gated(s.d, width))
+
+    return Decoder(s, [block() for _ in range(s.L)], nn.RMSNorm(s.d, eps=1e-6), tied=True)
 
 
 def raschka(s: Shape, fused: bool) -> nn.Module:
@@ -171,6 +218,7 @@ MODELS: dict[str, Callable[[Shape], nn.Module]] = {
     "ours, tanh": lambda s: GPT(GPTConfig(s.L, s.heads, s.d, s.T, s.V, activation="gelu_tanh")),
 }
 DEFAULT = list(MODELS)
+MODELS["plain, modern"] = modern  # written as nanochat and Llama are: learned positions come on top
 SWITCHES: dict[str, dict[str, Any]] = {
     "rmsnorm": {"norm": "rmsnorm"},
     "rotary": {"position": "rotary"},

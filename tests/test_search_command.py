@@ -348,3 +348,22 @@ def test_list_spaces_shows_every_range_and_the_reference(preset):
         assert f"{name}: training loop {space.version}" in text
         for parameter, distribution in space.ranges(PRESETS[preset]).items():
             assert f"{parameter:16} {distribution}; baseline " in text
+
+
+@pytest.mark.slow
+def test_a_search_at_equal_time_and_its_winner(byte_files, run_name):
+    train, val = byte_files
+    data = ["--train_file", train, "--val_file", val]
+    flags = ["--budget_seconds", "6s", "--choices", "batch_size=2,16", "optimizer=adamw,muon", "--num_samples", "6"]
+    done = run_command_line("tune/search.py", *data, *flags, "--space", "v1", "--rungs", "0.25:2", "--name", run_name)
+    assert done.returncode == 0, done.stderr
+    trials = pd.read_csv(RUNS / run_name / "trials.csv", dtype={"trial_id": str})
+    ended = trials[trials["status"] == "completed"]
+    assert len(ended) > 1 and set(trials["status"]) <= {"completed", "paused"}
+    assert ended["tokens_seen"].nunique() > 1  # each as many as it could
+    events = [json.loads(line) for line in (RUNS / run_name / "journal.jsonl").read_text().splitlines()]
+    reports = [event for event in events if event["event"] == "report"]
+    assert {event["budget_seconds"] for event in reports} <= {round(6.016 * part / 32, 6) for part in range(33)}
+    assert any(event["event"] == "resume" for event in events)
+    more = run_command_line("myllm/training/trainer.py", *data, "--config", RUNS / run_name / "best_config.json")
+    assert more.returncode == 0 and more.stdout.count("val_loss") == 32, more.stderr
