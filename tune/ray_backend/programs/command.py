@@ -162,12 +162,16 @@ class CommandSegment:
                 if self.saves_first is None:
                     self.saves_first = bool(seen.files) and seen.files != self.at_start
                 step = seen.report["step"] if isinstance(seen.report["step"], int) else step
-                if (yield seen.report | {"train_seconds": self.seconds_before + seen.seconds}) == "save":
+                if (yield self._timed(seen)) == "save":
                     self._save(seen)
                     yield None
             self.process.check()
         finally:
             self.process.stop(END_SECONDS if step + 1 >= self.budget else 0.0)
+
+    def _timed(self, seen: Seen) -> dict[str, Any]:
+        """A report with the seconds that the trial has trained, over all segments."""
+        return seen.report | {"train_seconds": self.seconds_before + seen.seconds}
 
     def _next(self) -> Seen | None:
         """The next report; None where the program has ended. Raises ProgramError where none comes for too long."""
@@ -201,7 +205,7 @@ class CommandSegment:
         while seen := self.process.next(0.0):
             self.queue.append(seen)
         if self.queue and any(self.folder.iterdir()):
-            (self.folder / PENDING).write_text(json.dumps([seen.report for seen in self.queue]))
+            (self.folder / PENDING).write_text(json.dumps([self._timed(seen) for seen in self.queue]))
 
     def _is_settled(self) -> bool:
         """True if nothing changes in the checkpoint for SETTLE_SECONDS, and no process of the program has it open."""
