@@ -17,7 +17,7 @@ from myllm.models.model_check import choose_model
 from myllm.presets import Preset, get_preset
 from myllm.system.errors import InputError, warn
 from myllm.training.gpu import pick_device
-from myllm.training.hparam_transfer import Transfer, rescaled_rate, search_command, transferred
+from myllm.training.hparam_transfer import Transfer, carried, search_command, transferred
 from myllm.training.optimizers import check_optimizers
 from myllm.training.options import training_flags
 from myllm.training.parallel import ProcessGroup
@@ -73,9 +73,9 @@ def build_run(given: dict[str, Any], start: StartConfig, device: str, group: Pro
     if isinstance(model, CustomModelConfig):
         check_optimizers(model, [training])
     train_windows, val_windows = open_windows(given, start, files, name, tokenizer, training)
-    if "train" in start.values and "learning_rate" not in given:
-        training, change = rescaled_rate(start.values, training, model)
-        rescaled += [change] if change else []
+    if "train" in start.values:
+        training, changes = carried(start.values, training, model, preset, len(train_windows), given)
+        rescaled += changes
     return RunSetup(Run(model, training, train_windows, val_windows, pick_device(device), group), name, tokenizer, rescaled)
 
 
@@ -160,8 +160,8 @@ def print_rescaled(setup: RunSetup, start: StartConfig, given: dict[str, Any]) -
     times = tokens / before if before and "learning_rate" not in given else 1.0
     for change in setup.rescaled:
         print(f"rescaled: {change}")
-    if not 0.5 < times < 2:
-        print(f"kept: the learning rate, for {times:.3g} times the tokens: published laws disagree in sign")
+    if not 0.5 < times < 2 and not any(change.name == "learning_rate" for change in setup.rescaled):
+        print(f"kept: the learning rate, for {times:.3g} times the tokens: no law of the tokens holds below 10M parameters")
     elif not setup.rescaled:
         return
     kept = ", ".join(f"{name} {getattr(run.config, name):.4g}" for name in ("clip_norm", "warmup_ratio", "weight_decay"))
