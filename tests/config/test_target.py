@@ -9,7 +9,7 @@ from myllm.system.errors import InputError
 from myllm.text.format import parse_amount
 from tune.config.options import SearchOptions
 from tune.config.resolve import resolve_search
-from tune.config.spec import SearchSpec
+from tune.config.spec import read_search
 from tune.estimate import ladder as estimate
 from tune.estimate.ladder import resolve_target
 from tune.ladder.rule import LadderScheduler
@@ -41,6 +41,7 @@ def ladder(byte_files, tmp_path):
         ({"target": ["micro"], "target_tokens": 10**6, "target_seconds": 60.0}, "both say how long"),
         ({"target": ["micro"], "num_samples": 20}, "--num_samples does not go with --target"),
         ({"target": ["micro"], "range": ["learning_rate=1e-4:1e-2"]}, "--range does not go with --target"),
+        ({"target": ["micro"], "budget_seconds": 9.0}, "--budget_seconds does not go with --target"),
         ({"target": ["micro"], "target_share": 1.5}, "--target_share is 1.5; it must be a share"),
         ({"target": ["n_layer=4", "dropout=1"], "target_tokens": 10**6}, "dropout is 1.0"),
         ({"target": ["block_size=64"], "target_tokens": 10**6}, "block_size is no setting that grows with the model"),
@@ -55,10 +56,15 @@ def test_what_is_wrong_is_said_in_one_line(flags, complaint, byte_files):
     assert "\n" not in str(error.value)
 
 
+def test_a_program_of_ones_own_has_no_ladder():
+    with pytest.raises(InputError, match="--target does not go with --command"):
+        start({"target": ["micro"], "command": "train.py --lr {lr}", "range": ["lr=1e-4:1e-2"], "budget": 9})
+
+
 def test_a_ladder_is_written_and_read_as_it_was(ladder, tmp_path):
     spec = ladder()
     spec.write(tmp_path)
-    assert SearchSpec.read(tmp_path) == spec
+    assert read_search(tmp_path) == spec
     assert isinstance(spec.scheduler(), LadderScheduler)
     level = spec.ladder.levels[0]
     config = level.settings | {"learning_rate": 1e-3, "batch_size": 2, "budget_tokens": level.tokens, "warmup_ratio": 0.02}

@@ -6,7 +6,7 @@ import pytest
 from harness import FaultSearch, assert_same
 
 from tune.config.options import SearchOptions
-from tune.config.spec import SearchSpec
+from tune.config.spec import read_search
 from tune.estimate.ladder import resolve_target
 
 SIZE = ("n_layer=4", "n_head=4", "n_embd=32")
@@ -30,7 +30,7 @@ class FaultLadder(FaultSearch):
 def test_kills_in_each_phase_change_nothing(byte_files, tmp_path):
     whole, broken = (FaultLadder(tmp_path / name, byte_files) for name in ("whole", "broken"))
     whole.finish(timeout=900)
-    plan = SearchSpec.read(whole.folder).ladder
+    plan = read_search(whole.folder).ladder
     below = sum(level.runs for level in plan.levels[: plan.top])
     phases = {"spread": 2, "fit": below - 1, "top": below + 1, "twice": below + 2, "stability": plan.trials - 1}
     for phase, begun in phases.items():

@@ -34,6 +34,8 @@ def check_flags(options: SearchOptions) -> None:
         if alone:
             raise InputError(f"--{alone} says how the target is trained; name it, too: --target PRESET or n_layer=... ")
         return
+    if options.is_own_program:
+        raise InputError("--target does not go with --command or --trainable: a ladder knows the built-in training's sizes")
     usual = SearchOptions()
     if beside := [name for name in NOT_BESIDE if getattr(options, name) != getattr(usual, name)]:
         raise InputError(
