@@ -68,7 +68,8 @@ def optuna_study(sampler: str, pruner: str, marks: int, seed: int) -> Any:
         pruning = optuna.pruners.NopPruner()
     else:
         pruning = optuna.pruners.SuccessiveHalvingPruner(min_resource=first, reduction_factor=factor)
-    return optuna.create_study(sampler=samplers[sampler](seed=seed), pruner=pruning)
+    name = f"{sampler} {seed}"  # Hyperband draws its brackets from it
+    return optuna.create_study(sampler=samplers[sampler](seed=seed), pruner=pruning, study_name=name)
 
 
 def play_optuna(curves: Curves, trainings: float, slots: int, order: int, sampler: str, pruner: str) -> dict[str, Any]:

@@ -145,3 +145,30 @@ def test_the_studies_of_cost_run(script):
     assert done.returncode == 0, done.stderr
     rows = [line for line in done.stdout.splitlines() if line.startswith("| ")]
     assert len(rows) == (5 if script == "overhead" else 3), done.stdout
+
+
+def dense_curves():
+    """60 configurations whose loss falls with the logarithm of the rate, at 16 marks; two seeds."""
+    rates = np.geomspace(1e-4, 1e-2, 60)
+    configs = tuple({"learning_rate": rate, "batch_size": 2 ** (index % 3)} for index, rate in enumerate(rates))
+    levels = 3 - np.linspace(0, 1, 60)[:, None, None] + np.zeros((60, 2, 16)) + np.linspace(1, 0, 16)
+    return Curves(configs, levels, tuple(range(100, 1700, 100)))
+
+
+@pytest.mark.parametrize(("sampler", "pruner"), [("tpe", "sh16"), ("random", "none"), ("multivariate", "hyperband")])
+def test_optuna_plays_on_a_dense_table_within_its_time(sampler, pruner):
+    found = load("dense").play_optuna(dense_curves(), 3, 2, 0, sampler, pruner)
+    most = 6 if pruner == "none" else 60
+    assert 2 <= found["ended"] <= 6 and found["ended"] <= found["begun"] <= most + 2  # two are under way at the end
+    assert 2 <= found["pick"] <= 3 and found == load("dense").play_optuna(dense_curves(), 3, 2, 0, sampler, pruner)
+
+
+def test_searches_on_dense_tables_are_played_once_and_kept(tmp_path):
+    dense = load("dense")
+    options = SearchOptions(time_budget=1.0, replicate_best=0)
+    asked = "ours", "now", dense_curves(), "made", 4, 3, 2, options
+    first, counts = dense.regrets(dense.Cache(tmp_path / "c.jsonl"), *asked)
+    lines = (tmp_path / "c.jsonl").read_text().splitlines()
+    again, _ = dense.regrets(dense.Cache(tmp_path / "c.jsonl"), *asked)
+    assert len(lines) == 3 and (tmp_path / "c.jsonl").read_text().splitlines() == lines and (first == again).all()
+    assert first.mean() < 0.3 and (counts[:, 1] >= 1).all()
