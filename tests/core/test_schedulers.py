@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from myllm.system.errors import InputError
 from tune.core.decision_config import DECISIONS
 from tune.core.events import REPORTED, Reported
-from tune.core.ranking import ranking
+from tune.core.ranking import by_expected_final_loss, expected_final_loss, ranking
 from tune.core.schedulers import SCHEDULERS, geometric_rungs, parse_rungs
 from tune.core.schedulers.asha import Asha
 from tune.core.schedulers.base import Clock, Replicate, Resume, Start
@@ -166,6 +166,21 @@ def trials_of(losses):
             for tokens, loss in reports.items():
                 trials.apply(report(trial_id, tokens, loss, "pause"))
     return trials
+
+
+def test_a_seed_on_its_way_counts_with_what_it_is_expected_to_end_at():
+    lucky, sound = [{800: 3.0, BUDGET: 1.0}, {800: 3.4}], [{800: 3.0, BUDGET: 1.1}, {800: 3.0}]
+    trials = trials_of([lucky, sound])
+    lost = 1.95  # from there to the end, on average
+    assert trials.mean_change_from(800) == pytest.approx(-lost)
+    assert expected_final_loss(trials.by_id["t00000"], trials) == pytest.approx((1.0 + 3.4 - lost) / 2)
+    assert [trial.trial_id for trial in by_expected_final_loss(trials)] == ["t00001", "t00000"]
+    assert ranking(trials)[1][0].trial_id == "t00001"
+    too_early = trials_of([[{400: 3.0, BUDGET: 1.0}, {400: 9.0}], [{400: 3.0, BUDGET: 1.1}]])
+    assert ranking(too_early)[1][0].trial_id == "t00000"
+    # Nor at a rung: there the one that is looked at again would be behind those that were not.
+    rung = trials_of([[{400: 3.0, 800: 2.0}, {400: 3.4}], [{400: 3.0, 800: 2.1}]])
+    assert ranking(rung)[1][0].trial_id == "t00000"
 
 
 def test_a_lucky_pair_of_seeds_is_behind_what_three_seeds_say():

@@ -11,8 +11,8 @@ class DecisionConfig:
     """share of the budget at which configurations are compared; "one rung": three rungs did no better"""
     finishing_share: float = 1 / 3
     """share of the tokens that finishes configurations; "one rung": a half does no better where configurations are many"""
-    explored_first_trainings: float = 2.0
-    """full trainings' worth of tokens, of all workers, before finishing has its share; "one rung": 0 is worse"""
+    explored_first_trainings: float = 4.0
+    """full trainings' worth of tokens, of all workers, before finishing has its share; "one rung": 0, 1 and 2 are worse"""
     compared: int = 4
     """configurations at the last rung before suggestions begin; "what the constants are worth\""""
     seeds_at_rung: int = 2

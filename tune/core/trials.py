@@ -98,6 +98,8 @@ class Trials:
         self.count_by_rung: Counter[tuple[int, str]] = Counter()
         """(tokens_seen, source) -> number of trials with a loss there"""
         self.cache: dict[Any, Any] = {}  # values that a rule computed and that no later event can change
+        self._changes: dict[int, tuple[float, int]] = {}
+        """tokens_seen -> (sum of the changes of the loss from there to the full budget, number of trials)"""
         self._ranked: defaultdict[int, list[Trial]] = defaultdict(list)
         for event in events:
             self.apply(event)
@@ -197,9 +199,18 @@ class Trials:
         if trial.source in (SAMPLED, SUGGESTED):
             bisect.insort(self._ranked[tokens], trial, key=lambda other: other.losses[tokens])
         if tokens >= trial.budget_tokens:
+            if trial.source not in (REPLICATE, AUDIT):
+                for mark, before in trial.losses.items():
+                    total, count = self._changes.get(mark, (0.0, 0))
+                    self._changes[mark] = total + trial.losses[tokens] - before, count + 1
             self._set(trial, COMPLETED)
         elif event.decision != CONTINUE:
             self._set(trial, PAUSED if event.decision == PAUSE else STOPPED)
+
+    def mean_change_from(self, tokens: int) -> float:
+        """The mean change of the loss from `tokens` to the full budget, nats per token, over the trials that ended."""
+        total, count = self._changes.get(tokens, (0.0, 0))
+        return total / count if count else 0.0
 
     def _set(self, trial: Trial, status: str) -> None:
         trial.status = status

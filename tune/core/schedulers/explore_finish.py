@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from tune.core.decision_config import DECISIONS, DecisionConfig
-from tune.core.ranking import by_final_loss
+from tune.core.ranking import by_expected_final_loss
 from tune.core.schedulers.base import Action, Clock, Replicate, Resume, Scheduler, Start, replicate
 from tune.core.trials import REPLICATE, RUNNING, SAMPLED, SUGGESTED, Trial, Trials
 
@@ -36,7 +36,7 @@ class ExploreThenFinish(Scheduler):
         reserve = int(max(0.0, self.config.finishing_share * shared) / finish_tokens + 1e-9) * finish_tokens
         yield from self._explore(trials, clock.left - reserve)
         yield from self._finish(trials, clock)
-        yield replicate(by_final_loss(trials), trials, clock, self.config.seeds, self.config.seeds)
+        yield replicate(by_expected_final_loss(trials), trials, clock, self.config.seeds, self.config.seeds)
 
     def _without_end(self, trials: Trials, clock: Clock) -> Steps:
         """The steps of a search that does not know its end: exploring and finishing take turns."""
@@ -48,7 +48,7 @@ class ExploreThenFinish(Scheduler):
         yield from self._explore(trials, clock.left)
         yield from self._finish(trials, clock)
         if not any(trial.source != REPLICATE for trial in trials.running.values()):
-            yield replicate(by_final_loss(trials)[:1], trials, clock, self.config.seeds, self.config.seeds)
+            yield replicate(by_expected_final_loss(trials)[:1], trials, clock, self.config.seeds, self.config.seeds)
 
     def _explored_first(self, trials: Trials) -> float:
         """The tokens, of all workers, before finishing has its share."""
@@ -97,7 +97,7 @@ class ExploreThenFinish(Scheduler):
 
     def _finish(self, trials: Trials, clock: Clock) -> Steps:
         side, waiting = self._side_by_side(trials), self._waiting(trials, clock)
-        ended = by_final_loss(trials)
+        ended = by_expected_final_loss(trials)
         if len(ended) > 1 or not waiting:
             yield replicate(ended[:1], trials, clock, self.config.seeds, side)
         if clock.left < 2 * trials.budget_tokens:  # a new finisher could not get another seed in time
