@@ -355,6 +355,7 @@ def test_a_search_at_equal_time_and_its_winner(byte_files, run_name):
     train, val = byte_files
     data = ["--train_file", train, "--val_file", val]
     flags = ["--budget_seconds", "6s", "--choices", "batch_size=2,16", "optimizer=adamw,muon", "--num_samples", "6"]
+    flags += ["--set", "n_layer=1", "n_embd=16", "n_head=1", "block_size=32"]
     done = run_command_line("tune/search.py", *data, *flags, "--space", "v1", "--rungs", "0.25:2", "--name", run_name)
     assert done.returncode == 0, done.stderr
     trials = pd.read_csv(RUNS / run_name / "trials.csv", dtype={"trial_id": str})

@@ -15,6 +15,7 @@ from myllm.training.train import train
 from myllm.training.train_utils import generate, load_state, save_state
 from tune.config.options import SearchOptions
 from tune.config.overrides import check_space, parse_overrides, searched_space
+from tune.config.resolve import resolve_search
 
 GPT2 = GPTConfig(n_layer=2, n_head=4, n_embd=32, block_size=16, vocab_size=101)
 MODERN = dict(norm="rmsnorm", position="rotary", mlp="swiglu", bias=False)
@@ -218,3 +219,21 @@ def test_every_preset_has_a_modern_one_of_its_size():
     for name in ("nano", "mini"):  # of about as many parameters
         counts = [sum(p.numel() for p in GPT(PRESETS[f"{name}{end}"].model(257)).parameters()) for end in ("", "-modern")]
         assert 0.9 < counts[1] / counts[0] < 1.1
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"choices": ("n_kv_head=1,3",)}, r"--choices n_kv_head=1,3: n_kv_head is 3; it must be a divisor of n_head \(2\)"),
+        ({"set": ("position=rotary", "n_embd=66")}, "--set position=rotary, --set n_embd=66: .* odd number of channels"),
+        ({"choices": ("mlp=gelu,relu",)}, "--choices mlp=gelu,relu: mlp is 'relu'"),
+        ({"set": ("qk_norm=yes",)}, "--set qk_norm=yes: 'yes' is neither true nor false"),
+        ({"set": ("muon_lr_ratio=2",)}, "--set muon_lr_ratio=2: only optimizer muon has it; add --set optimizer=muon"),
+        ({"choices": ("optimizer=adamw,sgd",)}, "--choices optimizer=adamw,sgd: optimizer is 'sgd'"),
+    ],
+    ids=str,
+)
+def test_what_can_not_be_searched_is_one_line_before_the_search(flags, words, byte_files, tmp_path):
+    train, val = ((str(path),) for path in byte_files)
+    with pytest.raises(InputError, match=words):
+        resolve_search(SearchOptions(train_file=train, val_file=val, budget_tokens=262144, **flags), tmp_path)
