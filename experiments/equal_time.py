@@ -32,7 +32,7 @@ from myllm.training.train import Run, mean_loss, train
 from tune.config.open_run import open_run
 from tune.config.options import SearchOptions
 from tune.config.resolve import resolve_search
-from tune.config.spec import RUNS_DIR, SearchSpec
+from tune.config.spec import RUNS_DIR, BuiltinSearch, read_search
 
 ROOT = Path(__file__).resolve().parent.parent
 FIVE: dict[str, dict[str, Any]] = {
@@ -58,13 +58,13 @@ def add(path: Path, row: dict[str, Any]) -> None:
     print("  ".join(f"{name} {format_value(value)}" for name, value in row.items()), flush=True)
 
 
-def spec_of(args: Any, **options: Any) -> SearchSpec:
+def spec_of(args: Any, **options: Any) -> BuiltinSearch:
     """The settings of a search on the data that the flags name."""
     files = {name: tuple(getattr(args, name)) for name in ("train_file", "val_file") if getattr(args, name)}
     return resolve_search(SearchOptions(budget_seconds=args.seconds, **files, **options), ROOT / "experiments" / "runs")
 
 
-def trained(search: SearchSpec, values: dict[str, Any], seed: int, seconds: float) -> tuple[Run, float]:
+def trained(search: BuiltinSearch, values: dict[str, Any], seed: int, seconds: float) -> tuple[Run, float]:
     """A configuration, trained for `seconds` on a seed, and its val_loss on 16 times the usual windows."""
     run = open_run(search, values, budget_tokens=None, budget_seconds=seconds, seed=seed)
     for _ in train(run):
@@ -105,7 +105,7 @@ def picks(args: Any, path: Path) -> None:
                         words += [f"--{name}", *getattr(args, name)] if getattr(args, name) else []
                     words += ["--max_concurrent", args.max_concurrent] if args.max_concurrent else []
                 subprocess.run([sys.executable, str(ROOT / "tune" / "search.py"), *map(str, words)], check=True)
-            found[kind] = SearchSpec.read(folder), json.loads((folder / "summary.json").read_text())["best"]["config"]
+            found[kind] = read_search(folder), json.loads((folder / "summary.json").read_text())["best"]["config"]
         done = {(row["search"], row["of"], row["unseen_seed"]) for row in rows_of(path) if "search" in row}
         for unseen in range(UNSEEN_SEED, UNSEEN_SEED + args.retrainings):
             for kind, (search, config) in found.items():

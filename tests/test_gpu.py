@@ -10,6 +10,7 @@ import torch
 from myllm.config import GPTConfig, TrainConfig
 from myllm.datasets.token_file import TokenFile
 from myllm.datasets.windows import Windows
+from myllm.presets import MODERN
 from myllm.training.gpu import resolve_dtype
 from myllm.training.run import Run
 from myllm.training.train import train
@@ -52,6 +53,18 @@ def test_recorded_steps_repeat_the_cpu_curve(windows):
     assert found == pytest.approx(expected, rel=1e-5)
     assert sorted(inputs[0] for inputs, *_ in run.recorder.recordings) == [2, 3]
     assert len(run.update_recorder.recordings) == 1
+
+
+@pytest.mark.gpu
+def test_recorded_steps_of_muon_and_the_modern_block_repeat_the_cpu_curve(windows):
+    """Muon multiplies in bfloat16, whose sums differ between devices."""
+    shape = dataclasses.replace(SHAPE, **MODERN, n_kv_head=1, tied=False)
+    curves = []
+    for device in ("cpu", "cuda"):
+        run = Run(shape, dataclasses.replace(CONFIG, optimizer="muon"), windows, windows, device)
+        curves.append([report.val_loss for report in train(run)])
+    assert curves[1] == pytest.approx(curves[0], abs=0.02)
+    assert run.update_recorder.records and len(run.update_recorder.recordings) == 1
 
 
 @pytest.mark.gpu

@@ -154,12 +154,12 @@ def suffixes(sources: Iterable[Source | None]) -> set[str]:
 def print_rescaled(setup: RunSetup, start: StartConfig, given: dict[str, Any]) -> None:
     """Prints what differs from the start configuration, what does not, and the command that would search again."""
     run, config = setup.run, start.values
-    if run.pace:
-        return  # how many tokens the time makes is not known yet
     tokens, before = run.total_steps * run.config.tokens_per_step, config.get("train", {}).get("budget_tokens")
     times = tokens / before if before and "learning_rate" not in given else 1.0
     for change in setup.rescaled:
         print(f"rescaled: {change}")
+    if run.pace:
+        return  # how many tokens the time makes is not known yet
     if not 0.5 < times < 2 and not any(change.name == "learning_rate" for change in setup.rescaled):
         print(f"kept: the learning rate, for {times:.3g} times the tokens: no law of the tokens holds below 10M parameters")
     elif not setup.rescaled:
