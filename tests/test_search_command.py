@@ -224,7 +224,7 @@ def test_bad_input_is_one_line_and_exit_code_2_before_ray_starts(byte_files, tmp
         (["--preset", "huge"], "--preset 'huge'"),
         (["--space", "v9"], "--space 'v9'"),
         (["--scheduler", "magic"], "--scheduler 'magic'"),
-        ([*data, "--budget_tokens", "1000"], "at least 16384"),
+        ([*data, "--budget_tokens", "1000"], "at least 2048"),
         ([*data, "--gpus_per_trial", "99"], "--gpus_per_trial is 99"),
         ([*data, "--cpus_per_trial", "9999"], "--cpus_per_trial is 9999"),
         (["--num_samples", "0"], "--num_samples is 0"),
