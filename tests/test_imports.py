@@ -25,7 +25,7 @@ TUNE = {
     "reporting": ("core", "ladder", "store", "config", "analysis"),
     "report": ("core", "store", "config", "analysis", "reporting"),
     "search": ("core", "store", "config", "analysis", "estimate", "monitor", "ray_backend", "reporting", "report"),
-    "__init__": ("analysis",),
+    "__init__": ("reporting", "search"),
 }
 MYLLM = {
     "__init__": (),

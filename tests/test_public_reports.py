@@ -22,7 +22,7 @@ from myllm.datasets.windows import BatchStream, Windows
 from myllm.system.errors import InputError
 from myllm.training.train import mean_loss, train
 from myllm.training.train_utils import load_state, save_state
-from tune.search import resume
+from tune.ray_backend.begin import resume
 
 
 def weights(run):

@@ -127,7 +127,7 @@ def test_interrupted_and_resumed_equals_never_stopped(small, run_name):
 
 
 def test_on_resume_what_is_meant_counts_not_how_it_is_written(byte_files, tmp_path, monkeypatch):
-    monkeypatch.setattr("tune.search.cache_dir", lambda: tmp_path / "cache")
+    monkeypatch.setattr("tune.ray_backend.begin.cache_dir", lambda: tmp_path / "cache")
     train, val = map(str, byte_files)
     options = dict(range=("learning_rate=1e-4:3e-3", "dropout=0:0.3"), choices=("batch_size=8,16",), set=("beta1=0.8",))
     search = resolve_search(
@@ -290,7 +290,7 @@ class Started(Exception):
 
 
 def test_two_searches_of_one_second_have_folders_of_their_own(byte_files, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("tune.search.cache_dir", lambda: tmp_path / "cache")
+    monkeypatch.setattr("tune.ray_backend.begin.cache_dir", lambda: tmp_path / "cache")
     monkeypatch.setattr("time.strftime", lambda form: "20260101-000000")
     train, val = ([str(path)] for path in byte_files)
     given = {"train_file": train, "val_file": val, "budget_tokens": 262144, "storage_path": str(tmp_path)}

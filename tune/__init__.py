@@ -1,20 +1,25 @@
 """Chooses hyper-parameters. Imports myllm; the only place that imports ray.
 
-`from tune import load_run` gives the tables of a run folder for pandas; see tune.analysis.results.load_run.
+`from tune import run_search, resume_search, load_run` is all that a script or notebook needs.
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tune.analysis.results import load_run
+    from tune.reporting.run import Run, load_run
+    from tune.search import resume_search, run_search
 
-__all__ = ["load_run"]
+__all__ = ["Run", "load_run", "resume_search", "run_search"]
 
 
 def __getattr__(name: str) -> Any:
-    """Imports `load_run` when it is first asked for (PEP 562): `import tune` stays quick."""
-    if name != "load_run":
-        raise AttributeError(f"module 'tune' has no attribute {name!r}")
-    from tune.analysis.results import load_run
+    """Imports a name of `__all__` when it is first asked for (PEP 562): `import tune` stays quick."""
+    if name in ("Run", "load_run"):
+        from tune.reporting.run import Run, load_run
 
-    return load_run
+        return {"Run": Run, "load_run": load_run}[name]
+    if name in ("run_search", "resume_search"):
+        from tune.search import resume_search, run_search
+
+        return {"run_search": run_search, "resume_search": resume_search}[name]
+    raise AttributeError(f"module 'tune' has no attribute {name!r}")

@@ -114,6 +114,7 @@ def main() -> None:
     parser = Parser(prog="report.py", description="Prints a run's summary and rewrites its report; several: compares.")
     parser.add_argument("runs", nargs="+", metavar="run", help="run folder, experiments/runs/NAME")
     parser.add_argument("--open", action="store_true", help="show the page in the browser")
+    parser.add_argument("--json", action="store_true", help="print the summary, or an error, as JSON and nothing else")
     parser.add_argument("--behind", action="store_true", help="print nothing, and let all others go first")
     args = parser.parse_args()
     folders = [Path(os.path.realpath(run)) for run in args.runs]
@@ -129,7 +130,7 @@ def main() -> None:
         if args.behind:
             (folders[0] / LOG).unlink(missing_ok=True)
         else:
-            print(said)
+            print((folders[0] / "summary.json").read_text("utf-8").rstrip() if args.json else said)
         page = folders[0] / "report.html"
     else:
         from tune.reporting.compare import compare

@@ -1,4 +1,7 @@
-"""Command line of the search: `python tune/search.py --space v2`, and `--resume DIR` to go on with a run."""
+"""Command line of the search: `python tune/search.py --space v2`, and `--resume DIR` to go on with a run.
+
+`from tune import run_search` is the same search for scripts and notebooks.
+"""
 
 import os
 import sys
@@ -8,220 +11,39 @@ if __name__ == "__main__":
 
 import myllm.system.imports
 
-myllm.system.imports.check_imports()
+if __name__ == "__main__":  # a script that imports this module must not be ended
+    myllm.system.imports.check_imports()
 
 from tune.ray_backend.start import RayRuntime
 
 RUNTIME = RayRuntime() if __name__ == "__main__" else None  # the search's time begins here
 
 import contextlib
-import dataclasses
 import functools
 import importlib.util
-import itertools
-import time
-from collections.abc import Iterator
+import inspect
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ParamSpec
 
-from myllm.datasets.data_paths import is_builtin
-from myllm.models.custom_model import CustomModelConfig, absolute, is_changed
-from myllm.system.errors import InputError, RunError, run_command
-from myllm.system.files import cache_dir
-from myllm.system.machine import available_cpus, gpu_names, refuse_torchrun
-from myllm.text.commands import command, shown_path
-from myllm.text.durations import duration
+from myllm.system.errors import INTERRUPTED, InputError, RunError, run_command
+from myllm.system.machine import refuse_torchrun
+from myllm.text.commands import command
 from tune.config import overrides
-from tune.config.command_line import DATA_FLAGS, RESUME_FLAGS, parse_args, read_experiment
-from tune.config.options import AUTO, SearchOptions
+from tune.config.command_line import option_values, parse_args
+from tune.config.options import SearchOptions
 from tune.config.resolve import Resources
-from tune.config.spec import RUNS_DIR, BuiltinSearch, ProgramSearch, SearchSpec, read_search
-from tune.core.trials import UNLIMITED_TRIALS
-from tune.ray_backend.cluster import join_cluster
-from tune.ray_backend.preflight import check_machine, check_writable, runs_dir
+from tune.config.spec import SearchSpec
+from tune.ray_backend.begin import estimate, make_folder, resume, start
+
+if TYPE_CHECKING:
+    from tune.reporting.run import Run
 
 # What takes long to import comes where it is used: --help and most errors need none of it.
 
-SHORTEST_SEARCH = 10  # seconds of --time_budget
-WORTH_A_FORECAST = 300.0  # seconds of --time_budget; it takes ten to time a few steps, and these are not the search's
-
-
-def start(given: dict[str, Any]) -> tuple[Path, SearchSpec]:
-    """A new run's folder, which is not made yet, and its checked settings."""
-    experiment = given.pop("experiment", None)
-    values = overrides.merge(read_experiment(experiment, given) if experiment else {}, given)
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-    if is_own := any(values.get(name) is not None for name in ("command", "trainable")):
-        from tune.config.resolve_program import program_options
-
-        values = program_options(values)
-    values["warm_start"] = tuple(os.path.abspath(path) for path in values.get("warm_start", ()))
-    function = functools.partial(absolute, flag="--trainable", kind="function")
-    for name, resolved in (("model", absolute), ("trainable", function), ("storage_path", os.path.expanduser)):
-        values |= {name: resolved(values[name])} if values.get(name) else {}
-    options = SearchOptions(**values)
-    if (seconds := options.time_budget) and seconds < SHORTEST_SEARCH:
-        raise InputError(
-            f"--time_budget is {seconds:g} s; it must be {SHORTEST_SEARCH} or more: the start takes some of them"
-        )
-    of = Path(options.trainable.rpartition(":")[0]).stem if options.trainable else f"{options.preset}-{options.space}"
-    name = options.name or f"{'command' if options.command else of}-{time.strftime('%Y%m%d-%H%M%S')}"
-    local = options.storage_path if options.storage_path and "://" not in options.storage_path else None
-    run_dir = (Path(os.path.realpath(local)) if local else runs_dir(RUNS_DIR)) / name
-    if options.name and os.path.lexists(run_dir):
-        raise name_taken(run_dir)
-    from tune.config.ladder import check_flags
-    from tune.config.resolve import resolve_search
-    from tune.config.resolve_program import resolve_program
-    from tune.config.warm_start import warm_start_trials
-
-    check_flags(options)
-    if options.target:
-        from tune.estimate.ladder import resolve_target
-
-        return run_dir, resolve_target(options, cache_dir())
-    spec = resolve_program(options) if is_own else resolve_search(options, cache_dir())
-    return run_dir, dataclasses.replace(spec, warm_start=warm_start_trials(spec))
-
-
-def name_taken(run_dir: Path) -> InputError:
-    """The error of a --name whose folder exists."""
-    again = command("tune/search.py", "--resume", run_dir)
-    return InputError(f"--name {run_dir.name}: {run_dir} exists; go on with: {again}; or choose another name")
-
-
-def make_folder(run_dir: Path, spec: SearchSpec) -> tuple[Path, SearchSpec]:
-    """Makes a new run's folder, and notes its name. Without --name it is the next free one if `run_dir` exists by now."""
-    for suffix in itertools.chain([""], (f"-{number}" for number in itertools.count(2))):
-        folder = run_dir.with_name(run_dir.name + suffix)
-        with contextlib.suppress(FileExistsError):
-            folder.mkdir(parents=True)
-            break
-        if spec.options.name:
-            raise name_taken(run_dir)
-    if folder != run_dir:
-        print(f"note: {run_dir.name} is taken; this search is in {shown_path(folder)}")
-    return folder, dataclasses.replace(spec, options=dataclasses.replace(spec.options, name=folder.name))
-
-
-def resume(given: dict[str, Any]) -> tuple[Path, SearchSpec]:
-    """The run folder to go on with, and its settings with what may change."""
-    from tune.config.ladder import check_flags
-    from tune.config.resolve import check_comparable
-
-    run_dir = Path(os.path.realpath(given.pop("resume")))
-    trusted = given.pop("allow_other_owner", False)
-    search = read_search(run_dir)
-    owner = run_dir.stat().st_uid
-    if owner != os.getuid() and not trusted:
-        raise InputError(
-            f"{run_dir} belongs to another user (id {owner}); look at what is in it, then resume with --allow_other_owner"
-        )
-    before = search.options
-    given |= {"model": absolute(given["model"])} if "model" in given else {}
-    for flag, value in given.items():
-        if flag not in (*RESUME_FLAGS, *DATA_FLAGS) and not is_kept(search, flag, value):
-            raise InputError(
-                f"--{flag} can't change on --resume, it is {getattr(before, flag, None)}: "
-                "earlier trials could not be compared with later ones"
-            )
-    asked = before.num_samples or (before.trials if before.time_budget is None else 0)
-    if given.get("num_samples", asked) < asked:
-        raise InputError(f"--num_samples is {given['num_samples']}, the total; the run already asked for {asked}")
-    options = dataclasses.replace(before, **{flag: value for flag, value in given.items() if flag in RESUME_FLAGS})
-    check_flags(options)
-    moved = {flag: tuple(given[flag]) for flag in DATA_FLAGS if flag in given}
-    if isinstance(search, BuiltinSearch):
-        return run_dir, check_comparable(dataclasses.replace(search, options=options), cache_dir(), moved)
-    if moved:
-        raise InputError(
-            f"--{next(iter(moved))} belongs to the built-in training, and this search has a program of its own"
-        )
-    return run_dir, dataclasses.replace(search, options=options)
-
-
-def is_kept(search: SearchSpec, flag: str, value: Any) -> bool:
-    """True if the search already has this `value` of a flag; of a range that it is the same distribution."""
-    if flag not in overrides.FLAGS:
-        return getattr(search.options, flag, None) == (tuple(value) if isinstance(value, list) else value)
-    given = overrides.parse_overrides({flag: value}, search.model if isinstance(search, BuiltinSearch) else None)
-    return all(search.ranges.get(name) == one.values and search.fixed.get(name) == one.fixed for name, one in given.items())
-
-
-def program_notes(spec: SearchSpec, resumed: bool) -> Iterator[str]:
-    """Yields what the user should know of the training program before it runs."""
-    from tune.config import resolve_program
-
-    if resumed and spec.rule_has_changed:
-        yield f"{spec.options.scheduler} has changed since the search began; it goes on with today's rule, on its own rungs"
-    if isinstance(spec, BuiltinSearch):
-        if resumed and isinstance(spec.model, CustomModelConfig) and is_changed(spec.model):
-            yield f"{spec.model.source} has changed since the search began, which goes on with the code of then"
-    elif isinstance(spec, ProgramSearch):
-        if resumed and resolve_program.is_changed(spec):
-            then = "goes on with the code of then" if spec.options.trainable else "goes on with them as they are"
-            yield f"files of {spec.name} have changed since the search began, which {then}"
-        if not resumed:
-            yield from resolve_program.notes(spec)
-
-
-def estimate(
-    run_dir: Path, spec: SearchSpec, runtime: RayRuntime, resumed: bool, dry_run: bool
-) -> tuple[SearchSpec, Resources]:
-    """The settings with `auto` resolved, and each trial's resources. Prints the search's plan, and how long it takes."""
-    from tune.config.resolve import changed_code, resolve_resources
-
-    options = spec.options
-    if options.address is None:
-        check_machine()
-    available = join_cluster(options.address) if options.address else (available_cpus(), len(gpu_names()))
-    if AUTO in (options.cpus_per_trial, options.gpus_per_trial):
-        from tune.estimate.benchmark import resolve_auto
-
-        if not isinstance(spec, BuiltinSearch):
-            raise InputError(
-                "auto times steps of the built-in training; give numbers for --cpus_per_trial, --gpus_per_trial"
-            )
-        with runtime.before_the_search():
-            spec, found = resolve_auto(spec, *available)
-        print(found, flush=True)
-    resources = resolve_resources(spec.options, *available)
-    if options.budget_seconds and not resumed and options.address is None:
-        from tune.estimate.benchmark import check_budget_seconds
-
-        with runtime.before_the_search():
-            assert isinstance(spec, BuiltinSearch)
-            check_budget_seconds(spec, resources)
-    if resumed and (changes := changed_code(spec)):
-        print(f"note: the code has changed since the search began: {changes}")
-    for note in program_notes(spec, resumed):
-        print(f"note: {note}")
-    check_writable(run_dir, spec)
-    what = f"of {spec.name}" if isinstance(spec, ProgramSearch) else ""
-    if isinstance(spec, BuiltinSearch):
-        data = "the built-in corpus" if is_builtin(options.train_file) else " ".join(options.train_file)
-        what = f"of space {options.space}, preset {options.preset}, on {data}"
-        if spec.ladder:
-            from tune.estimate.ladder import plan_text
-
-            print(f"a ladder on {data}, {resources.workers} at once, in {shown_path(run_dir)}", flush=True)
-            with runtime.before_the_search():
-                print(plan_text(spec, resources, timed=dry_run or not resumed), flush=True)
-            return spec, resources
-    trials = f"{options.trials} trials"
-    if options.time_budget is not None and options.trials >= UNLIMITED_TRIALS:
-        trials = f"{duration(options.time_budget)} of trials"
-    print(
-        f"{trials} {what}: {spec.budget_text} a full training, {resources.workers} at once, in {shown_path(run_dir)}",
-        flush=True,
-    )
-    if isinstance(spec, BuiltinSearch) and (dry_run or (not resumed and (options.time_budget or 0) >= WORTH_A_FORECAST)):
-        from tune.estimate.benchmark import forecast
-        from tune.store.journal import read_journal
-
-        with runtime.before_the_search():
-            print(forecast(spec, resources, read_journal(run_dir) if resumed else ()), flush=True)
-    return spec, resources
+P = ParamSpec("P")
 
 
 @contextlib.contextmanager
@@ -233,8 +55,13 @@ def nothing_lost(again: str) -> Iterator[None]:
         raise RunError(f"{error}; nothing is lost: {again} goes on when that is mended") from None
 
 
-def search(run_dir: Path, spec: SearchSpec, resources: Resources, runtime: RayRuntime, resumed: bool) -> int:
-    """Runs the search and prints its summary; returns the exit code, 130 where the search was interrupted."""
+def search(
+    run_dir: Path, spec: SearchSpec, resources: Resources, runtime: RayRuntime, resumed: bool, behind: bool = False
+) -> tuple[Path, bool]:
+    """Runs the search, prints its summary and writes its report; returns its folder, and False if it was interrupted.
+
+    With `behind` a process of its own writes the whole report. Raises RunError where no trial has reported a loss.
+    """
     if not resumed:  # a resumed search may have nothing left to do
         run_dir, spec = make_folder(run_dir, spec)
         runtime.start(spec.options, resources)
@@ -251,35 +78,116 @@ def search(run_dir: Path, spec: SearchSpec, resources: Resources, runtime: RayRu
         more = "time_budget" if spec.options.time_budget else "num_samples"
         print(f"\nnote: nothing was left to do{'' if spec.ladder else f'; a larger --{more} goes on'}")
     with nothing_lost(again):  # a script may want the files, and end all that it left behind; a person waits for the prompt
-        (write_report_behind if sys.stdout.isatty() else write_report)(run_dir)
+        (write_report_behind if behind else write_report)(run_dir)
     print(f"\nreport: {(run_dir / 'report.html').as_uri()}")
     if not finished:
         print(f"interrupted; go on with: {again}")
-        return 130
-    if reason := nothing_reported(run_dir):
+    elif reason := nothing_reported(run_dir):
         raise RunError(reason)
-    return 0
+    return run_dir, finished
 
 
-def run(given: dict[str, Any], runtime: RayRuntime) -> int:
-    """Checks the `given` flags, searches, and reports; returns the exit code."""
-    if given.pop("list_spaces", False):
-        print(overrides.list_spaces(given.get("preset", SearchOptions.preset), given.get("budget_tokens")))
-        return 0
-    resumed, dry_run = "resume" in given, given.pop("dry_run", False)
+def prepared(
+    given: dict[str, Any], runtime: RayRuntime, dry_run: bool = False
+) -> tuple[Path, SearchSpec, Resources, RayRuntime, bool]:
+    """The arguments of `search` for the `given` options. Prints the search's plan. Raises InputError for a bad option."""
+    resumed = "resume" in given
     if not resumed and given.pop("allow_other_owner", False):
         raise InputError("--allow_other_owner belongs to --resume")
     run_dir, spec = resume(given) if resumed else start(given)
     if spec.options.dashboard and importlib.util.find_spec("aiohttp_cors") is None:
         raise InputError("--dashboard needs more of Ray: pip install 'ray[default]'")
     spec, resources = estimate(run_dir, spec, runtime, resumed, dry_run)
-    return 0 if dry_run else search(run_dir, spec, resources, runtime, resumed)
+    return run_dir, spec, resources, runtime, resumed
+
+
+def _run(given: dict[str, Any]) -> "Run":
+    """Searches for a caller in Python."""
+    from tune.ray_backend.signals import Interrupts
+    from tune.reporting.run import load_run
+
+    runtime = RayRuntime()
+    Interrupts.may_exit = False
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            folder, finished = search(*prepared(option_values(given), runtime))
+    finally:
+        Interrupts.may_exit = True
+        runtime.stop()
+    if not finished:
+        raise KeyboardInterrupt(f"the search in {folder} was interrupted; resume_search({str(folder)!r}) goes on")
+    return load_run(folder)
+
+
+def _with_options(options: Callable[P, object]) -> Callable[[Callable[..., "Run"]], Callable[P, "Run"]]:
+    """Gives a function of keywords the parameters of `options`, for editors and type checkers."""
+
+    def typed(function: Callable[..., "Run"]) -> Callable[P, "Run"]:
+        @functools.wraps(function)
+        def wrapped(*arguments: P.args, **values: P.kwargs) -> "Run":
+            return function(*arguments, **values)
+
+        wrapped.__signature__ = inspect.signature(options)  # type: ignore[attr-defined]  # read by editors and help()
+        return wrapped
+
+    return typed
+
+
+@_with_options(SearchOptions)
+def run_search(**options: Any) -> "Run":
+    """Searches with these options, which are the flags of tune/search.py, and returns the finished run.
+
+    Lists may be lists or single values, and times texts such as "5m". Progress and summary go to standard error. Raises
+    InputError for an option that can't be, RunError where the search can't go on, and KeyboardInterrupt after Ctrl-C: the
+    run's folder then resumes with `resume_search`.
+    """
+    return _run(options)
+
+
+def resume_search(run_dir: str | Path, **options: Any) -> "Run":
+    """Goes on with the search in `run_dir`, with any of the options that may change on --resume; returns the run.
+
+    Raises what `run_search` raises.
+    """
+    return _run({"resume": str(run_dir)} | options)
+
+
+def status(run_dir: Path) -> dict[str, Any]:
+    """The summary of a search as it stands, as summary.json has it, and "running": True while a process runs it."""
+    from tune.analysis.results import load
+    from tune.reporting.summarize import summarize
+    from tune.store.journal import is_running
+
+    return {"running": is_running(run_dir)} | asdict(summarize(run_dir, *load(run_dir)))
+
+
+def run(given: dict[str, Any], runtime: RayRuntime) -> int:
+    """Checks the `given` flags, searches, and reports; returns the exit code."""
+    as_json, dry_run = given.pop("json", False), given.pop("dry_run", False)
+    if given.pop("list_spaces", False):
+        print(overrides.list_spaces(given.get("preset", SearchOptions.preset), given.get("budget_tokens")))
+        return 0
+    if (asked := given.pop("status", None)) is not None:
+        from tune.reporting.run import load_run
+
+        found = status(Path(os.path.realpath(asked)))
+        now = "is running" if found["running"] else "is not running"
+        print(json.dumps(found, indent=2) if as_json else f"{load_run(asked)}\nthe search {now}")
+        return 0
+    with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+        arguments = prepared(given, runtime, dry_run)
+        if dry_run:
+            return 0
+        run_dir, finished = search(*arguments, behind=sys.stdout.isatty() and not as_json)
+    if as_json:
+        print((run_dir / "summary.json").read_text("utf-8"), end="")
+    return 0 if finished else INTERRUPTED
 
 
 def main() -> int:
-    refuse_torchrun("tune/search.py")
     runtime = RUNTIME or RayRuntime()
     try:
+        refuse_torchrun("tune/search.py")
         return run(parse_args(), runtime)
     finally:
         runtime.stop()

@@ -3,11 +3,13 @@
 import argparse
 import contextlib
 import errno
+import json
 import os
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
+INTERRUPTED = 130  # exit code after Ctrl-C
 DISK_ERRORS = {
     getattr(errno, name)
     for name in (
@@ -77,8 +79,18 @@ def one_line(message: object) -> str:
     return " ".join(str(message).splitlines())
 
 
+def code_and_text(error: InputError | RunError | OSError) -> tuple[int, str]:
+    """(exit code, one line) of an error. Raises an OSError again that the disk is not the cause of."""
+    if isinstance(error, InputError | RunError):
+        return 2 if isinstance(error, InputError) else 1, one_line(error)
+    if error.errno not in DISK_ERRORS:
+        raise error
+    where = f"{error.filename}: " if error.filename else ""
+    return 1, f"{where}{one_line(error.strerror)}"
+
+
 def run_command(main: Callable[[], int | None]) -> None:
-    """Runs a command's main(); an error of the user's becomes one line on stderr.
+    """Runs a command's main(); an error of the user's becomes one line on stderr, or with --json an object on stdout.
 
     Exit codes: 2 for an InputError, 1 for a RunError and for what the disk refuses, 130 for Ctrl-C, 141 where whoever
     read the output has gone (`| head`), as of a process that SIGPIPE ended. What a terminal can't show is escaped. A stream
@@ -100,16 +112,13 @@ def run_command(main: Callable[[], int | None]) -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the flush at exit has somewhere to go
         code = 141
-    except (InputError, RunError) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        code = 2 if isinstance(error, InputError) else 1
-    except OSError as error:
-        if error.errno not in DISK_ERRORS:
-            raise
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"error: {where}{one_line(error.strerror)}", file=sys.stderr)
-        code = 1
+    except (InputError, RunError, OSError) as error:
+        code, message = code_and_text(error)
+        if "--json" in sys.argv:
+            print(json.dumps({"error": {"code": code, "message": message}}))
+        else:
+            print(f"error: {message}", file=sys.stderr)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        code = 130
+        code = INTERRUPTED
     sys.exit(code)

@@ -8,13 +8,14 @@ from conftest import BUDGET, index_of, new_search
 from helpers import copied, search_of
 
 from tune.analysis.posterior import expected_losses
-from tune.analysis.results import load_run, write_best
+from tune.analysis.results import write_best
 from tune.core.ranking import ranking
 from tune.core.schedulers import SCHEDULERS
 from tune.core.schedulers.audit import WithAudit
 from tune.core.simulator import play
 from tune.report import write_report
 from tune.reporting.compare import compare
+from tune.reporting.run import load_run
 
 LOSSES = {
     "zero": lambda loss, number: 0.0,

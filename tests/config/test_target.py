@@ -13,7 +13,7 @@ from tune.config.spec import read_search
 from tune.estimate import ladder as estimate
 from tune.estimate.ladder import resolve_target
 from tune.ladder.rule import LadderScheduler
-from tune.search import resume, start
+from tune.ray_backend.begin import resume, start
 
 SIZE = ("n_layer=4", "n_head=4", "n_embd=64")
 

@@ -15,7 +15,7 @@ from tune.analysis.speed import fastest_alike, training_speeds
 from tune.config.command_line import read_experiment, read_text
 from tune.config.options import SearchOptions
 from tune.config.resolve import resolve_search
-from tune.config.spec import SearchSpec
+from tune.config.spec import read_search
 from tune.core.coordinator import Coordinator
 from tune.core.events import REPORTED, SessionStarted, from_json
 from tune.core.schedulers.base import Clock
@@ -81,7 +81,7 @@ def test_a_time_becomes_equal_parts_for_batches_of_any_size(resolved, tmp_path):
         config = search.train_config(search.baseline | {"batch_size": batch_size})
         assert config.budget_seconds == search.training.budget_seconds and config.budget_tokens is None
     search.write(tmp_path)
-    assert SearchSpec.read(tmp_path) == search
+    assert read_search(tmp_path) == search
 
 
 def test_what_is_said_twice_or_is_no_time_is_one_line(resolved, tmp_path):

@@ -20,13 +20,14 @@ from helpers import RECORDED, SCHEMA, copied
 from myllm.system.errors import InputError
 from tune.analysis.axes import Axis, Edge, edges
 from tune.analysis.response_surface import ResponseSurface
-from tune.analysis.results import UNITS, load, load_run
+from tune.analysis.results import UNITS, load
 from tune.core.clock import search_seconds
 from tune.core.events import Reported
 from tune.core.search_space import LINEAR, LOG_BELOW_ONE, Choice, Range
 from tune.report import write_report, write_report_behind
 from tune.reporting.compare import compare
 from tune.reporting.figures.base import ticks
+from tune.reporting.run import load_run
 from tune.reporting.summarize import judge, summarize
 from tune.reporting.summary import Best, Gain
 
@@ -64,7 +65,7 @@ def test_summary_json_of_a_recorded_search_is_the_one_it_was(report):
     former |= {"format": 2, "ladder": None, "baseline": former.pop("default"), "confidence": former.pop("trust")}
     former["trials"]["replicates"] = former["trials"].pop("repeats")
     former["best"]["compared_with"] = former["best"].pop("rivals")
-    former |= {"budget_seconds": None, "faster": None}
+    former |= {"budget_seconds": None, "faster": None, "program": None, "unit": "tokens"}
     former["cost"]["trainings"] = found["cost"]["tokens"] / found["budget_tokens"]
     former["verdict"] = former["verdict"].replace("default", "baseline")
     for step in found["next"]:
@@ -357,7 +358,7 @@ def test_the_example_notebook_runs(tmp_path):
 def test_load_run_is_imported_from_tune_and_nothing_else_is_at_first():
     code = (
         "import sys, tune; assert not {'numpy', 'pandas', 'tune.analysis'} & set(sys.modules), 'heavy'; "
-        "from tune import load_run; from tune.analysis import results; assert load_run is results.load_run"
+        "from tune import load_run; from tune.reporting import run; assert load_run is run.load_run"
     )
     done = run_command_line("-c", code)
     assert done.returncode == 0, done.stderr

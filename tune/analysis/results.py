@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
@@ -76,11 +75,10 @@ class RunTables:
     """a row a configuration that came as far as the best, best first, indexed by trial_id, with intervals (90%)"""
 
 
-def load_run(run_dir: str | Path) -> RunTables:
-    """Returns the tables of a run folder. Raises InputError for another folder, or where no trial has begun."""
+def run_tables(search: SearchSpec, trials: Trials) -> RunTables:
+    """Returns the tables of a search."""
     import pandas as pd
 
-    search, trials, _ = load(Path(os.path.realpath(run_dir)))
     table, history = tables(trials, search.options.seed)
     for name, values in (("source", (SAMPLED, SUGGESTED, REPLICATE, AUDIT)), ("status", STATUSES)):
         table[name] = pd.Categorical(table[name], categories=values)

@@ -5,6 +5,7 @@ import dataclasses
 import os
 import sys
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,8 @@ def search_parser() -> Parser:
     parser.add_argument(
         "--dry_run", action="store_true", help="check all, time a few steps, tell what it will take, and end"
     )
+    parser.add_argument("--status", metavar="DIR", help="show how far a search has come, also while it runs, and end")
+    parser.add_argument("--json", action="store_true", help="print the summary, or an error, as JSON and nothing else")
     parser.add_argument("--allow_other_owner", action="store_true", help="resume a run folder that belongs to another user")
     for old, name in OLD_NAMES.items():
         parser.add_alias(f"--{old}", f"--{name}")
@@ -114,6 +117,25 @@ def read_experiment(path: str, given: dict[str, Any]) -> dict[str, Any]:
         if beside := [flag for flag in overrides.FLAGS if flag in values]:
             raise InputError(f"{where}: {beside[0]} beside the table [space]; write its settings into the table")
         values |= current_names(overrides.from_table(values.pop("space"), where))
+    checked = typed_values(values, where)
+    return {key: value if key in given else expanded(key, value, where) for key, value in checked.items()}
+
+
+def option_values(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that a caller in Python gave, as flags would give them. Raises InputError."""
+    beside = {name: str(given[name]) for name in ("resume", "experiment") if given.get(name) is not None}
+    plain: dict[str, Any] = {}
+    for name, value in given.items():
+        if name not in beside and value is not None:
+            several = isinstance(value, list | tuple)
+            plain[name] = list(map(str, value)) if several else str(value) if isinstance(value, Path) else value
+    check_one_name(plain)
+    return typed_values(current_names(plain), "run_search") | beside
+
+
+def typed_values(values: dict[str, Any], where: str) -> dict[str, Any]:
+    """The options with lists for single values and seconds for times. Raises InputError, which begins with `where`."""
+    typed: dict[str, Any] = {}
     for key, value in values.items():
         if key not in KINDS:
             raise InputError(f"{where}: unknown key {key!r}; known are {', '.join(KINDS)}")
@@ -125,8 +147,8 @@ def read_experiment(path: str, given: dict[str, Any]) -> dict[str, Any]:
         fits = isinstance(value, list) if KINDS[key] is tuple else type(value) is KINDS[key]
         if not fits and not (number and KINDS[key] is float) and not (key in PICKED and value == AUTO):
             raise InputError(f"{where}: {key} is {value!r}; it must be a {KINDS[key].__name__}")
-        values[key] = value if key in given else expanded(key, value, where)
-    return values
+        typed[key] = value
+    return typed
 
 
 def expanded(key: str, value: Any, where: str) -> Any:

@@ -2,12 +2,15 @@
 
 import contextlib
 import dataclasses
+import importlib
+import io
 import logging
 import math
 import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ from tune.estimate.forecast import Forecast, measured_throughput, simulate_rest
 from tune.monitor.screen import View, line, render
 from tune.store.journal import read_journal
 
+NOTEBOOK_WIDTH, NOTEBOOK_LINES = 100, 24  # characters of the screen in a notebook
 SCREEN_SECONDS, LOG_SECONDS = 0.5, 60.0  # between two refreshes, on a terminal and in a log
 FORECAST_SECONDS = 5.0  # between two forecasts, at least
 FORECAST_SHARE = 0.03  # largest share of the time that forecasts take
@@ -49,6 +53,26 @@ class Terminal(Console):
         return False
 
 
+class NotebookDisplay:
+    """The screen of a search as one output of a notebook's cell, drawn anew at each refresh."""
+
+    def __init__(self, draw: Callable[[], RenderableType]):
+        display: Any = importlib.import_module("IPython.display")
+        self.draw, self.html = draw, display.HTML
+        self.handle = display.display(self.html(""), display_id=True)
+
+    def refresh(self) -> None:
+        """Draws the screen."""
+        console = Console(record=True, file=io.StringIO(), width=NOTEBOOK_WIDTH, force_jupyter=False)
+        console.print(self.draw())
+        text = console.export_html(inline_styles=True, code_format="<pre style='line-height: 1.2'>{code}</pre>")
+        self.handle.update(self.html(text))
+
+    def stop(self) -> None:
+        """Clears the output."""
+        self.handle.update(self.html(""))
+
+
 class Progress:
     """Shows the state of a search whenever `show()` is called and a refresh is due. A context manager."""
 
@@ -63,11 +87,13 @@ class Progress:
         self.forecast: Forecast | None = None
         self.last = -math.inf
         self.console = Terminal(stderr=True)
-        self.live: Live | None = None
+        self.live: Live | NotebookDisplay | None = None
         self._over = threading.Event()
 
     def __enter__(self) -> "Progress":
-        if self.console.is_terminal and not self.console.is_dumb_terminal:
+        if self.console.is_jupyter:
+            self.live = NotebookDisplay(self._screen)
+        elif self.console.is_terminal and not self.console.is_dumb_terminal:
             self.live = Live(
                 console=self.console,
                 get_renderable=self._screen,
@@ -123,7 +149,8 @@ class Progress:
         return stage(self.search.ladder, self.trials)
 
     def _screen(self) -> RenderableType:
-        return render(self.view(), *self.console.size) if self.live else ""  # nothing is left behind
+        size = (NOTEBOOK_WIDTH, NOTEBOOK_LINES) if self.console.is_jupyter else self.console.size
+        return render(self.view(), *size) if self.live else ""  # nothing is left behind
 
     def _assign_workers(self, now: float) -> None:
         """Each trial keeps its worker's line; a new trial takes the first free line."""

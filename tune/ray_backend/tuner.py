@@ -183,4 +183,5 @@ def _run_trials(session: SearchSession, runtime: RayRuntime, resources: Resource
                 verbose=0,
             )
         finally:
-            signal.signal(signal.SIGUSR1, signal.SIG_DFL)
+            if interrupts.before:
+                signal.signal(signal.SIGUSR1, signal.SIG_DFL)

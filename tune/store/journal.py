@@ -58,6 +58,18 @@ def _restored(line: dict[str, Any]) -> Event:
     return from_json(line)
 
 
+def is_running(run_dir: Path) -> bool:
+    """True if a process of this machine, or of one that shares the folder, runs the search of a run folder."""
+    try:
+        with open(run_dir / FILE_NAME, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
 class Journal:
     """Appends events. On opening, a last line that a crash cut short is removed. Raises InputError where another process
     has the journal open: one search a folder, until `close` or the end of its process.

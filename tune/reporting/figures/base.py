@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypeVar
 
 import pandas as pd
 
@@ -12,6 +12,7 @@ from myllm.system.files import whole_file, write_text
 from tune.analysis.axes import Axis
 from tune.core.trials import AUDIT, REPLICATE, Trial, Trials
 
+File = TypeVar("File", bound=BinaryIO)
 MOST_POINTS = 2000  # trials drawn in a figure
 NATS = "nats per token"
 COLOURS = {
@@ -94,13 +95,19 @@ def scale_axis(panel: Any, letter: str, axis: Axis, most: int) -> None:
         getattr(panel, f"{letter}axis").minorticks_off()
 
 
-def write_figures(folder: Path, figures: list[Figure]) -> None:
-    """Writes NAME.png and NAME.csv of each figure into `folder`."""
+def draw_png(figure: Figure, file: File) -> File:
+    """Draws a figure as PNG into a binary file; returns the file."""
     from matplotlib.figure import Figure as Picture
 
+    picture = Picture(figsize=(7, 4), layout="constrained")
+    figure.draw(picture)
+    picture.savefig(file, dpi=120, format="png")
+    return file
+
+
+def write_figures(folder: Path, figures: list[Figure]) -> None:
+    """Writes NAME.png and NAME.csv of each figure into `folder`."""
     for figure in figures:
-        picture = Picture(figsize=(7, 4), layout="constrained")
-        figure.draw(picture)
         with whole_file(folder / f"{figure.name}.png") as file:
-            picture.savefig(file, dpi=120, format="png")
+            draw_png(figure, file)
         write_text(folder / f"{figure.name}.csv", figure.table.to_csv(index=False))
