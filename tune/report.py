@@ -20,14 +20,11 @@ from pathlib import Path
 from myllm.system.errors import InputError, Parser, run_command
 from myllm.system.files import obstacle, write_text
 from myllm.system.machine import refuse_torchrun
-from tune.analysis.response_surface import ResponseSurface
-from tune.analysis.results import load, tables
+from tune.analysis.results import load
 from tune.config.spec import FILE_NAME
-from tune.core.events import Event, SessionStarted
-from tune.core.trials import DIVERGED, FAILED, Trials
-from tune.reporting.summarize import summarize
-from tune.reporting.summary import Summary
-from tune.reporting.summary_text import audit_lines, summary_text
+from tune.core.trials import FAILED
+from tune.reporting.render import render
+from tune.reporting.summary_text import summary_text
 from tune.store.journal import FILE_NAME as JOURNAL
 
 LOG = "report.log"
@@ -40,34 +37,19 @@ def write_report(run_dir: Path, whole: bool = True, still: bool = False) -> str:
     With `whole` False there are no figures/ and no response surface; the page says that more comes and loads itself again.
     With `still` nothing is written if the search has gone on meanwhile: the search writes a report when it ends.
     """
-    from threadpoolctl import threadpool_limits
-
-    from tune.reporting.figures import figures
     from tune.reporting.figures.base import write_figures
     from tune.reporting.html_report import page
 
     size = (run_dir / JOURNAL).stat().st_size if still else 0
-    search, trials, events = load(run_dir)
-    table, history = tables(trials, search.options.seed)
-    summary = summarize(run_dir, search, trials, events)
-    said = summary_text(summary)
-    notes = {"budget": time_spent(trials, events, summary)}
-    try:
-        surface = ResponseSurface(search, trials) if whole and not search.ladder else None
-    except ValueError as error:
-        surface = None
-        notes["importance"] = f"What matters: nothing can be said yet, {error}."
-    with threadpool_limits(1):  # matrices are small: on busy cores two threads would wait for each other
-        shown = figures(search, trials, history, surface, summary)
-    if summary.audit:
-        notes["audit"] = " ".join(f"{line[0].upper()}{line[1:].removesuffix('.')}." for line in audit_lines(summary.audit))
+    report = render(run_dir, whole)
+    said = summary_text(report.summary)
     if still and (run_dir / JOURNAL).stat().st_size != size:
         return said
     if whole:
-        write_figures(run_dir / "figures", shown)
-    again = "" if whole else f"More is being drawn. This page loads itself again; or: {summary.next[-1].command}"
-    write_text(run_dir / "report.html", page(search, summary, shown, table.drop(columns="checkpoint"), notes, again))
-    write_text(run_dir / "summary.json", json.dumps(asdict(summary), indent=2) + "\n")
+        write_figures(run_dir / "figures", report.figures)
+    again = "" if whole else f"More is being drawn. This page loads itself again; or: {report.summary.next[-1].command}"
+    write_text(run_dir / "report.html", page(report, again))
+    write_text(run_dir / "summary.json", json.dumps(asdict(report.summary), indent=2) + "\n")
     write_text(run_dir / "summary.txt", said.lstrip("\n") + "\n")
     return said
 
@@ -86,19 +68,6 @@ def write_report_behind(run_dir: Path) -> None:
         )
 
 
-def time_spent(trials: Trials, events: list[Event], summary: Summary) -> str:
-    """Returns a note: the share of the workers' time spent in training, and of tokens in trials that diverged or failed."""
-    trained = sum(trial.train_seconds for trial in trials.by_id.values())
-    workers = max((event.workers for event in events if isinstance(event, SessionStarted)), default=1)
-    whole = workers * summary.cost.seconds
-    lost = sum(trial.tokens - trial.begun_at for trial in trials.by_id.values() if trial.status in (DIVERGED, FAILED))
-    share = f"{min(1.0, trained / whole):.0%}" if whole else "an unknown share"
-    return (
-        f"{share} of the time of {workers} workers went into training and evaluation, the rest into starting, storing and "
-        f"waiting. Trials that diverged or failed took {lost / max(1, summary.cost.tokens):.1%} of the {summary.unit}."
-    )
-
-
 def nothing_reported(run_dir: Path) -> str | None:
     """Returns why no trial of a run has a loss, in one line; None where one has."""
     trials = load(run_dir)[1].by_id.values()
@@ -115,6 +84,7 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", metavar="run", help="run folder, experiments/runs/NAME")
     parser.add_argument("--open", action="store_true", help="show the page in the browser")
     parser.add_argument("--json", action="store_true", help="print the summary, or an error, as JSON and nothing else")
+    parser.add_argument("--serve", action="store_true", help="show the page on this machine, live until Ctrl-C")
     parser.add_argument("--behind", action="store_true", help="print nothing, and let all others go first")
     args = parser.parse_args()
     folders = [Path(os.path.realpath(run)) for run in args.runs]
@@ -124,6 +94,10 @@ def main() -> None:
         reason = obstacle(folders[0] / "report.html") if (folders[0] / FILE_NAME).is_file() else None
         if reason:
             raise InputError(f"{folders[0]}: the report can't be written: {reason}")
+        if args.serve:
+            from tune.reporting.serve import serve
+
+            return serve(folders[0], args.open)
         if args.behind:
             os.nice(19)
         said = write_report(folders[0], still=args.behind)

@@ -23,6 +23,7 @@ import functools
 import importlib.util
 import inspect
 import json
+import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -37,6 +38,7 @@ from tune.config.options import SearchOptions
 from tune.config.resolve import Resources
 from tune.config.spec import SearchSpec
 from tune.ray_backend.begin import estimate, make_folder, resume, start
+from tune.ray_backend.programs.supervise import SUPERVISOR
 
 if TYPE_CHECKING:
     from tune.reporting.run import Run
@@ -55,12 +57,33 @@ def nothing_lost(again: str) -> Iterator[None]:
         raise RunError(f"{error}; nothing is lost: {again} goes on when that is mended") from None
 
 
+@contextlib.contextmanager
+def served(run_dir: Path) -> Iterator[None]:
+    """Within it a process serves the run's page; it ends with this process, however that ends."""
+    report = [sys.executable, str(Path(__file__).with_name("report.py")), str(run_dir), "--serve"]
+    with subprocess.Popen(
+        [sys.executable, str(SUPERVISOR), "2", *report], stdin=subprocess.PIPE, start_new_session=True
+    ) as server:
+        try:
+            yield
+        finally:
+            if server.stdin:
+                server.stdin.close()
+
+
 def search(
-    run_dir: Path, spec: SearchSpec, resources: Resources, runtime: RayRuntime, resumed: bool, behind: bool = False
+    run_dir: Path,
+    spec: SearchSpec,
+    resources: Resources,
+    runtime: RayRuntime,
+    resumed: bool,
+    behind: bool = False,
+    live: bool = False,
 ) -> tuple[Path, bool]:
     """Runs the search, prints its summary and writes its report; returns its folder, and False if it was interrupted.
 
-    With `behind` a process of its own writes the whole report. Raises RunError where no trial has reported a loss.
+    With `behind` a process of its own writes the whole report, with `live` one serves the page while the search runs.
+    Raises RunError where no trial has reported a loss.
     """
     if not resumed:  # a resumed search may have nothing left to do
         run_dir, spec = make_folder(run_dir, spec)
@@ -69,7 +92,8 @@ def search(
 
     again = command("tune/search.py", "--resume", run_dir)
     with nothing_lost(again):
-        finished = run_search(run_dir, spec, resources, runtime)
+        with served(run_dir) if live else contextlib.nullcontext():
+            finished = run_search(run_dir, spec, resources, runtime)
         from tune.report import nothing_reported, write_report, write_report_behind
 
         said = write_report(run_dir, whole=False)
@@ -163,7 +187,7 @@ def status(run_dir: Path) -> dict[str, Any]:
 
 def run(given: dict[str, Any], runtime: RayRuntime) -> int:
     """Checks the `given` flags, searches, and reports; returns the exit code."""
-    as_json, dry_run = given.pop("json", False), given.pop("dry_run", False)
+    as_json, dry_run, live = (given.pop(name, False) for name in ("json", "dry_run", "serve"))
     if given.pop("list_spaces", False):
         print(overrides.list_spaces(given.get("preset", SearchOptions.preset), given.get("budget_tokens")))
         return 0
@@ -178,7 +202,7 @@ def run(given: dict[str, Any], runtime: RayRuntime) -> int:
         arguments = prepared(given, runtime, dry_run)
         if dry_run:
             return 0
-        run_dir, finished = search(*arguments, behind=sys.stdout.isatty() and not as_json)
+        run_dir, finished = search(*arguments, behind=sys.stdout.isatty() and not as_json, live=live)
     if as_json:
         print((run_dir / "summary.json").read_text("utf-8"), end="")
     return 0 if finished else INTERRUPTED

@@ -9,7 +9,7 @@ SINGLE_FILES = {"threadpoolctl"}
 """packages that are themselves one file: a file of that name may be the right one"""
 COMPUTING = {"joblib", "numpy", "optuna", "pandas", "psutil", "pyarrow", "ray", "scipy", "sklearn", "torch"}
 READING = {"tiktoken", "tokenizers", "tqdm"}
-SHOWING = {"matplotlib", "mlflow", "plotly", "rich", "tensorboardX", "wandb"}
+SHOWING = {"matplotlib", "mlflow", "plotly", "rich", "starlette", "tensorboardX", "uvicorn", "wandb"}
 PACKAGES = COMPUTING | READING | SHOWING | SINGLE_FILES
 """packages that are imported here"""
 UNUSED = {"antigravity", "idlelib", "test", "this", "tkinter", "turtle", "turtledemo"}

@@ -18,7 +18,7 @@ from tune.core.clock import SearchClock
 from tune.core.events import Event, Reported
 from tune.core.trials import AUDIT, Trials
 from tune.reporting.figures.base import Figure, write_figures
-from tune.reporting.html_report import document, escaped, figure_section
+from tune.reporting.html_report import document, escaped, figure_section, page_data
 from tune.reporting.summarize import summarize
 
 LONGEST_LABEL = 40  # characters of a run's path in a picture, the last ones: a legend must leave room for the curves
@@ -165,4 +165,4 @@ def compared_page(table: pd.DataFrame, note: str, figure: Figure) -> str:
         f"<h1>Searches compared</h1><main><p>{escaped(note)}</p><div class=wide tabindex=0 role=region aria-label=runs>"
         f"<table id=runs>{rows}</table></div>{figure_section(figure)}</main>"
     )
-    return document("Searches compared", body, table, [figure])
+    return document("Searches compared", body, page_data(table, [figure]))

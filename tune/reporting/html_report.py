@@ -13,6 +13,7 @@ from myllm.text.format import amount, format_value
 from tune.config.spec import SearchSpec
 from tune.reporting.figures.base import Figure, rounded
 from tune.reporting.ladder_text import ladder_config, ladder_tiles
+from tune.reporting.render import Report
 from tune.reporting.summary import Summary
 from tune.reporting.summary_text import CONFIDENCE, compared, compiled_words, interval_words
 
@@ -29,17 +30,22 @@ def asset(name: str) -> str:
     return (Path(__file__).resolve().parent / "assets" / name).read_text(encoding="utf-8")
 
 
-def document(title: str, body: str, table: pd.DataFrame, figures: list[Figure], head: str = "") -> str:
-    """Returns the HTML file; plotly checks the figures. `head` is added to the file's head."""
+def page_data(table: pd.DataFrame, figures: list[Figure]) -> str:
+    """Returns the table and the figures as JSON for page.js; plotly checks the figures."""
     from plotly.graph_objects import Figure as Plot
-    from plotly.offline import get_plotlyjs
 
     rows = [[rounded(cell) if isinstance(cell, float) else cell for cell in row] for row in table.to_dict("split")["data"]]
     plots = {figure.name: json.loads(Plot(figure.plot, skip_invalid=False).to_json()) for figure in figures}
     data = json.dumps({"columns": list(table.columns), "rows": rows, "figures": plots}, separators=(",", ":"))
+    return data.replace("<", "\\u003c")  # no "</script>" in the data
+
+
+def document(title: str, body: str, data: str, head: str = "", more_script: str = "") -> str:
+    """Returns the HTML file. `data` comes from page_data, `head` is added to the file's head."""
+    from plotly.offline import get_plotlyjs
+
     parts = {"title": escaped(title), "head": head, "style": asset("page.css"), "body": body, "plotly": get_plotlyjs()}
-    parts |= {"data": data.replace("<", "\\u003c"), "script": asset("page.js")}  # no "</script>" in the data
-    return Template(asset("page.html")).substitute(parts)
+    return Template(asset("page.html")).substitute(parts | {"data": data, "script": asset("page.js") + more_script})
 
 
 def tile(name: str, value: str, more: str = "", first: bool = False) -> str:
@@ -134,26 +140,30 @@ def setting_text(value: Any) -> Any:
     return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
 
 
-def page(
-    search: SearchSpec, summary: Summary, figures: list[Figure], table: pd.DataFrame, notes: dict[str, str], more: str = ""
-) -> str:
-    """Returns the page of one search; `notes` are sentences below a figure's description, by its name.
+def page_title(report: Report) -> str:
+    """Returns the title of a search's page."""
+    summary = report.summary
+    what = summary.program or f"space {summary.space}, preset {summary.preset}, {summary.data} data"
+    return f"Search {summary.name}: {what}"
 
-    `more` is a sentence about what the page lacks so far. With `more` the page loads itself again every RELOAD_SECONDS.
-    """
-    said = {name: f"<p class=soft>{escaped(words)}</p>" for name, words in notes.items()}
-    sections = [figure_section(figure, said.pop(figure.name, "")) for figure in figures] + list(said.values())
-    title = f"Search {summary.name}: space {summary.space}, preset {summary.preset}, {summary.data} data"
-    if summary.program:
-        title = f"Search {summary.name}: {summary.program}"
+
+def page_body(report: Report, more: str = "") -> str:
+    """Returns the body of a search's page; `more` is a sentence about what it lacks so far."""
+    said = {name: f"<p class=soft>{escaped(words)}</p>" for name, words in report.notes.items()}
+    sections = [figure_section(figure, said.pop(figure.name, "")) for figure in report.figures] + list(said.values())
     parts = {
-        "title": escaped(title),
-        "status": f"<p class=soft role=status>{escaped(more)}</p>" if more else "",
-        "answer": answer(summary),
-        "steps": next_steps(summary),
+        "title": escaped(page_title(report)),
+        "status": f"<p class=soft role=status id=more-to-come>{escaped(more)}</p>" if more else "",
+        "answer": answer(report.summary),
+        "steps": next_steps(report.summary),
         "sections": "".join(sections),
-        "heads": "".join(f"<th scope=col><button>{escaped(name)}</button></th>" for name in table.columns),
-        "settings": settings_rows(search),
+        "heads": "".join(f"<th scope=col><button>{escaped(name)}</button></th>" for name in report.table.columns),
+        "settings": settings_rows(report.search),
     }
+    return Template(asset("search.html")).substitute(parts)
+
+
+def page(report: Report, more: str = "") -> str:
+    """Returns the page of one search. With `more` the page loads itself again every RELOAD_SECONDS."""
     head = f'<meta http-equiv="refresh" content="{RELOAD_SECONDS}">' if more else ""
-    return document(title, Template(asset("search.html")).substitute(parts), table, figures, head)
+    return document(page_title(report), page_body(report, more), page_data(report.table, report.figures), head)

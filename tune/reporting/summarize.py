@@ -223,7 +223,7 @@ def next_steps(
     if best is None:
         return always
     first = []
-    if confidence != "yes" and best.share_of_budget == 1 and best.seeds < 2:
+    if search.has_seeds and confidence != "yes" and best.share_of_budget == 1 and best.seeds < 2:
         first.append(NextStep("be sure", command("tune/search.py", "--resume", run_dir, "--replicate_best", "5")))
     if found_edges:
         flags = _wider_search(search, found_edges)

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from tune.ray_backend.programs.reports import ProgramError
+from tune.ray_backend.programs.supervise import SUPERVISOR
 
-SUPERVISOR = Path(__file__).with_name("supervise.py")
 STOP_SECONDS = 10  # between SIGTERM and SIGKILL
 TAIL_LINES = 40  # of the output, that an error shows
 LONGEST_LINE = 2**20  # bytes

@@ -12,9 +12,11 @@ import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import psutil
 
+SUPERVISOR = Path(__file__)
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # Linux, prctl(2)
 
 

@@ -177,6 +177,12 @@ if (table) {
     show();
   }));
   filter.addEventListener("input", show);
+  try { // the filter and the order stay on the way back and after a reload
+    const kept = JSON.parse(sessionStorage.getItem(location.pathname)) || {};
+    filter.value = kept.filter || "";
+    sorted = kept.sorted || sorted;
+    addEventListener("pagehide", () => sessionStorage.setItem(location.pathname, JSON.stringify({ filter: filter.value, sorted })));
+  } catch { /* a browser that keeps nothing */ }
   document.getElementById("more").addEventListener("click", () => { most += MORE; show(); });
   document.getElementById("clear").addEventListener("click", () => {
     filter.value = "";
