@@ -16,8 +16,8 @@ README, *DOCS = PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"^python (?:tune|myllm)/\S+\.py\b.*$", re.MULTILINE)
 SCRIPTS = ("tune/search.py", "tune/report.py", "myllm/data.py", "myllm/training/trainer.py")
-OTHER_PROGRAMS = {"--nproc_per_node", "--generate", "--head", "--logdir"}
-"""flags of Ray and TensorBoard, some of them also ours"""
+OTHER_PROGRAMS = {"--nproc_per_node", "--nodes", "--gpus", "--generate", "--head", "--logdir"}
+"""flags of torchrun, Slurm, Ray and TensorBoard, some of them also ours"""
 
 
 def commands(page, *kinds):

@@ -198,6 +198,10 @@ def run(given: dict[str, Any], runtime: RayRuntime) -> int:
         now = "is running" if found["running"] else "is not running"
         print(json.dumps(found, indent=2) if as_json else f"{load_run(asked)}\nthe search {now}")
         return 0
+    if (batch_file := given.pop("slurm", None)) is not None:
+        run_dir, spec = resume(given) if "resume" in given else start(given)
+        print(write_batch_file(batch_file, run_dir, spec.options.time_budget))
+        return 0
     with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
         arguments = prepared(given, runtime, dry_run)
         if dry_run:

@@ -62,6 +62,7 @@ def search_parser() -> Parser:
     parser.add_argument("--status", metavar="DIR", help="show how far a search has come, also while it runs, and end")
     parser.add_argument("--serve", action="store_true", help="show the page on this machine, live while the search runs")
     parser.add_argument("--json", action="store_true", help="print the summary, or an error, as JSON and nothing else")
+    parser.add_argument("--slurm", metavar="FILE", help="write a batch file for Slurm that runs this search, and end")
     parser.add_argument("--allow_other_owner", action="store_true", help="resume a run folder that belongs to another user")
     for old, name in OLD_NAMES.items():
         parser.add_alias(f"--{old}", f"--{name}")
