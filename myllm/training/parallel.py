@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -98,19 +99,30 @@ def device_of_process(name: str) -> str:
 
 
 @contextlib.contextmanager
-def joined(device: str) -> Iterator[ProcessGroup]:
-    """Joins the processes that torchrun started, for as long as the block lasts. `device` is that of this process.
+def join(store: Any, rank: int, size: int, device: str) -> Iterator[ProcessGroup]:
+    """Joins the processes that meet at `store`, for as long as the block lasts; without one, as torchrun says.
 
-    NCCL adds up what GPUs hold, gloo what CPUs hold. Processes other than the first print nothing, and end with the exit
-    code alone for what the first process tells as well. Raises RunError in the first process where another one ends early.
+    NCCL adds up what GPUs hold, gloo what CPUs hold. `device` is that of this process.
     """
     import torch.distributed as dist
 
     if device != "cpu":
         torch.cuda.set_device(device)
-    dist.init_process_group("gloo" if device == "cpu" else "cpu:gloo,cuda:nccl")
-    group = ProcessGroup(dist.get_rank(), dist.get_world_size())
-    with contextlib.ExitStack() as silence:
+    dist.init_process_group("gloo" if device == "cpu" else "cpu:gloo,cuda:nccl", store=store, rank=rank, world_size=size)
+    try:
+        yield ProcessGroup(dist.get_rank(), dist.get_world_size())
+    finally:
+        dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def joined(device: str) -> Iterator[ProcessGroup]:
+    """Joins the processes that torchrun started, for as long as the block lasts. `device` is that of this process.
+
+    Processes other than the first print nothing, and end with the exit code alone for what the first process tells as well.
+    Raises RunError in the first process where another one ends early.
+    """
+    with join(None, -1, -1, device) as group, contextlib.ExitStack() as silence:
         if not group.leads:
             nowhere = silence.enter_context(open(os.devnull, "w"))
             silence.enter_context(contextlib.redirect_stdout(nowhere))
@@ -128,8 +140,6 @@ def joined(device: str) -> Iterator[ProcessGroup]:
                 sys.exit(1)
             reason = str(error).splitlines()[0][:200]
             raise RunError(f"one of the {group.size} processes of this training ended early ({reason})") from None
-        finally:
-            dist.destroy_process_group()
 
 
 def is_lost_process(error: RuntimeError) -> bool:

@@ -51,7 +51,8 @@ def main():
 
     if fault == ["oom"]:
         tuner.run_trial = out_of_memory
-    finished = tuner.run_search(Path(run_dir), search, Resources(1, 0, int(slots)))
+    processes = search.options.processes_per_trial or 1
+    finished = tuner.run_search(Path(run_dir), search, Resources(processes, 0, int(slots), processes))
     return 0 if finished else 130
 
 

@@ -19,7 +19,8 @@ from tune.config.program_options import ProgramOptions
 
 RESUME_FLAGS = (
     *("num_samples", "time_budget", "replicate_best", "audit_fraction", "max_failures", "keep_checkpoints"),
-    *("cpus_per_trial", "gpus_per_trial", "max_concurrent", "address", "dashboard", "stall_timeout", "wandb", "mlflow"),
+    *("cpus_per_trial", "gpus_per_trial", "processes_per_trial", "max_concurrent", "address", "dashboard"),
+    *("stall_timeout", "wandb", "mlflow"),
 )
 """flags that may change on --resume: earlier trials and later ones stay comparable"""
 DATA_FLAGS = ("train_file", "val_file")  # flags that may name another place on --resume: the content there must be the same

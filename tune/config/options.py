@@ -74,6 +74,7 @@ CHECKS: dict[str, Check] = {
     "report_every": whole(1),
     "cpus_per_trial": whole(1),
     "max_concurrent": whole(1),
+    "processes_per_trial": whole(1),
     "max_failures": whole(0),
     "replicate_best": whole(0),
     "reduction_factor": whole(2),
@@ -200,6 +201,8 @@ class SearchOptions(ProgramOptions):
     """CPU cores and torch threads a trial; auto: by timed steps (unset: 1, or an even share where trials have GPUs)"""
     gpus_per_trial: float | str | None = None
     """GPUs a trial, fractions share one; auto: what a few timed steps say (unset: 1 where there are GPUs, else 0)"""
+    processes_per_trial: int | None = None
+    """processes that share each training on CPU cores; on GPUs gpus_per_trial from 2 says it (unset: 1)"""
     max_concurrent: int | None = None
     """trials at once (unset: as many as the machine holds)"""
     stall_timeout: float = 300.0

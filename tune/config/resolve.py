@@ -44,23 +44,53 @@ class Resources:
     cpus_per_trial: int  # CPU cores
     gpus_per_trial: float  # GPUs; a fraction shares one
     workers: int  # trials that train at once
+    processes: int = 1  # processes that share a trial's training
+
+    @property
+    def threads(self) -> int:
+        """The torch threads of each process."""
+        return max(1, self.cpus_per_trial // self.processes)
 
 
-def resolve_resources(options: SearchOptions, num_cpus: int, num_gpus: int) -> Resources:
-    """The trials' share of `num_cpus` cores and `num_gpus` GPUs. Raises InputError where not one trial fits."""
+def resolve_resources(options: SearchOptions, num_cpus: int, *num_gpus: int) -> Resources:
+    """The trials' share of `num_cpus` cores and of the GPUs of each machine. Raises InputError where not one trial fits."""
     gpus, cpus = options.gpus_per_trial, options.cpus_per_trial
     if isinstance(gpus, str) or isinstance(cpus, str):
         raise ValueError(f"{AUTO} is not resolved yet")
     if gpus is None:
-        gpus = 1 if num_gpus else 0
-    if gpus > num_gpus:
-        raise InputError(f"--gpus_per_trial is {gpus:g}, but there are {num_gpus} GPUs")
-    by_gpu = (int(1 / gpus + 1e-9) * num_gpus if gpus < 1 else num_gpus // int(gpus)) if gpus else num_cpus
-    cpus = cpus or (max(1, num_cpus // by_gpu) if gpus else 1)
+        gpus = 1 if sum(num_gpus) else 0
+    if gpus > max(num_gpus):
+        where = "" if len(num_gpus) == 1 else " on one machine of the cluster"
+        raise InputError(f"--gpus_per_trial is {gpus:g}, but there are {max(num_gpus)} GPUs{where}")
+    by_gpu = num_cpus
+    if gpus:
+        by_gpu = sum(int(1 / gpus + 1e-9) * count if gpus < 1 else count // int(gpus) for count in num_gpus)
+    processes = options.processes_per_trial or max(1, int(gpus))
+    if gpus and processes != max(1, int(gpus)):
+        raise InputError(f"--processes_per_trial is for CPU cores; {gpus:g} GPUs a trial are {max(1, int(gpus))} processes")
+    cpus = cpus or (max(1, num_cpus // by_gpu) if gpus else processes)
     if cpus > num_cpus:
-        raise InputError(f"--cpus_per_trial is {cpus}, but there are {num_cpus} CPU cores")
+        flag = "cpus" if options.cpus_per_trial else "processes"
+        raise InputError(f"--{flag}_per_trial is {cpus}, but there are {num_cpus} CPU cores")
+    if processes > cpus and not gpus:
+        raise InputError(f"--processes_per_trial is {processes}, more than --cpus_per_trial {cpus}")
     workers = min(by_gpu, num_cpus // cpus)
-    return Resources(cpus, gpus, min(workers, options.max_concurrent or workers))
+    return Resources(cpus, gpus, min(workers, options.max_concurrent or workers), processes)
+
+
+def check_processes(search: SearchSpec, processes: int) -> None:
+    """Raises InputError where the processes of a trial can't share a batch of the search evenly, or train nothing."""
+    if not isinstance(search, BuiltinSearch):
+        if search.options.processes_per_trial:
+            raise InputError("--processes_per_trial is for the built-in training; another program starts its own processes")
+        return
+    wrong = [batch for batch in search.batch_sizes if batch % processes]
+    if wrong:
+        right = ",".join(str(batch) for batch in search.batch_sizes if batch not in wrong) or str(processes)
+        raise InputError(
+            f"batch_size {wrong[0]} can't be divided among the {processes} processes of a trial; "
+            f"search multiples: --choices batch_size={right}"
+        )
 
 
 def resolve_search(options: SearchOptions, cache_dir: Path) -> BuiltinSearch:

@@ -64,16 +64,18 @@ class StepTimings:
 def time_steps(search: BuiltinSearch, resources: Resources, seconds: float = TIMED_SECONDS) -> StepTimings:
     """Times the smallest and the largest batch, with all workers at once because they share the memory bus.
 
+    Where several processes share a training, each times its part of a batch; the time to add up gradients is left out.
     Raises RunError with the reason where a training fails.
     """
     batches = sorted({min(search.batch_sizes), max(search.batch_sizes)})
-    device, processes = "cuda" if resources.gpus_per_trial else "cpu", []
+    device, processes, sharing = "cuda" if resources.gpus_per_trial else "cpu", [], resources.processes
     with tempfile.TemporaryDirectory() as folder:
         search.write(Path(folder))
         command = [sys.executable, "-m", "tune.estimate.benchmark", folder]
-        asked = {"batches": batches, "device": device, "threads": resources.cpus_per_trial, "seconds": seconds}
-        for worker in range(resources.workers):
-            shown = {"CUDA_VISIBLE_DEVICES": _gpus(worker, resources.gpus_per_trial)} if resources.gpus_per_trial else {}
+        parts, each = [batch // sharing for batch in batches], resources.gpus_per_trial / sharing
+        asked = {"batches": parts, "device": device, "threads": resources.threads, "seconds": seconds}
+        for worker in range(resources.workers * sharing):
+            shown = {"CUDA_VISIBLE_DEVICES": _gpus(worker, each)} if each else {}
             arguments, environment = json.dumps(asked | {"start": time.time()}), os.environ | shown
             processes.append(
                 Popen([*command, arguments], env=environment, stdout=PIPE, stderr=PIPE, encoding="utf-8", errors="replace")
@@ -90,8 +92,9 @@ def time_steps(search: BuiltinSearch, resources: Resources, seconds: float = TIM
         if process.returncode:
             raise RunError(f"a training can't begin: {errors.strip().splitlines()[-1] if errors.strip() else 'killed'}")
     found = [json.loads(output) for output, _ in answers]
-    steps = {batch: statistics.fmean(one.pop(str(batch)) for one in found) for batch in batches}
+    steps = {batch: statistics.fmean(one.pop(str(batch // sharing)) for one in found) for batch in batches}
     mean = {name: statistics.fmean(one[name] for one in found) for name in found[0]}
+    mean["evaluation"] /= sharing
     tokens, rows = search.report_tokens, []
     for batch, step in steps.items():
         timed, count = bool(search.training.budget_seconds), tokens / (batch * search.training.max_len)
@@ -172,7 +175,7 @@ def measure(
     for batch in batches:
         values = search.sample(0) | {"batch_size": batch}
         timed = min(batch, 2 * (search.train_config(values).micro_batch_size or batch))  # two micro-batches tell all
-        untimed = {"budget_seconds": None, "epochs": 1} if search.training.budget_seconds else {}
+        untimed: dict[str, Any] = {"budget_seconds": None, "epochs": 1} if search.training.budget_seconds else {}
         opened = functools.partial(open_run, search, values, device, batch_size=timed, eval_freq=10**9, **untimed)
         run = opened()
         next(train(run, WARM_STEPS[device]))

@@ -156,12 +156,12 @@ def estimate(
     run_dir: Path, spec: SearchSpec, runtime: RayRuntime, resumed: bool, dry_run: bool
 ) -> tuple[SearchSpec, Resources]:
     """The settings with `auto` resolved, and each trial's resources. Prints the search's plan, and how long it takes."""
-    from tune.config.resolve import changed_code, resolve_resources
+    from tune.config.resolve import changed_code, check_processes, resolve_resources
 
     options = spec.options
     if options.address is None:
         check_machine()
-    available = join_cluster(options.address) if options.address else (available_cpus(), len(gpu_names()))
+    cpus, gpus = join_cluster(options.address) if options.address else (available_cpus(), (len(gpu_names()),))
     if AUTO in (options.cpus_per_trial, options.gpus_per_trial):
         from tune.estimate.benchmark import resolve_auto
 
@@ -170,9 +170,10 @@ def estimate(
                 "auto times steps of the built-in training; give numbers for --cpus_per_trial, --gpus_per_trial"
             )
         with runtime.before_the_search():
-            spec, found = resolve_auto(spec, *available)
+            spec, found = resolve_auto(spec, cpus, sum(gpus))
         print(found, flush=True)
-    resources = resolve_resources(spec.options, *available)
+    resources = resolve_resources(spec.options, cpus, *gpus)
+    check_processes(spec, resources.processes)
     if options.budget_seconds and not resumed and options.address is None:
         from tune.estimate.benchmark import check_budget_seconds
 

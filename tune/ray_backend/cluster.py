@@ -14,17 +14,19 @@ import json, signal, sys
 signal.alarm(60)
 import ray
 ray.init(address=sys.argv[1], log_to_driver=False, logging_level=50)
-print(json.dumps(ray.cluster_resources()), flush=True)
+nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+print(json.dumps({name: [node.get(name, 0) for node in nodes] for name in ("CPU", "GPU")}), flush=True)
 """
-"""program that prints a cluster's size; it ends after 60 s"""
+"""program that prints the CPU cores and GPUs of each of a cluster's machines; it ends after 60 s"""
 REFUSED = ("InvalidAuthToken", "AuthenticationError", "Unauthenticated", "call_op_set")  # the last: it is not ASCII
 AUTH_MODE = "RAY_AUTH_MODE"
 
 
-def join_cluster(address: str) -> tuple[int, int]:
-    """(CPU cores, GPUs) of the Ray cluster at `address`. Raises InputError where none answers, or it refuses our token.
-    From then on a token is sent only where the cluster asks for one: Ray sends it to any, and then a cluster without
-    tokens fails.
+def join_cluster(address: str) -> tuple[int, tuple[int, ...]]:
+    """(CPU cores, GPUs of each machine) of the Ray cluster at `address`.
+
+    From then on a token is sent only where the cluster asks for one: Ray sends it to any, and then a cluster without tokens
+    fails. Raises InputError where none answers, or it refuses our token.
     """
     if address != "auto":
         host, _, port = address.rpartition(":")
@@ -54,8 +56,8 @@ def _nobody(address: str, said: str = "") -> InputError:
     return InputError(f"--address {address}: no Ray cluster answers there{said}; start one with `ray start --head`")
 
 
-def _ask(address: str, mode: str) -> tuple[int, int] | None:
-    """(CPU cores, GPUs) of the cluster, or None where it wants a token, another one, or another `mode`.
+def _ask(address: str, mode: str) -> tuple[int, tuple[int, ...]] | None:
+    """(CPU cores, GPUs of each machine) of the cluster, or None where it wants a token, another one, or another `mode`.
 
     A process of its own asks, because Ray tries a refused token again and again and can't be interrupted.
     """
@@ -68,7 +70,7 @@ def _ask(address: str, mode: str) -> tuple[int, int] | None:
                     return None
                 if line.startswith("{"):
                     size = json.loads(line)
-                    return int(size.get("CPU", 0)), int(size.get("GPU", 0))
+                    return int(sum(size["CPU"])), tuple(map(int, size["GPU"]))
                 last = line if line.strip() else last
         finally:
             probe.kill()

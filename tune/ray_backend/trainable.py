@@ -23,7 +23,13 @@ CHECKPOINT_MIN_SECONDS = 2.0  # between two checkpoints
 
 
 def run_trial(
-    config: dict[str, Any], search: SearchSpec, storage_root: str, rung_tokens: tuple[int, ...], threads: int, gpus: float
+    config: dict[str, Any],
+    search: SearchSpec,
+    storage_root: str,
+    rung_tokens: tuple[int, ...],
+    threads: int,
+    gpus: float,
+    processes: int = 1,
 ) -> None:
     """Ray's function trainable: trains one configuration, from the checkpoint that its config names where there is one.
     The state is stored at the `rung_tokens`, at the end, and now and then between them. Raises what the program raises.
@@ -36,7 +42,7 @@ def run_trial(
             storage.fetch(config[CHECKPOINT], folder)
         tokens, seconds = read_place(folder)
         budget = search.budget_tokens // search.step_tokens(settings)
-        train = open_program(search, threads, gpus, output)
+        train = open_program(search, threads, gpus, processes, output)
         with contextlib.closing(train(settings, budget, folder, CHECKPOINT in config)) as reports:
             segment, last_saved, cost = Segment(reports, seconds), time.monotonic(), 0.0
             counted = iter(segment)

@@ -167,8 +167,9 @@ def _run_trials(session: SearchSession, runtime: RayRuntime, resources: Resource
             search=session.search,
             storage_root=session.storage.root,
             rung_tokens=session.coordinator.scheduler.rung_tokens,
-            threads=cpus,
+            threads=resources.threads,
             gpus=gpus,
+            processes=resources.processes,
         )
         try:
             ray_tune.run(  # not a Tuner: it pickles its arguments into the run folder, and nobody restores it

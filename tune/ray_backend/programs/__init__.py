@@ -4,10 +4,10 @@ from tune.config.function import Train
 from tune.config.spec import BuiltinSearch, ProgramSearch, SearchSpec
 
 
-def open_program(search: SearchSpec, threads: int, gpus: float, output: str) -> Train:
-    """The training program of a search, for a worker with so many CPU `threads` and `gpus`.
+def open_program(search: SearchSpec, threads: int, gpus: float, processes: int, output: str) -> Train:
+    """The training program of a search, for a worker with `gpus` GPUs and `processes` of `threads` CPU threads each.
 
-    `output` is the path of the file that keeps what a command prints.
+    Only the built-in training has more than one process. `output` is the path of the file that keeps what a command prints.
     """
     if isinstance(search, ProgramSearch) and search.options.command:
         from tune.ray_backend.programs.command import command_program
@@ -20,4 +20,4 @@ def open_program(search: SearchSpec, threads: int, gpus: float, output: str) -> 
     assert isinstance(search, BuiltinSearch)
     from tune.ray_backend.programs.builtin import builtin_program
 
-    return builtin_program(search, threads, gpus)
+    return builtin_program(search, threads, gpus, processes)
