@@ -55,7 +55,7 @@ class FaultSearch:
             start_new_session=True,
         )
 
-    def finish(self, code=0, timeout=240):
+    def finish(self, code=0, timeout=600):
         """Runs to the end; returns stderr."""
         process = self.start()
         errors = process.communicate(timeout=timeout)[1]

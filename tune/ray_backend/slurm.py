@@ -64,7 +64,7 @@ while [ -z "$code" ]; do
     code=$?
     kill -0 $! 2>/dev/null && code=  # a signal ended the wait, not the search
 done
-if [ "$SLURM_JOB_NUM_NODES" -gt 1 ]; then {ray} stop; fi
+kill $(jobs -p) 2>/dev/null  # Ray's head and workers
 if [ -n "$requeue" ] && [[ "$code" =~ ^(130|143)$ ]]; then
     scontrol requeue "$SLURM_JOB_ID"
 fi
