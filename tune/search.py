@@ -199,6 +199,8 @@ def run(given: dict[str, Any], runtime: RayRuntime) -> int:
         print(json.dumps(found, indent=2) if as_json else f"{load_run(asked)}\nthe search {now}")
         return 0
     if (batch_file := given.pop("slurm", None)) is not None:
+        from tune.ray_backend.slurm import write_batch_file
+
         run_dir, spec = resume(given) if "resume" in given else start(given)
         print(write_batch_file(batch_file, run_dir, spec.options.time_budget))
         return 0
