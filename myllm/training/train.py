@@ -127,12 +127,12 @@ def train_steps(run: Run, until_step: int | None = None) -> Iterator[Report | No
             health += grad_norm
         steps_since += 1
         due = run.step == until_step or (not pace and run.step % config.eval_freq == 0)
-        looks = run.step >= pace.stop_step if pace else run.device.type != "cuda" and run.step % FINITE_CHECK_STEPS == 0
+        looks = run.device.type != "cuda" and run.step % FINITE_CHECK_STEPS == 0
+        looks |= pace is not None and run.step >= pace.stop_step
         finite = math.isfinite(health.item()) if due or looks else True
         now = time.perf_counter()
         training_seconds += now - step_start
-        if pace:
-            due |= pace.add(run.step, now - step_start, run.group)
+        due |= pace is not None and pace.add(run.step, now - step_start, run.group)
         if not due and finite:
             run.train_seconds += now - clock
             yield None

@@ -115,3 +115,15 @@ def test_the_trainer_takes_a_time_and_goes_on(command, byte_files, tmp_path, cap
     ):
         with pytest.raises(InputError, match=words):
             command(*data, *flags)
+
+
+def test_a_timed_training_that_diverges_ends_at_once_between_two_reports(make_run):
+    run = make_run(budget_tokens=None, budget_seconds=60.0, learning_rate=1e6, clip_norm=1e9)
+    run.pace.per_step = 0.001
+    run.pace._plan(0)
+    for _ in train(run, 3):
+        pass
+    with torch.no_grad():
+        run.parameters[0].fill_(float("nan"))
+    *_, last = train(run)
+    assert last.diverged and last.step < 200 and 0 < last.budget_seconds * 32 / 60 % 1 < 1
