@@ -105,7 +105,7 @@ def time_steps(search: BuiltinSearch, resources: Resources, seconds: float = TIM
 def check_budget_seconds(search: BuiltinSearch, resources: Resources) -> None:
     """Raises InputError where the baseline with the largest batch makes fewer steps in --budget_seconds than reports."""
     batch, step = max(time_steps(search, resources, AUTO_SECONDS).steps.items())
-    seconds = search.training.budget_seconds or math.inf
+    seconds = search.options.budget_seconds or math.inf
     if step * TIMED_REPORTS > seconds:
         raise InputError(
             f"--budget_seconds is {seconds:g} s, and a step with a batch of {batch} takes {step:.3g} s here: fewer steps "
