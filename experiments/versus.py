@@ -15,8 +15,8 @@ core and a torch thread each, for --seconds from the start of its first process,
           SuccessiveHalvingPruner with the rungs of ray. Its pick is study.best_trial: the lowest val_loss at the end of the
           budget. optimize(timeout=...) would finish what runs when the time is up, so it is killed. A diverged trial counts
           as pruned, which tells its sampler more than the failure that Optuna would make of a NaN.
-  expert  optuna with the sampler and the pruner that did best in dense.py on two tables: multivariate TPE that knows what
-          runs, and rungs at 1/8 and 1/2.
+  expert  optuna with a sampler and a pruner that an expert may choose: multivariate TPE that knows what runs, and rungs at
+          1/8 and 1/2. dense.py compares more of them.
 
 What each would hand its user after 1/4, 1/2, 3/4 and all of the time (--shares) is trained in full with seeds that no
 search used; its score is the mean val_loss (nats per token) over 16 times as many validation windows, infinite where one

@@ -200,6 +200,22 @@ def test_a_seed_that_diverged_is_trusted_for_nothing():
             assert [trial.trial_id for trial in ranking(trials)[1]] == ["t00001", "t00002", "t00000"]
 
 
+def test_a_baseline_that_ended_alone_gets_no_seed_before_another_configuration_ends():
+    """With two seeds it would be named before better ones with one: the time that is left fits no other seed."""
+    search = new_search("explore-finish", num_samples=1000, workers=2, confirm=0)
+    rng = random.Random(1)
+    levels = [rng.random() for _ in range(1000)]
+
+    def loss(trial, tokens):  # the baseline leads at the rung, where it gets a seed, and ends last
+        if trial.parent_id == "t00000":
+            return 9.0 if tokens == BUDGET else 0.0
+        return 1 + levels[index_of(trial)]
+
+    play(search, loss, end=8 * BUDGET)
+    assert search.trials.baseline.status == COMPLETED and len(search.trials.baseline.seeds_at(BUDGET)) == 1
+    assert ranking(search.trials)[1][0].trial_id != "t00000"
+
+
 def test_it_ends_with_more_seeds_of_its_best_instead_of_what_could_not_be_believed_in_time():
     search = new_search("explore-finish", num_samples=1000, workers=2)
     play(search, constant([(37 * i % 101) + 1.0 for i in range(1000)]), end=8 * BUDGET)

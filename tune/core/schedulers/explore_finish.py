@@ -7,7 +7,7 @@ from itertools import pairwise
 from tune.core.decision_config import DECISIONS, DecisionConfig
 from tune.core.ranking import by_expected_final_loss
 from tune.core.schedulers.base import Action, Clock, Replicate, Resume, Scheduler, Start, replicate
-from tune.core.trials import REPLICATE, RUNNING, SAMPLED, SUGGESTED, Trial, Trials
+from tune.core.trials import PAUSED, REPLICATE, RUNNING, SAMPLED, SUGGESTED, Trial, Trials
 
 Steps = Iterator[Action | None]
 
@@ -36,7 +36,8 @@ class ExploreThenFinish(Scheduler):
         reserve = int(max(0.0, self.config.finishing_share * shared) / finish_tokens + 1e-9) * finish_tokens
         yield from self._explore(trials, clock.left - reserve)
         yield from self._finish(trials, clock)
-        yield replicate(by_expected_final_loss(trials), trials, clock, self.config.seeds, self.config.seeds)
+        ended = behind_in_seeds(by_expected_final_loss(trials))
+        yield replicate(ended, trials, clock, self.config.seeds, self.config.seeds)
 
     def _without_end(self, trials: Trials, clock: Clock) -> Steps:
         """The steps of a search that does not know its end: exploring and finishing take turns."""
@@ -97,11 +98,10 @@ class ExploreThenFinish(Scheduler):
 
     def _finish(self, trials: Trials, clock: Clock) -> Steps:
         side, waiting = self._side_by_side(trials), self._waiting(trials, clock)
-        ended = by_expected_final_loss(trials)
-        if len(ended) > 1 or not waiting:
-            yield replicate(ended[:1], trials, clock, self.config.seeds, side)
-        if clock.left < 2 * trials.budget_tokens:  # a new finisher could not get another seed in time
-            yield replicate(ended, trials, clock, self.config.seeds, side)
+        ended, late = by_expected_final_loss(trials), clock.left < 2 * trials.budget_tokens
+        if len(ended) > 1 or not waiting:  # late, a new finisher could not get another seed in time
+            yield replicate(behind_in_seeds(ended) if late else ended[:1], trials, clock, self.config.seeds, side)
+        if late:
             yield replicate(self._finishing(trials), trials, clock, side, side)
         yield from (Resume(trial.trial_id, segment_end_tokens=trials.budget_tokens) for trial in waiting)
 
@@ -125,3 +125,13 @@ class ExploreThenFinish(Scheduler):
         """The configurations that train to the full budget now, on their first seed."""
         running = (trial for trial in trials.running.values() if trial.source != REPLICATE)
         return [trial for trial in running if trial.segment_end_tokens == trials.budget_tokens]
+
+
+def behind_in_seeds(ended: list[Trial]) -> list[Trial]:
+    """Those of the `ended` trials, the best first, with fewer seeds than every better one: others would rank before it."""
+    found, fewest = [], math.inf
+    for trial in ended:
+        begun = 1 + sum(seed.status != PAUSED for seed in trial.replicates)
+        found += [trial] if begun < fewest else []
+        fewest = min(fewest, begun)
+    return found
