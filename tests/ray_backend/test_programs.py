@@ -297,7 +297,7 @@ def test_a_killed_search_of_a_program_goes_on_and_decides_the_same(tmp_path, pro
     done = run_command_line("tune/search.py", "--resume", tmp_path / "broken")
     assert done.returncode == 0, done.stdout + done.stderr
     tables = [pd.read_csv(tmp_path / name / "history.csv") for name in ("whole", "broken")]
-    marks = [set(zip(table["trial_id"], table["tokens_seen"], strict=True)) for table in tables]
+    marks = [set(zip(table["trial_id"], table["iterations_seen"], strict=True)) for table in tables]
     assert len(marks[1]) == len(tables[1])  # a point that was reported twice counts once
     if program is AS_COMMAND:
         assert marks[0] == marks[1]

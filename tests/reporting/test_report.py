@@ -133,7 +133,7 @@ def test_a_report_is_not_written_over_that_of_a_search_that_went_on(tmp_path, mo
         changed(run_dir, lambda events: [*events, {"event": "session", "session": 9, "workers": 1, "time": 1e9}])
         return summarize(run_dir, *found)
 
-    monkeypatch.setattr("tune.report.summarize", summarize_and_go_on)
+    monkeypatch.setattr("tune.reporting.render.summarize", summarize_and_go_on)
     write_report(run, still=True)
     assert (run / "report.html").read_text() == before and not (run / "figures").exists()
 

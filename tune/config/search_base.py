@@ -99,7 +99,7 @@ class SearchSpec(SearchedSpace):
     def trials(self, events: Iterable[Event] = (), num_samples: int | None = None) -> Trials:
         """The trials of the search after `events`."""
         found = Trials(self.budget_tokens, num_samples or self.planned_trials, self.options.rung_metric)
-        found.has_seeds = self.has_seeds
+        found.has_seeds, found.unit = self.has_seeds, self.unit
         for event in events:
             found.apply(event)
         return found

@@ -90,6 +90,7 @@ class Trials:
         self.running: dict[str, Trial] = {}  # the running trials, except audits
         self.audits: dict[str, Trial] = {}
         """the audits, by the id of the audited trial; only `by_id` and `tokens` know of them besides"""
+        self.unit = "tokens"  # of the budget, and of all that is called tokens here
         self.has_seeds = True  # False where a training can't be repeated with another seed
         self.workers = 1  # the number of trainings at once in the last session
         self.tokens = 0  # the tokens that all trials have trained on

@@ -47,12 +47,17 @@ def compare(folders: list[Path]) -> tuple[str, Path]:
         row["confidence"] = summary.confidence
         rows.append(row | differing(run[0], [other for other, _, _ in runs.values()]))
     table = pd.DataFrame(rows)
+    is_own = any(search.options.is_own_program for search, _, _ in runs.values())
+    if is_own and alike:
+        unit = "the unit of the program"
     note = (
         f"Losses are in {unit}."
         if alike
         else "The runs differ in data or tokenizer: their losses per token say nothing beside each other, so only "
         "bits per byte are shown, and these too are of different texts where the data differs."
     )
+    if is_own and not alike:
+        note = "The runs differ in the program or in what its budget counts: their losses say nothing beside each other."
     figure = progress_figure(best_so_far(runs, metric), metric, unit)
     page = folders[0] / "compare.html"
     write_text(page, compared_page(table, note, figure))

@@ -13,7 +13,8 @@ from tune.core.trials import DIVERGED, FAILED, Trials
 from tune.reporting.figures.base import Figure
 from tune.reporting.summarize import summarize
 from tune.reporting.summary import Summary
-from tune.reporting.summary_text import audit_lines
+from tune.reporting.summary_text import audit_lines, loss_unit
+from tune.store.tables import column_names
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,11 @@ def render(run_dir: Path, whole: bool = True) -> Report:
     with threadpool_limits(1):  # matrices are small: on busy cores two threads would wait for each other
         shown = figures(search, trials, history, surface, summary)
     if summary.audit:
-        notes["audit"] = " ".join(f"{line[0].upper()}{line[1:].removesuffix('.')}." for line in audit_lines(summary.audit))
-    return Report(search, summary, shown, table.drop(columns="checkpoint"), notes)
+        said = audit_lines(summary.audit, summary.unit, loss_unit(summary))
+        notes["audit"] = " ".join(f"{line[0].upper()}{line[1:].removesuffix('.')}." for line in said)
+    table = table.drop(columns="checkpoint")
+    table.columns = pd.Index(column_names(table.columns, search.unit))
+    return Report(search, summary, shown, table, notes)
 
 
 def time_spent(trials: Trials, events: list[Event], summary: Summary) -> str:

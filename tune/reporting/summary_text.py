@@ -65,7 +65,7 @@ def _found(summary: Summary) -> Iterator[tuple[str, str]]:
         yield "", _loss(baseline, summary)
     if best and summary.gain:
         mean = summary.gain.mean
-        size = "more than can be said" if mean is None else f"{mean:.4f}{_loss_unit(summary)}"
+        size = "more than can be said" if mean is None else f"{mean:.4f}{loss_unit(summary)}"
         yield "gain", f"{size} over the baseline{_interval(summary.gain)}"
         likely = f"the best {compared(best)} with probability {best.probability_best:.2f}" if best.probability_best else ""
         yield "", likely or "on one seed: flattered by selection"
@@ -79,7 +79,7 @@ def _remarks(summary: Summary) -> Iterator[tuple[str, str]]:
     for edge in summary.edges:
         yield "edge", f"{edge.hyper_parameter} {edge.value:.4g} is at its range's end; next {edge.search_next}"
     if summary.audit:
-        for number, line in enumerate(audit_lines(summary.audit)):
+        for number, line in enumerate(audit_lines(summary.audit, summary.unit, loss_unit(summary))):
             yield "" if number else "audit", line
     if lost := summary.cost.lost:
         yield "lost", f"{lost} times a trial's process or machine; it went on from its last checkpoint (error-*.txt)"
@@ -115,7 +115,8 @@ def _interval(one: Standing | Gain) -> str:
     return f"  ({LEVEL:.0%}: {words})" if (words := interval_words(one)) else ""
 
 
-def _loss_unit(summary: Summary) -> str:
+def loss_unit(summary: Summary) -> str:
+    """Returns what stands behind a loss: its unit where that is known."""
     return "" if summary.program else " nats/token"
 
 
@@ -123,7 +124,7 @@ def _loss(standing: Standing, summary: Summary) -> str:
     loss, bits = (math.inf if value is None else value for value in (standing.val_loss, standing.val_bpb))
     seeds = f"mean of {standing.seeds} seeds" if standing.seeds > 1 else "one seed"
     bits_words = "" if summary.program else f"  val_bpb {bits:.4f} bits/byte"
-    return f"val_loss {loss:.4f}{_loss_unit(summary)}{_interval(standing)}{bits_words}  ({seeds})"
+    return f"val_loss {loss:.4f}{loss_unit(summary)}{_interval(standing)}{bits_words}  ({seeds})"
 
 
 def compiled_words(compiled: Compiled) -> str:
@@ -134,11 +135,11 @@ def compiled_words(compiled: Compiled) -> str:
     return f"in {took}; {compiled.before:,.0f} -> {compiled.after:,.0f} tokens/s, {compiled.gain:.2f} times"
 
 
-def audit_lines(audit: Audit) -> Iterator[str]:
-    """Yields the audit as lines of text."""
+def audit_lines(audit: Audit, unit: str = "tokens", loss_unit: str = " nats/token") -> Iterator[str]:
+    """Yields the audit as lines of text; the units are those of the budget and of the loss."""
     yield (
         f"{audit.ended} of the {audit.left_behind} left behind, drawn by lot, went on to the end: "
-        f"{audit.seconds:,.0f} s, {amount(audit.tokens)} tokens; it decided nothing"
+        f"{audit.seconds:,.0f} s, {amount(audit.tokens)} {unit}; it decided nothing"
     )
     best, worst, cost = audit.below_best, audit.below_worst, audit.cost
     if best and worst and cost:
@@ -148,7 +149,7 @@ def audit_lines(audit: Audit) -> Iterator[str]:
             f"{worst.count} below the worst that was finished: {worst.low:.0%} to {worst.high:.0%}"
         )
         high = f"to {cost.high:.4f}" if cost.high is not None else "or more"
-        said = f"had all gone on, the lowest had ended {cost.low:.4f} {high} nats/token below the best"
+        said = f"had all gone on, the lowest had ended {cost.low:.4f} {high}{loss_unit} below the best"
         if cost.high == 0:
             said = "by their losses where they were left, none had ended below the best"
         yield f"{said} ({LEVEL:.0%}; luck included)"

@@ -20,6 +20,12 @@ RESULT_COLUMNS = [*KIND_COLUMNS, *LOSS_COLUMNS, "best_val_loss", *COUNT_COLUMNS,
 """`source` is sampled, suggested, replicate (another seed of the trial `parent_id`), or audit (of that trial)."""
 
 
+def column_names(columns: Iterable[str], unit: str) -> list[str]:
+    """The columns as the tables name them: tokens_seen and tok_per_sec follow the unit of the budget."""
+    named = {"tokens_seen": f"{unit}_seen", "tok_per_sec": f"{unit}_per_sec"} if unit != "tokens" else {}
+    return [named.get(name, name) for name in columns]
+
+
 def trial_columns(trials: Trials) -> list[str]:
     """The columns of trials.csv."""
     return ["trial_id", *(trials.drawn[0].config if trials.drawn else ()), *RESULT_COLUMNS]
@@ -50,9 +56,9 @@ def by_id(trials: Trials) -> list[Trial]:
 def write_tables(run_dir: Path, trials: Trials, seed: int) -> None:
     """Writes both tables: one row a trial, and one row a report."""
     rows = (trial_row(trial, seed) for trial in by_id(trials))
-    write_text(run_dir / TRIALS, _text(trial_columns(trials), rows, header=True))
+    write_text(run_dir / TRIALS, _text(trial_columns(trials), rows, trials.unit))
     reports = (report.to_json() for trial in by_id(trials) for report in trial.own_reports)
-    write_text(run_dir / HISTORY, _text(HISTORY_COLUMNS, reports, header=True))
+    write_text(run_dir / HISTORY, _text(HISTORY_COLUMNS, reports, trials.unit))
 
 
 class GrowingTables:
@@ -86,12 +92,12 @@ class GrowingTables:
         self._reported.clear()
 
 
-def _text(columns: list[str], rows: Iterable[Mapping[str, Any]], header: bool = False) -> str:
-    """Lines of CSV. NaN, None and missing values are empty cells."""
+def _text(columns: list[str], rows: Iterable[Mapping[str, Any]], header_unit: str = "") -> str:
+    """Lines of CSV, with a header where its unit is given. NaN, None and missing values are empty cells."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    if header:
-        writer.writerow(columns)
+    if header_unit:
+        writer.writerow(column_names(columns, header_unit))
     for row in rows:
         values = (row.get(name) for name in columns)
         writer.writerow(["" if value is None or value != value else value for value in values])
