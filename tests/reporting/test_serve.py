@@ -119,7 +119,9 @@ def test_the_page_beside_a_search_follows_it(tmp_path):
             browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
             page = browser.new_page()
             page.goto(link)
-            page.wait_for_function("typeof data !== 'undefined' && data.rows.length > 0", timeout=120_000)
+            page.wait_for_function(
+                "document.readyState === 'complete' && data.rows && data.rows.length > 0", timeout=120_000
+            )
             seen = page.evaluate("window.same = data.rows.length")
             page.wait_for_function("window.same && data.rows.length > window.same", timeout=120_000)
             assert search.poll() is None and seen

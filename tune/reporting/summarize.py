@@ -237,7 +237,8 @@ def training_command(run_dir: Path, search: SearchSpec, best: Best) -> str:
         return command("myllm/training/trainer.py", "--config", run_dir / "best_config.json", "--save_model", "final.pth")
     if search.options.trainable:
         words = sys.orig_argv[0] or sys.executable, "-m", "tune.ray_backend.programs.function"
-        path = "" if (ROOT / "pyproject.toml").samefile("pyproject.toml") else f"PYTHONPATH={shlex.quote(str(ROOT))} "
+        is_found = os.getcwd() == str(ROOT) or not (ROOT / "pyproject.toml").is_file()  # from here, or as it is installed
+        path = "" if is_found else f"PYTHONPATH={shlex.quote(str(ROOT))} "
         return path + shlex.join([*words, shown_path(run_dir / "best_config.json"), f"{run_dir.name}-best"])
     line = str(search.best_config(best.config)["command"])
     elsewhere = search.program.folder != os.getcwd()
