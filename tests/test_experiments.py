@@ -166,7 +166,7 @@ def test_optuna_plays_on_a_dense_table_within_its_time(sampler, pruner):
 def test_searches_on_dense_tables_are_played_once_and_kept(tmp_path):
     dense = load("dense")
     options = SearchOptions(time_budget=1.0, replicate_best=0)
-    asked = "ours", "now", dense_curves(), "made", 4, 3, 2, options
+    asked = "ours", "now", dense_curves(), "made", 6, 3, 2, options
     first, counts = dense.regrets(dense.Cache(tmp_path / "c.jsonl"), *asked)
     lines = (tmp_path / "c.jsonl").read_text().splitlines()
     again, _ = dense.regrets(dense.Cache(tmp_path / "c.jsonl"), *asked)

@@ -30,10 +30,13 @@ class ExploreThenFinish(Scheduler):
         return next((action for action in steps if action), None)
 
     def _until_end(self, trials: Trials, clock: Clock) -> Steps:
-        """The steps of a search that knows its end: in its last part it finishes, by whole trainings from the last rung."""
-        finish_tokens = trials.budget_tokens - self.rung_tokens[-1]
+        """The steps of a search that knows its end. In its last part it finishes: one training from the last rung, and then
+        whole ones, as they may be seeds.
+        """
+        budget, finish_tokens = trials.budget_tokens, trials.budget_tokens - self.rung_tokens[-1]
         shared = clock.used + clock.left - self._explored_first(trials) / trials.workers
-        reserve = int(max(0.0, self.config.finishing_share * shared) / finish_tokens + 1e-9) * finish_tokens
+        whole = (self.config.finishing_share * shared - finish_tokens) / budget + 1e-9
+        reserve = finish_tokens + int(whole) * budget if whole >= 0 else 0
         yield from self._explore(trials, clock.left - reserve)
         yield from self._finish(trials, clock)
         ended = behind_in_seeds(by_expected_final_loss(trials))
