@@ -57,7 +57,6 @@ from typing import Any
 import torch
 
 from myllm.datasets.data_paths import BUILTIN
-from myllm.presets import get_preset
 from myllm.system.errors import InputError, Parser, RunError, run_command
 from myllm.system.files import cache_dir
 from myllm.system.machine import available_cpus
@@ -66,7 +65,7 @@ from tune.config.open_run import open_run
 from tune.config.options import SearchOptions
 from tune.config.resolve import resolve_search
 from tune.config.spec import RUNS_DIR, SearchSpec, read_search
-from tune.core.search_space import Range, get_space, sample
+from tune.core.search_space import Range
 
 # What only one method or only the main process needs is imported where it is used: start-up is on the clock.
 
@@ -133,7 +132,7 @@ def search_with_ray(job: dict[str, Any], folder: Path, scratch: str, index: int)
     ray.init("local", num_cpus=job["slots"], include_dashboard=False, _temp_dir=scratch, _node_ip_address="127.0.0.1")
     space = {
         name: tune.loguniform(d.low, d.high) if isinstance(d, Range) else tune.choice(list(d.values))
-        for name, d in get_space("v2").ranges(get_preset(job["search"].config.preset)).items()
+        for name, d in job["search"].ranges.items()
     }
     tuner = tune.Tuner(
         objective,
@@ -178,7 +177,7 @@ def search_with_optuna(job: dict[str, Any], folder: Path, scratch: str, index: i
 
     def objective(trial: optuna.Trial) -> float:
         config = {}
-        for name, d in get_space("v2").ranges(get_preset(job["search"].config.preset)).items():
+        for name, d in job["search"].ranges.items():
             if isinstance(d, Range):
                 config[name] = trial.suggest_float(name, d.low, d.high, log=True)
             else:
@@ -344,7 +343,7 @@ def main() -> None:
     asked = {n: getattr(args, n) for n in ("preset", "tokenizer", "budget_tokens")}
     asked |= {n: (getattr(args, n),) for n in ("train_file", "val_file")}
     search = resolve_search(SearchOptions(space="v2", **asked), cache_dir())
-    reference = sample(get_space("v2"), get_preset(args.preset), 0, 0)
+    reference = search.sample(0)
     job = {"slots": args.slots, "seconds": args.seconds, "first": [reference] if args.reference else []}
     folder = RUNS_DIR / f"versus-{args.name}"
     path = folder / "settings.json"
