@@ -343,10 +343,10 @@ def test_every_shipped_experiment_parses(path, monkeypatch):
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_list_spaces_shows_every_range_and_the_reference(preset):
-    text = list_spaces(preset)
+    text, at_its_budget = list_spaces(preset), PRESETS[preset].at(PRESETS[preset].budget_tokens)
     for name, space in SPACES.items():
         assert f"{name}: training loop {space.version}" in text
-        for parameter, distribution in space.ranges(PRESETS[preset]).items():
+        for parameter, distribution in space.ranges(at_its_budget).items():
             assert f"{parameter:16} {distribution}; baseline " in text
 
 

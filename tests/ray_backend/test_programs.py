@@ -44,7 +44,7 @@ def opened(search, folder, resume=False, rate=0.1):
     """(the reports of a trial's program, its folder for checkpoints, the file of its output)."""
     kept = folder / "checkpoint"
     kept.mkdir(parents=True, exist_ok=True)
-    program = open_program(search, 1, 0, str(folder / "output.txt"))
+    program = open_program(search, 1, 0, 1, str(folder / "output.txt"))
     return program({"rate": rate}, search.budget_tokens, kept, resume), kept, folder / "output.txt"
 
 

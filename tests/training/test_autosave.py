@@ -15,6 +15,15 @@ from myllm.training import trainer
 from myllm.training.autosave import AutoSave, minutes
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """A training in this process adds up as the commands do, which have one thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def flags(byte_files):
     train, val = byte_files
