@@ -15,20 +15,12 @@ from myllm.training import trainer
 from myllm.training.autosave import AutoSave, minutes
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """A training in this process adds up as the commands do, which have one thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def flags(byte_files):
     train, val = byte_files
     data = ["--train_file", train, "--val_file", val, "--max_len", "32", "--stride", "16", "--batch_size", "8"]
-    return [*map(str, data), "--eval_freq", "25", "--eval_iter", "1", "--epochs", "1", "--device", "cpu"]
+    how = ["--learning_rate", "3e-3", "--eval_freq", "25", "--eval_iter", "1", "--epochs", "1", "--device", "cpu"]
+    return [*map(str, data), *how]
 
 
 @pytest.fixture
