@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from myllm.system.files import ROOT
 from tune.config.spec import BuiltinSearch
 
 if TYPE_CHECKING:  # the driver imports this module, and needs no torch
@@ -61,11 +62,15 @@ def partners(job: Job, processes: int) -> Iterator["ProcessGroup"]:
     from torch.distributed import FileStore  # type: ignore[attr-defined]  # torch names it in no __all__
 
     os.environ.update(LOOPBACK)
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))  # of a cluster's machine as well
     folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
     place = str(Path(folder.name) / "store")
     command = [sys.executable, "-m", "tune.ray_backend.programs.partners", place]
     others = [
-        subprocess.Popen([*command, str(rank), str(processes)], stdin=subprocess.PIPE) for rank in range(1, processes)
+        subprocess.Popen(
+            [*command, str(rank), str(processes)], stdin=subprocess.PIPE, env=os.environ | {"PYTHONPATH": path}
+        )
+        for rank in range(1, processes)
     ]
     over = threading.Event()
     threading.Thread(target=_watch, args=(others, over), daemon=True).start()
