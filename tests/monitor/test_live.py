@@ -44,14 +44,14 @@ def test_the_screen_in_terminals_of_three_widths(byte_files, tmp_path):
         first.read_until(lambda text: False)
         assert first.process.returncode == 130, first.text
         second = Terminal(40, ["tune/search.py", "--resume", run], offline)
-        second.read_until(lambda text: "val_loss" in text and "workers  0000" in text)
+        second.read_until(lambda text: "val_loss" in text and "workers  t0000" in text)
         narrow = "\n".join(second.screen.display)
         second.process.send_signal(signal.SIGINT)
         second.read_until(lambda text: False)
         third = Terminal(120, ["tune/search.py", "--resume", run], offline)
         third.read_until(lambda text: False)
         assert third.process.returncode == 0, third.text
-        assert "workers  0000" in narrow and "0 diverged" in narrow, narrow
+        assert "workers  t0000" in narrow and "0 diverged" in narrow, narrow
         for terminal in (first, second, third):
             assert HIDE_CURSOR not in terminal.raw and OTHER_SCREEN not in terminal.raw
             # The screen is gone, what was said before and after is whole.
