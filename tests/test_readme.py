@@ -80,6 +80,7 @@ def test_every_command_of_a_page_runs_as_written(page, tmp_path):
         shutil.copy(ROOT / name, checkout / name)
     for name in ("myllm", "tune", "experiments"):
         shutil.copytree(ROOT / name, checkout / name, ignore=ignored)
+    shutil.copytree(ROOT / "tests" / "programs", checkout / "tests" / "programs")
     written = set()
     for command in commands(page, "bash"):
         line = command.replace("python ", f"{sys.executable!r} ", 1)
