@@ -93,16 +93,16 @@ def check_builds(model: CustomModelConfig) -> None:
             raise InputError(f"--model {model.source}: {call} raises {error_text(error)}") from None
 
 
-def parameter_shapes(model: CustomModelConfig) -> list[tuple[tuple[int, ...], int]]:
-    """Returns the sides of each parameter and the number of its values, built in no memory where the class allows it."""
+def parameter_shapes(model: ModelConfig) -> dict[str, torch.Size]:
+    """Returns the shape of each parameter by its name, of a model that is built in no memory where its class allows it."""
     build = builder(model)
-    try:
-        with torch.device("meta"), quiet():
+    with torch.random.fork_rng(devices=[]), quiet():
+        try:
+            with torch.device("meta"):
+                module = build()
+        except (Exception, SystemExit):  # the class has values that the device can't hold
             module = build()
-    except (Exception, SystemExit):  # the class has values that the device can't hold
-        with quiet():
-            module = build()
-    return [(tuple(parameter.shape), parameter.numel()) for parameter in module.parameters()]
+    return {name: parameter.shape for name, parameter in module.named_parameters()}
 
 
 def check_trains(model: CustomModelConfig) -> None:

@@ -20,8 +20,8 @@ from typing import Any
 import torch
 
 from myllm.config import LENGTHS, GPTConfig, TrainConfig, from_dict
-from myllm.models.custom_model import CustomModelConfig, ModelConfig, builder, difference, read_model, settings_of
-from myllm.models.model_check import quiet
+from myllm.models.custom_model import CustomModelConfig, ModelConfig, difference, read_model, settings_of
+from myllm.models.model_check import parameter_shapes
 from myllm.presets import PRESETS, Preset, matrix_params
 from myllm.scaling_laws import LOWEST_PARAMS, Size, law_sds, movement, step_law_point
 
@@ -53,14 +53,8 @@ class Transfer:
 
 def matrices(model: ModelConfig) -> dict[str, torch.Size]:
     """Returns the shape of each matrix of `model`, by name. Matrices that grow with the vocabulary are left out."""
-    build = builder(model)
-    with torch.random.fork_rng(devices=[]), quiet():
-        try:
-            with torch.device("meta"):
-                module = build()
-        except Exception:  # a class that needs values
-            module = build()
-    return {name: p.shape for name, p in module.named_parameters() if p.dim() == 2 and model.vocab_size not in p.shape}
+    shapes = parameter_shapes(model)
+    return {name: shape for name, shape in shapes.items() if len(shape) == 2 and model.vocab_size not in shape}
 
 
 def params_of(model: ModelConfig) -> int:

@@ -5,8 +5,11 @@ from conftest import ROOT
 from helpers import BIGRAM
 
 from myllm.config import TrainConfig
+from myllm.models.model_check import parameter_shapes
+from myllm.presets import PRESETS
 from myllm.system.errors import InputError
 from myllm.text.format import parse_amount
+from tune.config.ladder import _shape
 from tune.config.options import SearchOptions
 from tune.config.resolve import resolve_search
 from tune.config.spec import read_search
@@ -145,3 +148,9 @@ def test_tokens_as_people_write_them(text, number):
 def test_what_is_no_number_of_tokens(text):
     with pytest.raises(InputError, match="is no number of tokens"):
         parse_amount(text)
+
+
+def test_a_modern_level_counts_the_matrices_that_its_model_has():
+    model = PRESETS["micro-modern"].model(257)
+    built = [shape for shape in parameter_shapes(model).values() if len(shape) == 2 and 257 not in shape]
+    assert _shape(model, {}).params == sum(shape.numel() for shape in built)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from myllm.models.custom_model import CustomModelConfig, ModelConfig, settings_of, with_settings
-from myllm.presets import PRESETS
+from myllm.presets import PRESETS, matrix_params
 from myllm.system.errors import InputError
 from tune.config.options import SearchOptions
 from tune.config.resolve import resolve_search
@@ -103,18 +103,18 @@ def _is_custom(model: ModelConfig) -> bool:
 
 
 def _shape(model: ModelConfig, size: dict[str, int]) -> Shape:
-    """Counts the parameters of a model: 12 a layer and squared channel of GPT-2's decoder, and those of its head.
+    """Counts the parameters of a model: those of the matrices of GPT-2's decoder, and those of its head.
 
     Of a custom model those with a side of the vocabulary's length count as its head, all others as the model.
     """
     if not isinstance(model, CustomModelConfig):
-        return Shape(size, 12 * model.n_layer * model.n_embd**2, model.vocab_size * model.n_embd)
+        return Shape(size, matrix_params(model), model.vocab_size * model.n_embd)
     from myllm.models.model_check import check_builds, parameter_shapes  # here: torch takes long
 
     check_builds(model)
-    sides = parameter_shapes(model)
-    head = [count for shape, count in sides if model.vocab_size in shape]
-    return Shape(size, max(1, sum(count for _, count in sides) - sum(head)), max(head, default=0))
+    parameters = parameter_shapes(model).values()
+    head = [shape.numel() for shape in parameters if model.vocab_size in shape]
+    return Shape(size, max(1, sum(shape.numel() for shape in parameters) - sum(head)), max(head, default=0))
 
 
 def with_plan(options: SearchOptions, target: BuiltinSearch, plan: Plan) -> BuiltinSearch:

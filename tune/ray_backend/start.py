@@ -79,8 +79,7 @@ class RayRuntime:
                 include_dashboard=options.dashboard,
                 object_store_memory=OBJECT_STORE_BYTES,
             )
-            path = [str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
-            os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(filter(None, path)))  # the same code in every process
+            os.environ["PYTHONPATH"] = python_path()  # the same code in every process
             if shlex.quote(sys.executable) != sys.executable:  # Ray hands the path to a shell as it is
                 arguments["runtime_env"] = {"py_executable": shlex.quote(sys.executable)}
         self._thread = threading.Thread(target=self._live, args=(arguments,), name="ray", daemon=True)
@@ -127,6 +126,12 @@ class RayRuntime:
             self._started.wait()
             ray.shutdown()
             self._over.set()
+
+
+def python_path() -> str:
+    """This process' PYTHONPATH with the folder of this code first."""
+    path = [str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    return os.pathsep.join(dict.fromkeys(filter(None, path)))
 
 
 def check_loopback(address: str) -> None:

@@ -19,6 +19,7 @@ from tune.config.spec import ProgramSearch
 from tune.config.template import fill
 from tune.ray_backend.programs.process import Process, Seen, pattern_parser
 from tune.ray_backend.programs.reports import ProgramError
+from tune.store.checkpoints import PLACE_FILE, read_place
 
 PENDING = "search_reports.json"  # in a checkpoint: reports that were read and not passed on when it was copied
 SETTLE_SECONDS = 0.3  # in which no file of a whole checkpoint changes
@@ -101,7 +102,7 @@ def command_program(search: ProgramSearch, threads: int, gpus: float, output: st
     def train(settings: dict[str, Any], budget: int, folder: Path, resume: bool) -> Reports:
         run = folder.with_name("run")
         if resume:
-            shutil.copytree(folder, run, ignore=shutil.ignore_patterns(PENDING, "search_place.json"))
+            shutil.copytree(folder, run, ignore=shutil.ignore_patterns(PENDING, PLACE_FILE))
         else:
             run.mkdir()
         segment = CommandSegment(search, settings, budget, folder, run, resume, threads, gpus, output)
@@ -133,9 +134,8 @@ class CommandSegment:
         self.pending = json.loads((folder / PENDING).read_text()) if resume and (folder / PENDING).exists() else []
         words = search.command_line(settings, str(run), gpus)
         if resume:
-            place = json.loads((folder / "search_place.json").read_text())
-            step = self.files.step(place["tokens_seen"] // search.step_tokens(settings))
-            self.seconds_before = place["train_seconds"]
+            tokens, self.seconds_before = read_place(folder)
+            step = self.files.step(tokens // search.step_tokens(settings))
             values = search.values(settings) | {"folder": str(run), "step": step}
             words += [fill(word, values) for word in shlex.split(options.resume_args or "")]
         else:

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from myllm.system.files import ROOT
 from tune.config.spec import BuiltinSearch
+from tune.ray_backend.start import python_path
 
 if TYPE_CHECKING:  # the driver imports this module, and needs no torch
     from myllm.training.parallel import ProcessGroup
@@ -62,14 +62,12 @@ def partners(job: Job, processes: int) -> Iterator["ProcessGroup"]:
     from torch.distributed import FileStore  # type: ignore[attr-defined]  # torch names it in no __all__
 
     os.environ.update(LOOPBACK)
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))  # of a cluster's machine as well
+    environment = os.environ | {"PYTHONPATH": python_path()}  # on a cluster's machine as well
     folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
     place = str(Path(folder.name) / "store")
     command = [sys.executable, "-m", "tune.ray_backend.programs.partners", place]
     others = [
-        subprocess.Popen(
-            [*command, str(rank), str(processes)], stdin=subprocess.PIPE, env=os.environ | {"PYTHONPATH": path}
-        )
+        subprocess.Popen([*command, str(rank), str(processes)], stdin=subprocess.PIPE, env=environment)
         for rank in range(1, processes)
     ]
     over = threading.Event()
