@@ -8,25 +8,23 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 
 from myllm.system.errors import InputError
+from myllm.text.durations import parse_duration
 from myllm.training.parallel import SINGLE, ProcessGroup
 
 MOST_OF_THE_TIME = 0.02
 """largest share of the time that saving may take"""
-UNITS = {"s": 1 / 60, "m": 1.0, "h": 60.0}
-"""ending of a duration -> minutes"""
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 """what asks a process to end: Ctrl-C, a job's time limit, a terminal that was closed"""
 
 
 def minutes(text: str) -> float:
-    """Returns the minutes of a duration such as 10, 30s, 10m or 2h. Raises InputError."""
-    number, unit = (text[:-1], text[-1]) if text[-1:] in UNITS else (text, "m")
+    """Returns the minutes of 10, which has no unit, or of a duration such as 30s, 10m or 1h30m. Raises InputError."""
     try:
-        value = float(number) * UNITS[unit]
-    except ValueError:
-        value = -1.0
+        value = parse_duration(text if text[-1:].isalpha() else f"{text}m") / 60
+    except InputError:
+        value = 0.0
     if not 0 < value < 1e6:
-        raise InputError(f"--save_every {text!r} is no duration; write minutes, or one such as 30s, 10m or 2h")
+        raise InputError(f"--save_every {text!r} is no duration; write minutes, or one such as 30s, 10m or 1h30m")
     return value
 
 

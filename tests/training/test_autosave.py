@@ -144,7 +144,7 @@ def test_saving_takes_a_small_share_of_the_time(monkeypatch):
 
 
 def test_durations_are_read():
-    assert [minutes(text) for text in ("10", "30s", "10m", "1.5h")] == [10, 0.5, 10, 90]
+    assert [minutes(text) for text in ("10", "30s", "10m", "1.5h", "1h30m")] == [10, 0.5, 10, 90, 90]
 
 
 def test_what_asks_to_be_ignored_stays_ignored(flags, tmp_path):
