@@ -1,6 +1,7 @@
-"""Judges tune/ladder/ on a public table: grids of 215M and 268M parameters from runs of 60M and 120M alone.
+"""Judges tune/ladder/ on a public table: grids of 215M to 1.07B parameters from runs of 60M and 120M alone.
 
-    python experiments/ladder_benchmark.py                # ten seconds on one core
+    python experiments/ladder_benchmark.py                # half a minute on one core
+    python experiments/ladder_benchmark.py --choose       # the widths of intervals, on targets up to 268M parameters
 
 Printed: for each target the regret of the fit and of the carrying rule from the same runs, the rate's and the batch's
 error, the coverage of the 90% intervals; then the carrying rule without runs, over all pairs of grids.
@@ -10,6 +11,7 @@ the linear interpolation of its neighbours, which at the optimum itself is 0 to 
 plate) is the second measure. The true optimum is the smooth surface's.
 """
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
@@ -18,14 +20,16 @@ from pathlib import Path
 import numpy as np
 from ladder import read_runs
 from scipy.interpolate import LinearNDInterpolator, RBFInterpolator
+from scipy.optimize import minimize
 from scipy.spatial import cKDTree
 
-from myllm.scaling_laws import LAW_PRIOR, Size, movement
+from myllm.scaling_laws import Size, movement
 from myllm.system.errors import Parser, run_command
 from tune.ladder.answer import Z90, plain_point
 from tune.ladder.fit import Run, fit_runs, levels_of
+from tune.ladder.prior import LAW_PRIOR
 
-TABLE = Path(__file__).parent / "data" / "scaling" / "scalebench_small.csv.gz"
+TABLES = [Path(__file__).parent / "data" / "scaling" / f"scalebench_{part}.csv.gz" for part in ("small", "large")]
 DESIGNS = {
     "24": [(60, 2, 24)],
     "12 + 6 + 6": [(60, 2, 12), (60, 8, 6), (120, 2, 6)],
@@ -33,8 +37,8 @@ DESIGNS = {
 }
 """Runs drawn from each grid: million parameters, billion tokens, runs."""
 
-CHOSEN_ON, JUDGED_ON = 215, 268
-"""Million parameters: standard deviations of the prior were chosen up to the first; the second judges them."""
+CHOSEN_ON, JUDGED_ON = (215, 268), (429, 537, 1074)
+"""Million parameters of the targets on which standard deviations were chosen, and of those that judge them."""
 
 DRAWS = 40
 
@@ -96,7 +100,7 @@ def judge(grids: Sequence[Grid], design: str, draws: int) -> None:
     print(f"\n{design} runs, {draws} draws: mean regret (90th percentile), thousandths of a nat")
     print("| target | fit | fit, smooth | carrying rule | rule, smooth | rate off | batch off | rate held | batch held |")
     print("|-|-|-|-|-|-|-|-|-|")
-    groups: dict[int, list[list[np.ndarray]]] = {CHOSEN_ON: [], JUDGED_ON: []}
+    groups: dict[int, list[list[np.ndarray]]] = {size: [] for size in (*CHOSEN_ON, *JUDGED_ON)}
     for grid in grids:
         if millions(grid) not in groups:
             continue
@@ -112,23 +116,69 @@ def judge(grids: Sequence[Grid], design: str, draws: int) -> None:
         print(" | ".join(f"{part.mean():.0%}" for part in row[4:]), "|", flush=True)
     for name, rows in {
         **{f"all of {size}M": part for size, part in groups.items()},
-        "all": list(itertools.chain(*groups.values())),
+        "all of 215M and 268M, chosen on": list(itertools.chain(*map(groups.get, CHOSEN_ON))),
+        "all larger, judged": list(itertools.chain(*map(groups.get, JUDGED_ON))),
     }.items():
         *regrets, rate, batch = (np.array(part) for part in zip(*rows, strict=True))
         print(f"| {name} | {' | '.join(summary(part) for part in regrets)} | | | {rate.mean():.0%} | {batch.mean():.0%} |")
 
 
+def far_pairs(grids: Sequence[Grid]) -> list[tuple[Grid, Grid]]:
+    """Returns the pairs of grids of which the second has 4 or more times the compute."""
+    cost = {grid.name(): grid.size.params * grid.size.tokens for grid in grids}
+    return [pair for pair in itertools.product(grids, repeat=2) if cost[pair[1].name()] >= 4 * cost[pair[0].name()]]
+
+
+def rule_error(start: Grid, end: Grid) -> np.ndarray:
+    """Returns how far the carrying rule ends from the true optimum, in log rate and log batch; shape (2,)."""
+    move = movement(start.size, end.size)
+    return start.optimum + np.array([move.log_rate, move.log_batch]) - end.optimum
+
+
+def choose(grids: Sequence[Grid], draws: int) -> None:
+    """Prints coverage by the error of the form, on CHOSEN_ON alone, and the likeliest errors of the carrying rule there."""
+    chosen = [grid for grid in grids if millions(grid) in CHOSEN_ON]
+    fits = {
+        design: [fit_runs(draw(grids, design, seed), LAW_PRIOR) for seed in range(draws)] for design in list(DESIGNS)[:2]
+    }
+    print("| form_sd | by distance | " + " | ".join(f"{name}: rate | batch" for name in fits) + " | off 90% in the mean |")
+    print("|-|-|-|-|-|-|-|")
+    for form, distance in itertools.product((0.05, 0.1, 0.15, 0.2), (0.03, 0.05, 0.06, 0.07, 0.08, 0.1)):
+        prior = dataclasses.replace(LAW_PRIOR, form_sd=form, form_sd_by_distance=distance)
+        shares = []
+        for group in fits.values():
+            found = [[dataclasses.replace(fit, prior=prior).optimum(grid.size) for fit in group] for grid in chosen]
+            held = [
+                [np.abs(mean - grid.optimum) < Z90 * np.sqrt(covariance.diagonal()) for mean, covariance in row]
+                for grid, row in zip(chosen, found, strict=True)
+            ]
+            shares += list(np.mean(held, axis=(0, 1)))
+        off = np.abs(np.array(shares) - 0.9).mean()
+        print(f"| {form} | {distance} | {' | '.join(f'{share:.0%}' for share in shares)} | {off:.3f} |")
+    pairs = far_pairs([grid for grid in grids if millions(grid) <= max(CHOSEN_ON)])
+    errors = np.array([rule_error(*pair) for pair in pairs])
+    steps = np.log([(b.size.params / a.size.params, b.size.tokens / a.size.tokens) for a, b in pairs])
+    for name, error in zip(("rate", "batch"), errors.T, strict=True):
+
+        def surprise(sds: np.ndarray, error: np.ndarray = error) -> float:
+            sd = np.sqrt(sds[0] ** 2 + (sds[1:] ** 2 * steps**2).sum(1))
+            return float(np.sum(np.log(sd) + (error / sd) ** 2 / 2))
+
+        found = [minimize(surprise, begin, bounds=[(0.02, 1)] * 3) for begin in itertools.product((0.05, 0.2), repeat=3)]
+        likeliest = ", ".join(f"{sd:.2f}" for sd in min(found, key=lambda one: one.fun).x)
+        print(f"likeliest errors of the rule in the {name}, {len(pairs)} pairs: {likeliest} (always, by log N, by log D)")
+
+
 def carry(grids: Sequence[Grid]) -> None:
     """Prints the regret of rules without runs, from a grid's true optimum to grids of 4 or more times its compute."""
     found: dict[str, list[float]] = {}
-    held = []
-    for start, end in itertools.product(grids, repeat=2):
+    held: dict[str, list[np.ndarray]] = {}
+    for start, end in far_pairs(grids):
         grown = end.size.params / start.size.params
-        if end.size.params * end.size.tokens < 4 * start.size.params * start.size.tokens:
-            continue
         move = movement(start.size, end.size)
-        errors = np.abs(start.optimum + np.array([move.log_rate, move.log_batch]) - end.optimum)
-        held.append(errors < Z90 * np.array([move.log_rate_sd, move.log_batch_sd]))
+        inside = np.abs(rule_error(start, end)) < Z90 * np.array([move.log_rate_sd, move.log_batch_sd])
+        judged = "with a larger one, judged" if {millions(start), millions(end)} & {*JUDGED_ON} else "to 268M, chosen on"
+        held.setdefault(judged, []).append(inside)
         for name, steps in {
             "N^-.5 D^.2, batch D^.5": (move.log_rate, move.log_batch),
             "rate / width (N^.5), batch kept": (-0.5 * math.log(grown), 0.0),
@@ -142,18 +192,21 @@ def carry(grids: Sequence[Grid]) -> None:
     )
     for name, values in found.items():
         print(f"| {name} | {len(values)} | {np.mean(values):.1f} | {min(values):.1f} to {max(values):.1f} |")
-    rate, batch = np.mean(held, axis=0)
-    print(
-        f"\nThe 90% intervals of N^-.5 D^.2 and D^.5 hold the rate of {rate:.0%} and the batch of {batch:.0%} of the pairs."
-    )
+    print("\n| pairs, 90% intervals of the rule | pairs | rate held | batch held |\n|-|-|-|-|")
+    for name, inside in {**held, "all": list(itertools.chain(*held.values()))}.items():
+        rate, batch = np.mean(inside, axis=0)
+        print(f"| {name} | {len(inside)} | {rate:.0%} | {batch:.0%} |")
 
 
 def main() -> None:
     parser = Parser(prog="ladder_benchmark.py", description=__doc__.splitlines()[0])
-    parser.add_argument("--history", type=Path, default=TABLE, help="table with the columns of experiments/ladder.py")
     parser.add_argument("--draws", type=int, default=DRAWS, help="random designs of each kind")
+    parser.add_argument("--choose", action="store_true", help="try widths of intervals, on targets that do not judge them")
     args = parser.parse_args()
-    grids = [Grid(size, runs) for size, runs in levels_of(read_runs(args.history)).items()]
+    grids = [Grid(size, runs) for size, runs in levels_of([run for table in TABLES for run in read_runs(table)]).items()]
+    if args.choose:
+        choose(grids, args.draws)
+        return
     for design in DESIGNS:
         judge(grids, design, args.draws)
     carry(grids)

@@ -26,7 +26,8 @@ from tune.config.resolve import resolve_search
 from tune.config.spec import BuiltinSearch
 
 TARGET = ("n_layer=6", "n_head=6", "n_embd=108", "dropout=0", "beta2=0.99", "warmup_ratio=0.02")
-GRID = {4: (2e-3, 4e-3, 1e-3, 8e-3), 2: (2e-3, 1e-3, 4e-3), 8: (4e-3, 2e-3, 8e-3)}  # batch in windows -> rates
+GRID = [(2e-3, 2), (1e-3, 2), (4e-3, 4), (2e-3, 4), (1e-3, 1), (2e-3, 1), (4e-3, 2), (4e-3, 8), (5e-4, 1), (8e-3, 8)]
+"""learning rates and batches in windows"""
 WIDE = 512  # validation windows of wide_loss
 COLUMNS = ("learning_rate", "batch_size", "seed", "loss", "wide_loss", "seconds")
 
@@ -74,7 +75,7 @@ def main() -> None:
     options = SearchOptions(preset="micro", set=TARGET, budget_tokens=args.tokens, **sources)
     search = resolve_search(options, cache_dir())
     known = read(args.out)
-    points = [(rate, batch, 0) for batch, rates in GRID.items() for rate in rates]
+    points = [(rate, batch, 0) for rate, batch in GRID]
     if args.config:
         found = [json.loads(path.read_text())["train"] for path in args.config]
         points = [(one["learning_rate"], one["batch_size"], seed) for one in found for seed in (0, 1)]

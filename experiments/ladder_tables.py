@@ -2,7 +2,7 @@
 
     python experiments/ladder_tables.py
 
-From the movement between tables come the exponents of WIDE_PRIOR in myllm/scaling_laws.py.
+From the movement between tables come the exponents of SMALL_RULE in myllm/scaling_laws.py.
 """
 
 import math
@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from myllm.scaling_laws import WIDE_PRIOR, Size
+from myllm.scaling_laws import Size
 from tune.ladder.fit import Run, fit_runs
+from tune.ladder.prior import SMALL_PRIOR
 
 DATA = Path(__file__).resolve().parent / "data"
 TABLES = {
@@ -47,7 +48,7 @@ def main() -> None:
         if not path.exists():
             continue
         runs = table_runs(path, params)
-        (rate, batch), _ = fit_runs(runs, WIDE_PRIOR).optimum(runs[0].size)
+        (rate, batch), _ = fit_runs(runs, SMALL_PRIOR).optimum(runs[0].size)
         size = f"{params:,} | {runs[0].size.tokens:,}"
         print(f"| {name} | {size} | {len(runs)} | {math.exp(rate):.2e} | {math.exp(batch):.0f} |")
 

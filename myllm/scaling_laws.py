@@ -18,7 +18,7 @@ PUBLISHED_LAWS = {
     "Critical batch": "arXiv 2410.21676: the batch grows with the tokens and hardly with the parameters; 85M to 1.2B",
     "muP": "arXiv 2203.03466: rate 1 / width, which is N^-1/2 at one depth and N^-1/3 at one shape",
 }
-"""The laws between which the exponents of Prior are a compromise; each with source, formula and range."""
+"""The laws between which the exponents of LAW_RULE are a compromise; each with source, formula and range."""
 
 
 @dataclass(frozen=True)
@@ -30,71 +30,32 @@ class Size:
 
 
 @dataclass(frozen=True)
-class Belief:
-    """A number's mean and standard deviation before any run."""
+class Rule:
+    """Exponents by which the best learning rate and batch move with parameters N and tokens D, and the rule's error.
 
-    mean: float
-    sd: float
-
-
-@dataclass(frozen=True)
-class Prior:
-    """Beliefs of the optimum's movement, the surfaces' skew, and how far an optimum lies off its power laws.
-
-    The exponents' means are the carrying rule's.
+    The standard deviations are those of log rate and of log batch: at any distance, then for each unit of log N and log D.
     """
 
-    rate_params: Belief
-    rate_tokens: Belief
-    batch_params: Belief
-    batch_tokens: Belief
-    skew: Belief  # k in tune/ladder/fit.py
-    form_sd: float  # of log rate and log batch, at the runs
-    form_sd_by_distance: float  # added for each unit of distance in log parameters and log tokens
-
-    def form_sd_at(self, params: float, tokens: float) -> float:
-        """Returns the standard deviation of an optimum off its power law, in log rate and in log batch alike.
-
-        `params` and `tokens` are natural logarithms of the factors from the middle of the runs.
-        """
-        return math.hypot(self.form_sd, self.form_sd_by_distance * params, self.form_sd_by_distance * tokens)
+    rate_params: float
+    rate_tokens: float
+    batch_tokens: float
+    rate_sds: tuple[float, float, float]
+    batch_sds: tuple[float, float, float]
 
 
-LAW_PRIOR = Prior(
-    rate_params=Belief(-0.5, 0.07),
-    rate_tokens=Belief(0.2, 0.07),
-    batch_params=Belief(0.0, 0.05),
-    batch_tokens=Belief(0.5, 0.07),
-    skew=Belief(2.0, 0.5),
-    form_sd=0.05,
-    form_sd_by_distance=0.1,
-)
-"""The prior from LOWEST_PARAMS on. Its standard deviations are the likeliest on the grids up to 215M parameters.
+LAW_RULE = Rule(-0.5, 0.2, 0.5, rate_sds=(0.11, 0.2, 0.14), batch_sds=(0.02, 0.1, 0.19))
+"""The carrying rule from LOWEST_PARAMS on, a compromise of the published laws.
 
-Those grids share one recipe (AdamW, cosine). Published laws of other recipes differ by more, .2 to .3 in an exponent.
+Its standard deviations are the likeliest on pairs of public grids up to 268M parameters (experiments/results/ladder.md).
+That of the rate by log N is the spread of the published exponents, -1/3 to -.71: those grids grow 4.5 times at most.
 """
 
-WIDE_PRIOR = Prior(
-    rate_params=Belief(-0.3, 0.3),
-    rate_tokens=Belief(0.2, 0.3),
-    batch_params=Belief(0.0, 0.3),
-    batch_tokens=Belief(0.35, 0.3),
-    skew=Belief(1.0, 0.5),
-    form_sd=0.2,
-    form_sd_by_distance=0.15,
-)
-"""The prior where a run or the target has fewer than LOWEST_PARAMS parameters.
+SMALL_RULE = Rule(-0.25, 0.25, 0.4, rate_sds=(0.5, 0.15, 0.15), batch_sds=(0.5, 0.15, 0.15))
+"""The movement below LOWEST_PARAMS, from this project's own trainings of 31k to 840k parameters on five corpora.
 
-The skew is the better of 2, 1, .5 and 0 on two tables of .2M parameters. The exponents lie between those of LAW_PRIOR and
-those of nine recorded tables of 98,304 and 786,432 parameters (experiments/ladder_tables.py): rate N^-.15 D^.25 and
-batch D^.25. Their standard deviations are those between papers of other recipes, .2 to .3. The error of the form gives a
-standard deviation of about .45 where parameters and tokens both grow eight times; no table tells it.
+Best rates and batches of one size differ by .5 between corpora and from the rule. Exponents are uncertain by .15
+(experiments/results/ladder-live.md). From 1M to 10M parameters nothing was trained.
 """
-
-
-def prior_for(sizes: list[Size]) -> Prior:
-    """Returns WIDE_PRIOR if one of `sizes` is below LOWEST_PARAMS, else LAW_PRIOR."""
-    return WIDE_PRIOR if min(size.params for size in sizes) < LOWEST_PARAMS else LAW_PRIOR
 
 
 @dataclass(frozen=True)
@@ -107,20 +68,21 @@ class Movement:
     log_batch_sd: float
 
 
-def movement(start: Size, end: Size) -> Movement:
-    """Returns the carrying rule's movement from `start` to `end`: rate N^-.5 D^.2, batch D^.5.
+def is_small(*sizes: Size) -> bool:
+    """Returns True if one of `sizes` is below LOWEST_PARAMS, where no published law of the rate holds."""
+    return min(size.params for size in sizes) < LOWEST_PARAMS
 
-    The standard deviations hold the exponents' priors and the error of the form.
-    """
-    prior = prior_for([start, end])
+
+def movement(start: Size, end: Size) -> Movement:
+    """Returns the movement of the optimum from `start` to `end` by LAW_RULE, or by SMALL_RULE if one of them is small."""
+    rule = SMALL_RULE if is_small(start, end) else LAW_RULE
     params, tokens = math.log(end.params / start.params), math.log(end.tokens / start.tokens)
-    form = prior.form_sd_at(params, tokens)
-    return Movement(
-        prior.rate_params.mean * params + prior.rate_tokens.mean * tokens,
-        prior.batch_params.mean * params + prior.batch_tokens.mean * tokens,
-        math.hypot(prior.rate_params.sd * params, prior.rate_tokens.sd * tokens, form),
-        math.hypot(prior.batch_params.sd * params, prior.batch_tokens.sd * tokens, form),
+    rate_sd, batch_sd = (
+        math.hypot(always, by_params * params, by_tokens * tokens)
+        for always, by_params, by_tokens in (rule.rate_sds, rule.batch_sds)
     )
+    log_rate = rule.rate_params * params + rule.rate_tokens * tokens
+    return Movement(log_rate, rule.batch_tokens * tokens, rate_sd, batch_sd)
 
 
 HIGHEST_RATE = 3e-3
@@ -137,6 +99,22 @@ def step_law_point(size: Size, batch_tokens: float | None = None) -> tuple[float
     return min(1.79 * size.params**-0.713 * size.tokens**0.307, HIGHEST_RATE * math.sqrt(batch / law_batch)), batch
 
 
+SMALL_SIZE = Size(98_304, 524_288)
+SMALL_POINT = 2e-3, 150.0
+"""Learning rate and batch, in tokens a step, that were best at SMALL_SIZE in this project's own trainings."""
+
+
+def reference_point(size: Size) -> tuple[float, float]:
+    """Returns the learning rate and the batch, in tokens a step, that are expected to be best before any run.
+
+    They are Step Law's; below LOWEST_PARAMS SMALL_POINT, moved by SMALL_RULE.
+    """
+    if not is_small(size):
+        return step_law_point(size)
+    move = movement(SMALL_SIZE, size)
+    return SMALL_POINT[0] * math.exp(move.log_rate), SMALL_POINT[1] * math.exp(move.log_batch)
+
+
 def law_sds(size: Size) -> tuple[float, float]:
     """Returns how far laws alone may be off in log rate and log batch, as standard deviations.
 
@@ -144,3 +122,11 @@ def law_sds(size: Size) -> tuple[float, float]:
     """
     factor = 2.0 if size.params >= 50e6 else 2.5 if size.params >= LOWEST_PARAMS else 3.0
     return math.log(factor), math.log(2)
+
+
+def reference_sds(size: Size) -> tuple[float, float]:
+    """Returns how far `reference_point` may be off in log rate and log batch, as standard deviations."""
+    if not is_small(size):
+        return law_sds(size)
+    move = movement(SMALL_SIZE, size)
+    return move.log_rate_sd, move.log_batch_sd

@@ -5,6 +5,9 @@ without embeddings and head, D the tokens of the training. Below 10M the rate is
 (Yang et al., arXiv 2203.03466, table 3: of hidden matrices there, here of all, as one rate was searched). Between a model
 below 10M and one above no rule holds: the larger one gets Step Law's point, the smaller one its preset's baseline.
 
+All laws of the rate are AdamW's. Muon's rate stays, with the widest interval; its batch moves as AdamW's, as the best
+batch follows the tokens (nanochat, which trains with Muon, has D^.383 from arXiv 2505.13738).
+
 The clip norm and the shares of the steps (warm-up, cooldown) stay. What was measured is in experiments/LOG.md. To be sure
 one searches the rate again: `search_command`.
 """
@@ -27,6 +30,7 @@ from myllm.scaling_laws import LOWEST_PARAMS, Size, law_sds, movement, step_law_
 
 WIDTH_LAW = "1/width, Yang et al., arXiv 2203.03466"
 SIZE_LAW = "rate N^-.5 D^.2, batch D^.5, a compromise of published laws"
+MUON = "no published law moves Muon's rate"
 Z90 = 1.645
 """standard deviations on either side that hold 90% of a normal distribution"""
 LEAST = 0.01
@@ -147,6 +151,17 @@ def by_size(training: TrainConfig, start: Size, end: Size, reference: tuple[floa
     return changes
 
 
+def for_muon(training: TrainConfig, changes: list[Transfer], start: Size, end: Size) -> list[Transfer]:
+    """Returns the `changes` of a training with Muon: its rate stays, and intervals are as wide as without any rule."""
+    widest = law_sds(Size(1, 1))
+    kept = [change for change in changes if change.name != "learning_rate"]
+    found = [dataclasses.replace(change, sd=max(change.sd, widest[1])) for change in kept]
+    if len(kept) == len(changes) and start.params == end.params:
+        return found
+    rate = training.learning_rate
+    return [Transfer("learning_rate", rate, rate, MUON, widest[0]), *found]
+
+
 def carried(
     config: dict[str, Any], training: TrainConfig, model: ModelConfig, preset: Preset, windows: int, flags: Collection[str]
 ) -> tuple[TrainConfig, list[Transfer]]:
@@ -168,6 +183,8 @@ def carried(
         if end.params >= LOWEST_PARAMS:
             reference = step_law_point(end, training.tokens_per_step if "batch_size" in flags else None)
         changes = by_size(training, start, end, reference)
+    if training.optimizer == "muon":
+        changes = for_muon(training, changes, start, end)
     changes = [change for change in changes if change.name not in flags]
     values: dict[str, Any] = {change.name: change.new for change in changes}
     step = values.get("batch_size", training.batch_size) * training.max_len

@@ -3,15 +3,17 @@
 import csv
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from conftest import run_command_line
 
-from myllm.scaling_laws import LAW_PRIOR, WIDE_PRIOR, Size, movement, prior_for, step_law_point
+from myllm.scaling_laws import Size, movement, reference_point, step_law_point
 from myllm.system.errors import InputError
 from tune.ladder.answer import Z90, answer, plain_point
 from tune.ladder.fit import LEVELS, Run, excess, fit_runs, seed_noise
+from tune.ladder.prior import LAW_PRIOR, SMALL_PRIOR, prior_for
 
 SMALL, LONG, WIDE, TARGET = Size(50e6, 1e9), Size(50e6, 4e9), Size(100e6, 1e9), Size(400e6, 10e9)
 
@@ -96,24 +98,39 @@ def test_the_carrying_rule_and_the_laws():
     assert math.exp(move.log_rate) == pytest.approx(4**-0.5 * 100**0.2)
     assert math.exp(move.log_batch) == pytest.approx(100**0.5)
     assert movement(Size(1e6, 1e9), Size(4e6, 1e9)).log_rate_sd > movement(Size(50e6, 1e9), Size(200e6, 1e9)).log_rate_sd
-    assert prior_for([Size(9e6, 1e9), TARGET]) is WIDE_PRIOR and prior_for([Size(1e7, 1e9), TARGET]) is LAW_PRIOR
+    assert prior_for(Size(9e6, 1e9), TARGET) is SMALL_PRIOR and prior_for(Size(1e7, 1e9), TARGET) is LAW_PRIOR
     rate, batch = step_law_point(Size(1e9, 1e11))
     assert rate == pytest.approx(1.79 * 1e9**-0.713 * 1e11**0.307) and batch == pytest.approx(0.58 * 1e11**0.571)
     assert step_law_point(Size(1e6, 1e8))[0] == 3e-3
+
+
+def test_a_small_target_is_believed_to_lie_near_the_point_of_small_trainings():
+    assert reference_point(TARGET) == step_law_point(TARGET)
+    small, large = Size(1e5, 5e5), Size(1e6, 5e6)
+    assert reference_point(large)[0] == pytest.approx(2e-3, rel=0.5) and 256 < reference_point(large)[1] < 1024
+    world = World()
+    runs = [replace(run, size=small, learning_rate=5 * run.learning_rate) for run in world.runs(SMALL, 12)]
+    alone, near = (fit_runs(runs, SMALL_PRIOR, target).optimum(large) for target in (None, large))
+    reference = np.log(reference_point(large))
+    assert (np.abs(near[0] - reference) < np.abs(alone[0] - reference)).all()
+    assert (near[1].diagonal() < alone[1].diagonal()).all()
+    assert (fit_runs(runs, LAW_PRIOR, large).mean == fit_runs(runs, LAW_PRIOR).mean).all()  # laws from 10M on
 
 
 def test_below_ten_million_parameters_the_intervals_are_wide_and_the_notes_say_so():
     world = World()
     small, large = Size(1e6, 1e8), Size(4e6, 4e8)
     found = answer(world.runs(small, 16), large)
-    assert found.learning_rate.high / found.learning_rate.low > 4
+    above = answer(world.runs(SMALL, 16), Size(4 * SMALL.params, 4 * SMALL.tokens))
+    wide, narrow = (math.log(one.learning_rate.high / one.learning_rate.low) for one in (found, above))
+    assert wide > 1.3 * narrow
     assert any("Below 10M" in note for note in found.notes)
 
 
 def test_replicates_tell_the_noise():
     runs = [Run(SMALL, 1e-3, 1e5, loss) for loss in 3 + 0.05 * np.random.default_rng(0).standard_normal(40)]
-    assert seed_noise(runs) == pytest.approx(0.05, rel=0.3)
-    assert seed_noise(runs[:1]) == pytest.approx(2.5e-3)
+    assert seed_noise(runs, 2.5e-3) == pytest.approx(0.05, rel=0.3)
+    assert seed_noise(runs[:1], 2.5e-3) == pytest.approx(2.5e-3)
 
 
 def test_bad_targets():

@@ -49,7 +49,7 @@ def test_the_summary_says_answer_levels_verification_and_what_comes_next(run_dir
         "a ladder, seed 3",
         "target      n_layer=4 n_head=4 n_embd=32: ",
         "from runs, ",
-        "from assumptions, as no law holds at this size",
+        "from small trainings of this project, as no law holds at this size",
         "warmup_ratio 0.02: the same share of the steps as at every level (a rule, not measured)",
         "forecast    val_loss ",
         "all came out as predicted",

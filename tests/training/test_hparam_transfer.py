@@ -152,7 +152,7 @@ def test_from_ten_million_parameters_on_rate_and_batch_follow_parameters_and_tok
     now, changes = moved(LARGE, training, twice)
     assert now.learning_rate == pytest.approx(2e-3 * 4**-0.5 * 16**0.2, rel=0.01) and now.batch_size == 64 * 4
     assert now.budget_tokens == 2**34 and [change.name for change in changes] == ["learning_rate", "batch_size"]
-    assert str(changes[0]).startswith("learning_rate 0.002 -> 0.00174 (90%: 0.0009")
+    assert str(changes[0]).startswith("learning_rate 0.002 -> 0.00174 (90%: 0.00078 to 0.0039)")
     assert "4 times the parameters, 16 times the tokens (rate N^-.5 D^.2, batch D^.5" in str(changes[1])
     now, changes = moved(LARGE, training, twice, flags=("learning_rate", "batch_size"))
     assert now == training and changes == []
@@ -179,3 +179,21 @@ def test_across_ten_million_parameters_no_rule_holds_and_the_baseline_is_used():
     training = nano.training(learning_rate=7e-3, batch_size=512)
     now, _ = moved(LARGE, training, nano.model(257), "nano")
     assert (now.learning_rate, now.batch_size) == (nano.learning_rate, nano.batch_size)
+
+
+def test_muons_rate_stays_with_the_widest_interval():
+    settings = {"learning_rate": 2e-3, "batch_size": 64, "budget_tokens": 2**34, "micro_batch_size": 32}
+    training = PRESETS["gpt2"].training(**settings, optimizer="muon")
+    now, changes = moved(LARGE, training, dataclasses.replace(GPT2, n_layer=48))
+    assert (now.learning_rate, now.batch_size) == (2e-3, 64 * 4)
+    assert [(change.name, change.sd) for change in changes] == [
+        ("learning_rate", pytest.approx(math.log(3))),
+        ("batch_size", pytest.approx(math.log(2))),
+    ]
+    assert str(changes[0]) == "learning_rate stays 0.002 (90%: 0.00033 to 0.012): no published law moves Muon's rate"
+    nano = PRESETS["nano"].model(257)
+    small = {"model": vars(nano), "train": {"budget_tokens": 786_432}}
+    for width, lines in ((128, 1), (64, 0)):  # no rule of the width; no line where nothing grows
+        model = dataclasses.replace(nano, n_embd=width)
+        now, changes = moved(small, PRESETS["nano"].training(optimizer="muon"), model, "nano")
+        assert now.learning_rate == PRESETS["nano"].learning_rate and len(changes) == lines

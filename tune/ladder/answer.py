@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from myllm.scaling_laws import LOWEST_PARAMS, Size, law_sds, movement, prior_for
+from myllm.scaling_laws import Size, is_small, movement, reference_sds
 from myllm.system.errors import InputError
-from tune.ladder.fit import BASE, BATCH, RATE, Array, Fit, Run, best_sixth, excess, fit_runs, levels_of
+from tune.ladder.fit import BASE, Array, Fit, Run, best_sixth, excess, fit_runs, levels_of
+from tune.ladder.prior import prior_for
 
 FEWEST_RUNS = 3
 """Runs below which the carrying rule is used; from here on the fit was ahead on grids of 60M to 215M parameters."""
@@ -38,7 +39,7 @@ class Answer:
     """What runs of smaller models say of a target.
 
     `loss` is in nats a token and `expected_regret` in nats behind the target's best rate and batch.
-    `share_from_runs` is the part of the published laws' variance that the runs have removed, 0 to 1.
+    `share_from_runs` is the part of the variance before any run that the runs have removed, 0 to 1.
     """
 
     learning_rate: Interval
@@ -86,7 +87,7 @@ def answer(runs: Sequence[Run], target: Size) -> Answer:
     Raises InputError for no runs, and for a target smaller than a level.
     """
     check_target(runs, target)
-    fit = fit_runs(runs, prior_for([target, *(run.size for run in runs)]))
+    fit = fit_runs(runs, prior_for(target, *(run.size for run in runs)), target)
     optimum, covariance = fit.optimum(target)
     ahead = len(runs) >= FEWEST_RUNS
     point = optimum if ahead else plain_point(runs, target)
@@ -95,8 +96,8 @@ def answer(runs: Sequence[Run], target: Size) -> Answer:
         Interval(*(math.exp(float(centre) + z * float(sd)) for z in (0, -Z90, Z90)))
         for centre, sd in zip(point, sds, strict=True)
     )
-    law = dict(zip(("learning_rate", "batch_tokens"), law_sds(target), strict=True))
-    shares = {name: max(0.0, 1 - (float(sd) / law[name]) ** 2) for name, sd in zip(law, sds, strict=True)}
+    before = dict(zip(("learning_rate", "batch_tokens"), reference_sds(target), strict=True))
+    shares = {name: max(0.0, 1 - (float(sd) / before[name]) ** 2) for name, sd in zip(before, sds, strict=True)}
     loss, regret = _loss_and_regret(fit, target, point)
     method = "fit" if ahead else "carrying rule"
     return Answer(rate, batch, loss, regret, shares, method, _notes(runs, target, fit, ahead))
@@ -105,10 +106,9 @@ def answer(runs: Sequence[Run], target: Size) -> Answer:
 def _loss_and_regret(fit: Fit, target: Size, point: Array) -> tuple[Interval, float]:
     """Returns the loss of `point` (log rate, log batch) at `target`, and its expected distance from the lowest, in nats."""
     samples, place = fit.sample(SAMPLES), fit.place(target)
-    rng, form_sd = np.random.default_rng(1), fit.form_sd(target)
-    rate = samples[:, RATE] @ place + form_sd * rng.standard_normal(SAMPLES)
-    batch = samples[:, BATCH] @ place + form_sd * rng.standard_normal(SAMPLES)
-    lowest = samples[:, BASE] @ place + fit.surface.level_sd * rng.standard_normal(SAMPLES)
+    rng = np.random.default_rng(1)
+    rate, batch = rng.multivariate_normal(*fit.optimum(target), SAMPLES, method="eigh").T
+    lowest = samples[:, BASE] @ place + fit.prior.level_sd * rng.standard_normal(SAMPLES)
     rise = excess(samples, point[0] - rate, point[1] - batch)
     low, middle, high = np.exp(np.quantile(lowest + rise, (0.05, 0.5, 0.95)))
     return Interval(float(middle), float(low), float(high)), float(np.mean(np.exp(lowest) * np.expm1(rise)))
@@ -119,8 +119,8 @@ def _notes(runs: Sequence[Run], target: Size, fit: Fit, ahead: bool) -> list[str
     notes = []
     if not ahead:
         notes.append(f"The fit needs {FEWEST_RUNS} runs; the carrying rule was used.")
-    if min(target.params, *(run.size.params for run in runs)) < LOWEST_PARAMS:
-        notes.append("Below 10M parameters no published law of the rate holds; the intervals are wide.")
+    if is_small(target, *(run.size for run in runs)):
+        notes.append("Below 10M parameters no published law of the rate holds; the movement is that of this project's own.")
     reach = target.params * target.tokens / max(run.size.params * run.size.tokens for run in runs)
     if reach > FARTHEST_LOSS:
         notes.append(f"The target takes {reach:.0f} times the largest level's compute; no loss forecast holds beyond 16.")

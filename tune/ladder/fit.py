@@ -11,21 +11,19 @@ rate at .7 to .85 of the optimum there. Base and optimum are linear in log N and
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
-from myllm.scaling_laws import Belief, Prior, Size
+from myllm.scaling_laws import Size, reference_point, reference_sds
+from tune.ladder.prior import Belief, Prior
 
 Array = NDArray[np.float64]
 
-SEED_NOISE = 2.5e-3
-"""Standard deviation between seeds before replicates are seen, in nats."""
-
 SEED_NOISE_WEIGHT = 4
-"""Degrees of freedom that SEED_NOISE counts for beside the replicates."""
+"""Degrees of freedom that the prior's seed noise counts for beside the replicates."""
 
 RELATIVE_ERROR = 1.0
 """Error of the form as a share of a run's distance from the lowest loss; the best of .5, 1, 2 on the 60M and 120M grids."""
@@ -45,19 +43,6 @@ class Run:
     learning_rate: float
     batch_tokens: float
     loss: float
-
-
-@dataclass(frozen=True)
-class SurfacePrior:
-    """Beliefs about the surfaces before any run. The curvatures' means are those of the 60M and 120M grids."""
-
-    log_rate_curvature: Belief = field(default_factory=lambda: Belief(math.log(0.03), 0.7))
-    log_batch_curvature: Belief = field(default_factory=lambda: Belief(math.log(0.017), 0.7))
-    rho: Belief = field(default_factory=lambda: Belief(0.25, 0.25))  # log rate's optimum by log batch; 0 to .5 published
-    centre_sd: float = math.log(4)  # around the best sixth of the runs
-    loss_params: Belief = field(default_factory=lambda: Belief(-0.06, 0.03))  # Kaplan (arXiv 2001.08361): -.076
-    loss_tokens: Belief = field(default_factory=lambda: Belief(-0.05, 0.03))  # Kaplan: -.095 without a floor
-    level_sd: float = 0.01  # of a level's log loss off its power laws
 
 
 CURVE_A, CURVE_C, RHO, SKEW = range(4)
@@ -80,7 +65,7 @@ class Fit:
     middle: tuple[float, float]  # log N, log D from which sizes are measured
     seed_noise: float  # nats
     prior: Prior
-    surface: SurfacePrior
+    target: Size | None  # whose optimum is also believed to lie around its reference point
 
     def place(self, size: Size) -> Array:
         """Returns 1, log N, log D of `size`, measured from the middle of the runs; shape (3,)."""
@@ -94,11 +79,15 @@ class Fit:
     def optimum(self, size: Size) -> tuple[Array, Array]:
         """Returns mean and covariance of log rate and log batch of the optimum at `size`; shapes (2,) and (2, 2).
 
-        The covariance holds the error of the form.
+        The covariance holds the error of the form. At the target they are those of the runs and of the reference together.
         """
         rows = np.zeros((2, len(self.mean)))
         rows[0, RATE] = rows[1, BATCH] = self.place(size)
-        return rows @ self.mean, rows @ self.covariance @ rows.T + self.form_sd(size) ** 2 * np.eye(2)
+        mean, covariance = rows @ self.mean, rows @ self.covariance @ rows.T + self.form_sd(size) ** 2 * np.eye(2)
+        if size != self.target or not self.prior.has_reference:
+            return mean, covariance
+        gain = covariance @ np.linalg.inv(covariance + np.diag(np.square(reference_sds(size))))
+        return mean + gain @ (np.log(reference_point(size)) - mean), covariance - gain @ covariance
 
     def form_sd(self, size: Size) -> float:
         """Returns the standard deviation of the optimum at `size` off its power laws, in log rate and log batch."""
@@ -130,23 +119,23 @@ def levels_of(runs: Sequence[Run]) -> dict[Size, list[Run]]:
     return found
 
 
-def seed_noise(runs: Sequence[Run]) -> float:
-    """Returns the standard deviation between replicates in nats, pooled with SEED_NOISE."""
+def seed_noise(runs: Sequence[Run], before: float) -> float:
+    """Returns the standard deviation between replicates in nats, pooled with `before`, which is believed without any."""
     groups: dict[tuple[Size, float, float], list[float]] = {}
     for run in runs:
         groups.setdefault((run.size, run.learning_rate, run.batch_tokens), []).append(run.loss)
     squares = sum(float(np.var(losses)) * len(losses) for losses in groups.values())
     freedom = len(runs) - len(groups)
-    return math.sqrt((SEED_NOISE_WEIGHT * SEED_NOISE**2 + squares) / (SEED_NOISE_WEIGHT + freedom))
+    return math.sqrt((SEED_NOISE_WEIGHT * before**2 + squares) / (SEED_NOISE_WEIGHT + freedom))
 
 
-def fit_runs(runs: Sequence[Run], prior: Prior, surface: SurfacePrior | None = None) -> Fit:
+def fit_runs(runs: Sequence[Run], prior: Prior, target: Size | None = None) -> Fit:
     """Returns the fit of all `runs`; their losses must be finite and positive.
 
+    Where the prior has a reference, the optimum of `target` is believed to lie around its reference point as well.
     A run's standard deviation is the seed noise and RELATIVE_ERROR of its distance from the lowest loss, together.
     The covariance is Laplace's, from the last pass, with the runs' variances scaled by their mean squared residual.
     """
-    surface = surface or SurfacePrior()
     levels = levels_of(runs)
     runs = [run for level in levels.values() for run in level]
     level_of = np.repeat(np.arange(len(levels)), [len(level) for level in levels.values()])
@@ -155,8 +144,8 @@ def fit_runs(runs: Sequence[Run], prior: Prior, surface: SurfacePrior | None = N
     places = np.column_stack([np.ones(len(runs)), values[:, :2] - middle])
     log_rate, log_batch, losses = values[:, 2:].T
     lowest = np.array([losses[level_of == index].min() for index in range(len(levels))])
-    mean, sd = _prior_of(prior, surface, np.mean([best_sixth(level) for level in levels.values()], axis=0), lowest)
-    noise = seed_noise(runs)
+    mean, sd = _prior_of(prior, np.mean([best_sixth(level) for level in levels.values()], axis=0), lowest)
+    noise = seed_noise(runs, prior.seed_noise)
     relative_noise = noise / math.exp(losses.mean())
 
     def base(p: Array) -> Array:
@@ -178,25 +167,25 @@ def fit_runs(runs: Sequence[Run], prior: Prior, surface: SurfacePrior | None = N
     misfit = (MISFIT_WEIGHT + float(np.sum(found.fun[: len(runs)] ** 2))) / (MISFIT_WEIGHT + len(runs))
     from_runs, from_prior = found.jac[: len(runs)], found.jac[len(runs) :]
     covariance = np.linalg.inv(from_runs.T @ from_runs / misfit + from_prior.T @ from_prior)
-    return Fit(best, covariance, (float(middle[0]), float(middle[1])), noise, prior, surface)
+    return Fit(best, covariance, (float(middle[0]), float(middle[1])), noise, prior, target)
 
 
-def _prior_of(prior: Prior, surface: SurfacePrior, centre: Array, lowest: Array) -> tuple[Array, Array]:
+def _prior_of(prior: Prior, centre: Array, lowest: Array) -> tuple[Array, Array]:
     """Returns means and standard deviations of all parameters before the runs."""
     beliefs = [
-        surface.log_rate_curvature,
-        surface.log_batch_curvature,
-        surface.rho,
+        prior.log_rate_curvature,
+        prior.log_batch_curvature,
+        prior.rho,
         prior.skew,
-        Belief(float(centre[0]), surface.centre_sd),
+        Belief(float(centre[0]), prior.centre_sd),
         prior.rate_params,
         prior.rate_tokens,
-        Belief(float(centre[1]), surface.centre_sd),
+        Belief(float(centre[1]), prior.centre_sd),
         prior.batch_params,
         prior.batch_tokens,
         Belief(float(lowest.mean()), 1.0),
-        surface.loss_params,
-        surface.loss_tokens,
-        *[Belief(0.0, surface.level_sd)] * len(lowest),
+        prior.loss_params,
+        prior.loss_tokens,
+        *[Belief(0.0, prior.level_sd)] * len(lowest),
     ]
     return np.array([belief.mean for belief in beliefs]), np.array([belief.sd for belief in beliefs])

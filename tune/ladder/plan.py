@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from myllm.scaling_laws import LOWEST_PARAMS, Size, movement, step_law_point
+from myllm.scaling_laws import Size, is_small, movement, reference_point, step_law_point
 from myllm.system.errors import InputError
 
 FEWEST_RUNS = 8
@@ -103,7 +103,7 @@ class Plan:
     levels: tuple[Level, ...]
     share: float  # of the target's compute, at most
     window: int  # tokens
-    learning_rate: float  # the baseline's, which stands for a law below LOWEST_PARAMS
+    learning_rate: float  # the baseline's
     warmup_ratio: float  # of all trainings but those for stability
     vocab_size: int
 
@@ -141,12 +141,9 @@ class Plan:
     def centre(self, level: Level) -> tuple[float, int]:
         """Returns learning rate and batch (windows) of a level before any run.
 
-        That is Step Law's point. Below LOWEST_PARAMS it is the baseline's rate, carried from the target, with the law's
-        batch.
+        That is Step Law's point; below 10M parameters what was best in this project's own trainings, moved to that size.
         """
-        rate, batch = step_law_point(level.size)
-        if level.params < LOWEST_PARAMS:
-            rate = self.carried_rate(level)
+        rate, batch = reference_point(level.size)
         return rate, self.batch_windows(level, batch)
 
     def carried_rate(self, level: Level) -> float:
@@ -238,7 +235,8 @@ def make_plan(
     if runs is None:
         rate, batch = empty.centre(goal)
         fit = max(0, int((share - spare) / costs[0]))
-        law = "the law's point" if goal.params >= LOWEST_PARAMS else "the baseline, as no law holds below 10M parameters"
+        small = "the point of this project's small trainings, as no law holds below 10M parameters,"
+        law = small if is_small(goal.size) else "the law's point"
         enough = math.ceil(1e4 * (cheapest(costs) + spare)) / 1e4
         raise InputError(
             f"--target_share {share:.3g} buys {fit} runs of the smallest level, and a ladder takes {FEWEST_RUNS} with its"

@@ -6,17 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from myllm.scaling_laws import Size, prior_for
+from myllm.scaling_laws import Size
 from tune.core.trials import COMPLETED, DIVERGED, RUNNING, Trial, Trials
 from tune.ladder.answer import Answer, Interval, answer
 from tune.ladder.fit import Fit, Run, fit_runs
 from tune.ladder.plan import Level, Plan
+from tune.ladder.prior import prior_for
 
 FEWEST_TO_FIT = 3
 """Runs that ended below which the fit says nothing."""
-
-SEED_NOISE_SHARE = 0.002
-"""Share of the loss by which two seeds differ; a run at twice the rate or batch counts as better beyond it."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,7 @@ class Check:
 @functools.lru_cache(maxsize=64)
 def fitted(runs: tuple[Run, ...], target: Size) -> Fit:
     """Returns the fit of `runs`, with the prior that holds up to `target`."""
-    return fit_runs(runs, prior_for([target, *(run.size for run in runs)]))
+    return fit_runs(runs, prior_for(target, *(run.size for run in runs)), target)
 
 
 @functools.lru_cache(maxsize=64)

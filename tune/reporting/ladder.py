@@ -106,7 +106,7 @@ class LadderSummary:
     expected_regret: float | None
     """nats per token that the answer is expected to be above the target's best rate and batch"""
     share_from_runs: dict[str, float]
-    """part of the published laws' variance that the runs removed, of learning_rate and batch_tokens"""
+    """part of the variance before any run that the runs removed, of learning_rate and batch_tokens"""
     kept: dict[str, str]
     """settings that were not measured, each with its value and the rule behind it"""
     levels: tuple[LadderLevel, ...]
@@ -126,6 +126,9 @@ def summarize_ladder(run_dir: Path, search: BuiltinSearch, plan: Plan, trials: T
     spent += sum(trial.tokens for trial in by_level[-1]) / plan.target.tokens * plan.target.flops
     done = [level.flops for level, here in zip(plan.levels, by_level, strict=False) if any(map(is_over, here))]
     answer = found.answer if found else None
+    notes = list(answer.notes) if answer else []
+    if answer and search.training.optimizer != "adamw":
+        notes.append(f"The rule is AdamW's: with {search.training.optimizer} the intervals are too narrow.")
     return LadderSummary(
         target=plan.target.words,
         params=plan.target.params,
@@ -142,7 +145,7 @@ def summarize_ladder(run_dir: Path, search: BuiltinSearch, plan: Plan, trials: T
         levels=tuple(_levels(plan, trials)),
         checks=tuple(_check(plan, check) for check in found.checks) if found else (),
         stability=_stability(found.stability, plan) if found else {},
-        notes=tuple(answer.notes) if answer else (),
+        notes=tuple(notes),
         truth=read_truth(run_dir / TARGET_FILE, search, found) if found else None,
     )
 

@@ -39,7 +39,11 @@ def _answer(ladder: LadderSummary) -> Iterator[tuple[str, str]]:
         yield "answer", "none yet: too few runs have ended"
         return
     share = ladder.share_from_runs
-    rest = "published laws" if ladder.params >= LOWEST_PARAMS else "assumptions, as no law holds at this size"
+    rest = (
+        "published laws"
+        if ladder.params >= LOWEST_PARAMS
+        else "small trainings of this project, as no law holds at this size"
+    )
     yield "answer", f"learning_rate {rate.value:.4g}{_interval(rate)}; {_source(share['learning_rate'], rest)}"
     yield (
         "",
