@@ -20,7 +20,7 @@ from tune.config.overrides import list_spaces
 from tune.config.resolve import Resources, resolve_search
 from tune.core.search_space import SPACES
 from tune.ray_backend.tuner import run_search
-from tune.search import resume, search, start
+from tune.search import main, resume, search, start
 
 RUNS = ROOT / "experiments" / "runs"
 TIMES = ["train_seconds", "tok_per_sec", "checkpoint"]
@@ -226,6 +226,12 @@ def test_bad_input_is_one_line_and_exit_code_2_before_ray_starts(byte_files, tmp
         (["--scheduler", "magic"], "--scheduler 'magic'"),
         ([*data, "--budget_tokens", "1000"], "at least 2048"),
         ([*data, "--gpus_per_trial", "99"], "--gpus_per_trial is 99"),
+        (["--gpus_per_trial", "1.5"], "--gpus_per_trial is 1.5; it must be a share below 1 or a whole number"),
+        ([*data, "--processes_per_trial", "9999"], "--processes_per_trial is 9999, but there are"),
+        (["--processes_per_trial", "some"], "neither a number nor auto"),
+        (["--processes_per_trial", "auto", "--budget_seconds", "60"], "--budget_seconds needs equal processes"),
+        (["--processes_per_trial", "auto", "--gpus_per_trial", "0.5"], "--processes_per_trial auto takes whole GPUs"),
+        ([*data, "--choices", "batch_size=3", "--processes_per_trial", "2"], "batch_size 3 can't be divided among the 2"),
         ([*data, "--cpus_per_trial", "9999"], "--cpus_per_trial is 9999"),
         (["--num_samples", "0"], "--num_samples is 0"),
         (["--mlflow", "mlruns"], "--mlflow 'mlruns' is a folder"),
@@ -283,6 +289,13 @@ def test_bad_input_is_one_line_and_exit_code_2_before_ray_starts(byte_files, tmp
         assert message.startswith("error: ") and message.count("\n") == 1, message
         assert not ray_started
     assert (set(RUNS.iterdir()) if RUNS.exists() else set()) - before <= {RUNS / ".cache"}
+
+
+def test_torchrun_around_a_search_is_refused(monkeypatch):
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=r"torchrun starts 2 processes; tune/search.py is one: .* without torchrun"):
+        main()
 
 
 class Started(Exception):

@@ -16,6 +16,8 @@ from typing import Any
 
 from myllm.system.errors import InputError, RunError, one_line, warn
 
+LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
+"""environment in which processes that share a training, all on one machine, listen to no other machine"""
 GPU_DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # NVIDIA, AMD, Linux on Windows
 
 

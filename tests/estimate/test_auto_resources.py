@@ -6,10 +6,12 @@ import pytest
 from conftest import run_command_line
 from helpers import search_of
 
-from myllm.system.errors import InputError
-from tune.config.resolve import Resources
+from myllm.system.errors import InputError, RunError
+from tune.config.resolve import Resources, resolve_resources
 from tune.config.spec import read_search
-from tune.estimate.benchmark import ConcurrencyTrial, candidates, choose, resolve_auto, time_concurrency
+from tune.estimate.auto import ConcurrencyTrial, candidates, choose, resolve_auto, time_concurrency
+from tune.estimate.benchmark import StepTimings
+from tune.estimate.forecast import Throughput
 
 
 def rated(*rates, fits=True):
@@ -59,6 +61,51 @@ def test_numbers_take_the_place_of_auto_and_the_reason_is_kept(tmp_path):
     assert (search.options.gpus_per_trial, search.options.cpus_per_trial) == (0, 1) and "no GPU here" in said
     with pytest.raises(InputError, match="give a number"):
         resolve_auto(asking(cpus_per_trial="auto", address="auto"), 2, 0, doubling)
+
+
+def sharing(efficiency):
+    """A machine on which several processes together are so much of as fast as they could be."""
+
+    def timed(search, resources, seconds):
+        if efficiency is None and resources.processes > 1:
+            raise RunError("a training can't begin: no NCCL")
+        step = 1.0 / (1 + (resources.processes - 1) * (efficiency or 1))
+        one = {batch: step * batch / 16 for batch in search.batch_sizes if batch % resources.processes == 0}
+        pace = Throughput(step / 16 / search.training.max_len, 0.0)
+        return StepTimings(pace, one, 0.0, 1e6, 0.0, 0.0, 1e6, 1.0)
+
+    return timed
+
+
+@pytest.mark.parametrize(
+    ("efficiency", "joins", "said"), [(0.9, True, "1.90 times"), (0.2, False, "1.20 times"), (None, False, "no NCCL")]
+)
+def test_idle_slots_join_where_timed_steps_say_that_it_helps(efficiency, joins, said, tmp_path):
+    search, text = resolve_auto(asking(processes_per_trial="auto"), 2, 0, doubling, sharing(efficiency))
+    assert search.options.joins_idle_slots == joins and said in text and said in search.auto_resolved["processes_per_trial"]
+    search.write(tmp_path)
+    again = read_search(tmp_path)
+    assert resolve_auto(again, 2, 0, doubling, sharing(0.5)) == (search, "")  # a resume asks nobody
+    assert resolve_resources(search.options, 2, 0) == Resources(1, 0, 2)
+
+
+def test_auto_of_several_gpus_lets_idle_ones_join():
+    def one_each(search, resources):
+        return ConcurrencyTrial(resources, 100.0 * min(resources.workers, 4), True)
+
+    search, text = resolve_auto(asking(gpus_per_trial="auto"), 16, 4, one_each, sharing(0.9))
+    assert search.options.gpus_per_trial == 1 and search.options.joins_idle_slots and "4 slots is" in text
+    search, _ = resolve_auto(asking(gpus_per_trial="auto"), 16, 4, doubling, sharing(0.9))
+    assert search.options.gpus_per_trial < 1 and not search.options.joins_idle_slots  # shares of a GPU
+    search, _ = resolve_auto(asking(gpus_per_trial="auto"), 16, 1, one_each, sharing(0.9))
+    assert not search.options.joins_idle_slots
+    with pytest.raises(InputError, match=r"--processes_per_trial auto .* give a number"):
+        resolve_auto(asking(processes_per_trial="auto", address="auto"), 2, 0, doubling)
+
+
+def test_a_trial_that_no_second_slot_can_have_stays_as_it_is():
+    one_worker, text = resolve_auto(asking(processes_per_trial="auto", max_concurrent=1), 2, 0, doubling)
+    assert not one_worker.options.joins_idle_slots and "can't have more than one slot" in text
 
 
 @pytest.mark.slow

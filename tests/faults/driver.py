@@ -1,6 +1,7 @@
 """Runs, or goes on with, the search in a folder, as tune/search.py does: python driver.py RUN_DIR SLOTS [FAULT]
 
-FAULT `oom` makes the first trial run out of memory above 3 windows, the others at any; `own` adds a rule to the registry.
+FAULT `oom` makes the first trial run out of memory above 3 windows, the others at any; `own` adds a rule to the registry;
+`join` makes a new start cheap, so that trials take idle slots at once.
 This file is the main module, so Ray sends its functions to the workers by value.
 """
 
@@ -12,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # own_rule
 from myllm.system.errors import run_command
 from tune.config.resolve import Resources
 from tune.config.spec import read_search
+from tune.core import slots as slots_module
 from tune.core.schedulers import SCHEDULERS
 from tune.ray_backend.cluster import join_cluster
 
@@ -38,6 +40,13 @@ def out_of_memory(config, **task):
         GPT.forward = forward
 
 
+def storing_often(config, **task):
+    from tune.ray_backend import trainable
+
+    trainable.CHECKPOINT_MIN_SECONDS = 0.1
+    trainable.run_trial(config, **task)
+
+
 def main():
     run_dir, slots, *fault = sys.argv[1:]
     if fault == ["own"]:
@@ -51,7 +60,10 @@ def main():
 
     if fault == ["oom"]:
         tuner.run_trial = out_of_memory
-    processes = search.options.processes_per_trial or 1
+    if fault == ["join"]:
+        slots_module.JOIN_SECONDS = 0.01
+        tuner.run_trial = storing_often
+    processes = search.options.processes_a_slot
     finished = tuner.run_search(Path(run_dir), search, Resources(processes, 0, int(slots), processes))
     return 0 if finished else 130
 

@@ -4,7 +4,7 @@ import math
 from typing import TYPE_CHECKING
 
 from tune.core.ranking import ranking
-from tune.core.trials import Trials
+from tune.core.trials import Trial, Trials
 
 if TYPE_CHECKING:  # only who reads tables waits for pandas
     import pandas as pd
@@ -25,8 +25,9 @@ def training_speeds(trials: Trials, in_seconds: bool = False) -> "pd.DataFrame":
     at, ordered = ranking(trials)
     rows, scale = [], trials.budget_tokens / at if at else 1.0
     for trial in ordered:
-        reports = [seed.reports[at] for seed in (trial, *trial.replicates) if at in seed.losses]
-        seconds, tokens = (sum(getattr(r, n) for r in reports) / len(reports) for n in ("train_seconds", "tokens_seen"))
+        seeds = [seed for seed in (trial, *trial.replicates) if at in seed.losses]
+        seconds = sum(seconds_in_one_slot(seed, at) for seed in seeds) / len(seeds)
+        tokens = sum(seed.reports[at].tokens_seen for seed in seeds) / len(seeds)
         rows.append((trial.trial_id, trial.mean_at(at), scale * seconds, scale * tokens))
     table = pd.DataFrame(rows, columns=["trial_id", "val_loss", "seconds", "tokens"]).set_index("trial_id")
     lowest, cost = math.inf, "tokens" if in_seconds else "seconds"
@@ -36,6 +37,21 @@ def training_speeds(trials: Trials, in_seconds: bool = False) -> "pd.DataFrame":
             lowest = loss
             front.add(trial_id)
     return table.assign(is_front=table.index.isin(front))
+
+
+def seconds_in_one_slot(trial: Trial, at: int) -> float:
+    """Returns the seconds of a trial's training up to `at`. A part that more processes than usual have shared counts at the
+    pace of the rest.
+    """
+    reports = [trial.reports[tokens] for tokens in sorted(trial.reports) if tokens <= at]
+    usual = min(report.processes for report in reports)
+    tokens = seconds = passed = 0.0
+    position = 0
+    for report in reports:
+        if report.processes == usual:
+            tokens, seconds = tokens + report.position - position, seconds + report.train_seconds - passed
+        position, passed = report.position, report.train_seconds
+    return passed if tokens == at else at * seconds / tokens
 
 
 def fastest_alike(speeds: "pd.DataFrame", low: "pd.Series") -> tuple[str, float, float] | None:

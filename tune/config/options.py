@@ -22,8 +22,8 @@ from tune.store.checkpoints import Storage
 DEFAULT_TRIALS = 16
 CONFIRMED = 3  # trials by default
 AUTO = "auto"
-PICKED = ("cpus_per_trial", "gpus_per_trial")
-"""options that may be AUTO: estimate/benchmark.py then finds the number"""
+PICKED = ("cpus_per_trial", "gpus_per_trial", "processes_per_trial")
+"""options that may be AUTO: estimate/benchmark.py then times steps"""
 OLD_NAMES = {
     "fix": "set",
     "confirm": "replicate_best",
@@ -200,9 +200,11 @@ class SearchOptions(ProgramOptions):
     cpus_per_trial: int | str | None = None
     """CPU cores and torch threads a trial; auto: by timed steps (unset: 1, or an even share where trials have GPUs)"""
     gpus_per_trial: float | str | None = None
-    """GPUs a trial, fractions share one; auto: what a few timed steps say (unset: 1 where there are GPUs, else 0)"""
-    processes_per_trial: int | None = None
-    """processes that share each training on CPU cores; on GPUs gpus_per_trial from 2 says it (unset: 1)"""
+    """GPUs a trial, fractions share one; auto: what a few timed steps say, at most 1, and the last trials take idle GPUs
+    (unset: 1 where there are GPUs, else 0)"""
+    processes_per_trial: int | str | None = None
+    """processes that share each training on CPU cores; on GPUs gpus_per_trial from 2 says it; auto: 1, and the last trials
+    take idle cores or GPUs where timed steps say that it helps (unset: 1)"""
     max_concurrent: int | None = None
     """trials at once (unset: as many as the machine holds)"""
     stall_timeout: float = 300.0
@@ -234,6 +236,10 @@ class SearchOptions(ProgramOptions):
             raise InputError("--budget_seconds and --budget_tokens both say how long a full training is; leave one out")
         if self.budget_seconds is not None and self.target:
             raise InputError("--budget_seconds does not go with --target, whose trainings have many lengths; leave it out")
+        if self.joins_idle_slots and self.budget_seconds is not None:
+            raise InputError("--budget_seconds needs equal processes for all; --processes_per_trial must be a number")
+        if self.joins_idle_slots and isinstance(self.gpus_per_trial, float | int) and 0 < self.gpus_per_trial < 1:
+            raise InputError("--processes_per_trial auto takes whole GPUs; --gpus_per_trial must be a whole number or auto")
         self.resolved_rungs  # noqa: B018 (raises for rungs that are none)
         get_space(self.space)
         get_preset(self.preset)
@@ -248,6 +254,18 @@ class SearchOptions(ProgramOptions):
         if self.grace_period is None and self.reduction_factor is None:
             return SCHEDULERS[self.scheduler].default_rungs
         return geometric_rungs(self.grace_period or 1 / 16, self.reduction_factor or 4)
+
+    @property
+    def joins_idle_slots(self) -> bool:
+        """True if the last trials take the cores or GPUs of workers that have nothing to do."""
+        return self.processes_per_trial == AUTO
+
+    @property
+    def processes_a_slot(self) -> int:
+        """The processes that share a training while it takes no idle slots."""
+        if isinstance(self.processes_per_trial, int):
+            return self.processes_per_trial
+        return max(1, int(self.gpus_per_trial)) if isinstance(self.gpus_per_trial, float | int) else 1
 
     @property
     def trials(self) -> int:

@@ -51,6 +51,10 @@ class Resources:
         """The torch threads of each process."""
         return max(1, self.cpus_per_trial // self.processes)
 
+    def times(self, slots: int) -> "Resources":
+        """Those of one trial alone that has the shares of `slots` trials."""
+        return Resources(slots * self.cpus_per_trial, slots * self.gpus_per_trial, 1, slots * self.processes)
+
 
 def resolve_resources(options: SearchOptions, num_cpus: int, *num_gpus: int) -> Resources:
     """The trials' share of `num_cpus` cores and of the GPUs of each machine. Raises InputError where not one trial fits."""
@@ -65,7 +69,7 @@ def resolve_resources(options: SearchOptions, num_cpus: int, *num_gpus: int) -> 
     by_gpu = num_cpus
     if gpus:
         by_gpu = sum(int(1 / gpus + 1e-9) * count if gpus < 1 else count // int(gpus) for count in num_gpus)
-    processes = options.processes_per_trial or max(1, int(gpus))
+    processes = options.processes_a_slot
     if gpus and processes != max(1, int(gpus)):
         raise InputError(f"--processes_per_trial is for CPU cores; {gpus:g} GPUs a trial are {max(1, int(gpus))} processes")
     cpus = cpus or (max(1, num_cpus // by_gpu) if gpus else processes)

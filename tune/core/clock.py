@@ -65,11 +65,16 @@ class TimeBudget:
         self.seconds, self.pace = seconds, pace
         self.paces: deque[float] = deque(maxlen=RECENT_REPORTS)  # tokens a second
 
-    def see(self, before: Reported | None, report: Reported) -> None:
-        """Takes in a trial's report and the report before it."""
+    def see(self, before: Reported | None, report: Reported, slots: int = 1) -> None:
+        """Takes in a trial's report, the report before it, and the slots that trained in between."""
         tokens, seconds = (getattr(report, name) - getattr(before, name, 0) for name in ("position", "train_seconds"))
         if seconds > 0:
-            self.paces.append(tokens / seconds)
+            self.paces.append(tokens / seconds / slots)
+
+    @property
+    def seconds_per_token(self) -> float:
+        """The median of recent reports, of a trial in one slot; 0 before the first report."""
+        return statistics.median(1 / pace for pace in self.paces) if self.paces else 0.0
 
     def read(self, passed: float, starting: float) -> Clock:
         """The clock after `passed` seconds, of which `starting` went by before the first trials began.

@@ -52,8 +52,11 @@ class Coordinator:
 
     def is_over(self, clock: Clock) -> bool:
         """True if nothing is left to do."""
-        idle = not self.active and self._left_over(clock) is None
-        return idle and self.scheduler.suggest(self.trials, clock) is None
+        return not self.active and not self.has_more(clock)
+
+    def has_more(self, clock: Clock) -> bool:
+        """True if there is work for one more worker."""
+        return self._left_over(clock) is not None or self.scheduler.suggest(self.trials, clock) is not None
 
     def _left_over(self, clock: Clock) -> Trial | None:
         """A running trial that no worker holds, after an earlier session or a lost process, while there is time."""

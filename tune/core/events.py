@@ -32,6 +32,7 @@ class SessionStarted(Event):
 
     session: int  # number of the session, from 0
     workers: int
+    processes: int = 1  # of each trial, while no idle slots join it
     startup_seconds: float = 0.0  # since the command began
     python: str = ""
     packages: Mapping[str, str | None] | None = None  # name -> version
@@ -86,6 +87,7 @@ class Reported(TrialEvent):
     tok_per_sec: float
     diverged: bool
     budget_seconds: float | None = None  # in a search with --budget_seconds: those of the training that are done
+    processes: int = 1  # that shared the training since the report before
     compiling_seconds: float | None = None  # in a process's first report after compiling, as the next two
     plain_tok_per_sec: float | None = None
     compiled_tok_per_sec: float | None = None
@@ -139,7 +141,7 @@ KINDS: dict[str, type[Event]] = {
 NAMES: dict[type[Event], str] = {Event: ""} | {kind: name for name, kind in KINDS.items()}
 FIELDS = {kind: {field.name: field.default for field in fields(kind)} for kind in NAMES}  # with their defaults
 COMPILING = ("compiling_seconds", "plain_tok_per_sec", "compiled_tok_per_sec")
-OPTIONAL = ("budget_seconds", *COMPILING)  # of a report, beside its metrics
+OPTIONAL = ("budget_seconds", "processes", *COMPILING)  # of a report, beside its metrics
 REPORTED = tuple(name for name in FIELDS[Reported] if name not in ("time", "trial_id", "decision", *OPTIONAL))  # metrics
 
 

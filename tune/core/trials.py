@@ -45,6 +45,7 @@ class Trial:
     checkpoints: dict[int, str] = field(default_factory=dict)  # tokens_seen -> the checkpoint's path below the storage root
     replicates: list["Trial"] = field(default_factory=list)
     """the trials of this configuration on other seeds, in the order in which they began"""
+    slot_seconds: float = 0.0  # of the trial's own training and evaluation, times the slots that it had
     lost: int = 0  # the number of times that the trial lost its process or machine
     reason: str = ""  # the error that ended the trial
     begun_at: int = 0
@@ -93,6 +94,7 @@ class Trials:
         self.unit = "tokens"  # of the budget, and of all that is called tokens here
         self.has_seeds = True  # False where a training can't be repeated with another seed
         self.workers = 1  # the number of trainings at once in the last session
+        self.processes = 1  # of a trial in one slot, in the last session
         self.tokens = 0  # the tokens that all trials have trained on
         self.trained = 0  # the same in the unit of the budget
         self.segments_by_end: Counter[tuple[str, int]] = Counter()  # (source, segment_end_tokens) -> number of trials
@@ -125,6 +127,10 @@ class Trials:
         """The number of configurations that may still begin."""
         return self.num_samples - len(self.drawn)
 
+    def slots_of(self, report: Reported) -> int:
+        """The slots that trained a trial up to a report of the last session."""
+        return max(1, report.processes // self.processes)
+
     def ranked_at(self, tokens: int) -> list[Trial]:
         """The trials with a loss at `tokens`, the lowest first, of equals the earlier report; no replicates."""
         return self._ranked[tokens]
@@ -140,7 +146,7 @@ class Trials:
     def apply(self, event: Event) -> None:
         """Takes one more event in. Raises KeyError for an event of an unknown trial."""
         if isinstance(event, SessionStarted):
-            self.workers = event.workers
+            self.workers, self.processes = event.workers, event.processes
         if not isinstance(event, TrialEvent):
             return
         if isinstance(event, TrialStarted):
@@ -189,6 +195,8 @@ class Trials:
         tokens, previous = event.position, trial.reports.get(trial.tokens)
         self.tokens += event.tokens_seen - (previous.tokens_seen if previous else 0)
         self.trained += tokens - trial.tokens
+        seconds = event.train_seconds - (previous.train_seconds if previous else 0.0)
+        trial.slot_seconds += seconds * self.slots_of(event)
         trial.reports[tokens] = event
         trial.tokens = tokens
         if event.diverged:

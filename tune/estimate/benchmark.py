@@ -1,10 +1,11 @@
-"""Times a few real steps of a search here, with as many processes at once as it will have: for --dry_run and `auto`.
+"""Times a few real steps of a search here, with as many processes at once as it will have, and forecasts its end.
 
 python -m tune.estimate.benchmark FOLDER_WITH_SEARCH_JSON ARGUMENTS_OF_MEASURE_AS_JSON
 """
 
 import dataclasses
 import functools
+import itertools
 import json
 import math
 import os
@@ -13,26 +14,28 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import PIPE, Popen, TimeoutExpired
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
 from myllm.config import TIMED_REPORTS
 from myllm.system.errors import InputError, RunError
-from myllm.system.machine import gpu_names, peak_memory
+from myllm.system.machine import LOOPBACK, gpu_names, peak_memory
 from myllm.text.durations import duration
 from myllm.text.format import amount, share_text
-from tune.config.options import AUTO, PICKED
 from tune.config.resolve import Resources
 from tune.config.spec import RUNS_DIR, BuiltinSearch, read_search
 from tune.core.clock import ENDING_SECONDS, search_seconds
 from tune.core.events import Event
 from tune.estimate.forecast import Throughput, fit_throughput, is_finished, simulate_rest
 from tune.store.checkpoints import STATE_FILE
+
+if TYPE_CHECKING:  # the driver imports this module, and needs no torch
+    from myllm.training.parallel import ProcessGroup
 
 TIMED_SECONDS = 1.0  # for each batch size
 WARM_STEPS = {"cpu": 1, "cuda": 3}  # untimed: memory is allocated, code compiled, CUDA graphs captured
@@ -42,9 +45,6 @@ MOST_IMPORT_SECONDS = 20.0  # a command that is older has done more than start
 DRIVER_BYTES = 1.2e9  # memory of the command and of Ray's own processes
 GIVE_UP_SECONDS = 600.0  # for all timings together
 AUTO_SECONDS = 0.5  # for each batch size, where `auto` chooses
-MIN_SPEEDUP = 1.1  # of more trials at once over fewer: fewer at once know more when the next begins
-MOST_ON_A_GPU = 8  # trials at once
-GPU_SHARE = 0.9  # of a GPU's memory that trials may fill; each process' own context takes some
 
 
 @dataclass(frozen=True)
@@ -64,19 +64,20 @@ class StepTimings:
 def time_steps(search: BuiltinSearch, resources: Resources, seconds: float = TIMED_SECONDS) -> StepTimings:
     """Times the smallest and the largest batch, with all workers at once because they share the memory bus.
 
-    Where several processes share a training, each times its part of a batch; the time to add up gradients is left out.
+    Where several processes share a training, they add up gradients; only batches that they can divide are timed.
     Raises RunError with the reason where a training fails.
     """
-    batches = sorted({min(search.batch_sizes), max(search.batch_sizes)})
-    device, processes, sharing = "cuda" if resources.gpus_per_trial else "cpu", [], resources.processes
+    sharing, gpus = resources.processes, resources.gpus_per_trial
+    divided = [batch for batch in search.batch_sizes if batch % sharing == 0]
+    batches, device, processes = sorted({min(divided), max(divided)}), "cuda" if gpus else "cpu", []
     with tempfile.TemporaryDirectory() as folder:
         search.write(Path(folder))
         command = [sys.executable, "-m", "tune.estimate.benchmark", folder]
-        parts, each = [batch // sharing for batch in batches], resources.gpus_per_trial / sharing
-        asked = {"batches": parts, "device": device, "threads": resources.threads, "seconds": seconds}
-        for worker in range(resources.workers * sharing):
-            shown = {"CUDA_VISIBLE_DEVICES": _gpus(worker, each)} if each else {}
-            arguments, environment = json.dumps(asked | {"start": time.time()}), os.environ | shown
+        asked = {"batches": batches, "threads": resources.threads, "seconds": seconds, "size": sharing}
+        for worker, rank in itertools.product(range(resources.workers), range(sharing)):
+            shown = {"CUDA_VISIBLE_DEVICES": _gpus(worker, gpus)} if gpus else {}
+            own = {"device": f"cuda:{rank}" if gpus and sharing > 1 else device, "rank": rank, "group": worker}
+            arguments, environment = json.dumps(asked | own | {"start": time.time()}), os.environ | LOOPBACK | shown
             processes.append(
                 Popen([*command, arguments], env=environment, stdout=PIPE, stderr=PIPE, encoding="utf-8", errors="replace")
             )
@@ -90,16 +91,30 @@ def time_steps(search: BuiltinSearch, resources: Resources, seconds: float = TIM
                 process.kill()
     for process, (_, errors) in zip(processes, answers, strict=True):
         if process.returncode:
-            raise RunError(f"a training can't begin: {errors.strip().splitlines()[-1] if errors.strip() else 'killed'}")
+            raise _why(errors)
     found = [json.loads(output) for output, _ in answers]
-    steps = {batch: statistics.fmean(one.pop(str(batch // sharing)) for one in found) for batch in batches}
+    steps = {batch: statistics.fmean(one.pop(str(batch)) for one in found) for batch in batches}
     mean = {name: statistics.fmean(one[name] for one in found) for name in found[0]}
-    mean["evaluation"] /= sharing
     tokens, rows = search.report_tokens, []
     for batch, step in steps.items():
         timed, count = bool(search.training.budget_seconds), tokens / (batch * search.training.max_len)
         rows.append((tokens, count, (tokens / 1000 if timed else count * step) + mean["evaluation"]))
     return StepTimings(fit_throughput(rows, per_segment=mean.pop("segment")), steps, **mean)
+
+
+def widest(search: BuiltinSearch, resources: Resources) -> int:
+    """Returns the most slots that a trial of some batch size of the search can have; 1 where it can have no more."""
+    counts = range(resources.workers, 0, -1)
+    return next(n for n in (*counts, 1) if n == 1 or any(b % (n * resources.processes) == 0 for b in search.batch_sizes))
+
+
+def with_sharing(search: BuiltinSearch, resources: Resources, alone: Throughput) -> Throughput:
+    """Returns the Throughput of a trial `alone` in one slot, with the time to share a step among several: timed here."""
+    if (slots := widest(search, resources)) == 1 or not search.options.joins_idle_slots:
+        return alone
+    batch, step = max(time_steps(search, resources.times(slots), AUTO_SECONDS).steps.items())
+    tokens = batch * search.training.max_len
+    return dataclasses.replace(alone, per_shared_step=max(0.0, step - alone.seconds(tokens, tokens, slots)))
 
 
 def check_budget_seconds(search: BuiltinSearch, resources: Resources) -> None:
@@ -121,12 +136,14 @@ def forecast(search: BuiltinSearch, resources: Resources, events: Sequence[Event
         more = "time_budget" if search.options.time_budget else "num_samples"
         return f"  nothing is left to do; a larger --{more} goes on"
     timings = time_steps(search, resources)
+    throughput = with_sharing(search, resources, timings.throughput)
     start, passed = min(before, MOST_IMPORT_SECONDS) + RAY_SECONDS + timings.ready, search_seconds(events)
-    rest = simulate_rest(search, events, timings.throughput, resources.workers, start + passed, start)
+    rest = simulate_rest(search, events, throughput, resources.workers, start + passed, start)
     seconds = rest.seconds - passed + ENDING_SECONDS + (0.0 if sys.stdout.isatty() else REPORT_SECONDS)
     budget, runs = search.budget_tokens, Path(search.options.storage_path or RUNS_DIR)
     free = shutil.disk_usage(next(folder for folder in (runs, *runs.parents) if folder.exists())).free
-    disk, memory = rest.checkpoints * timings.checkpoint + 2e6, timings.memory * resources.workers + DRIVER_BYTES
+    disk, at_once = rest.checkpoints * timings.checkpoint + 2e6, resources.workers * resources.processes
+    memory = timings.memory * at_once + DRIVER_BYTES
     steps = ", ".join(f"{1000 * step:,.3g} ms with a batch of {batch}" for batch, step in timings.steps.items())
     rungs = ", ".join(f"{share_text(tokens, budget)}: {count}" for tokens, count in rest.came.items())
     gpu = f"; {timings.device_memory / 1e9:,.1f} GB of a GPU for each" if timings.device_memory else ""
@@ -148,6 +165,13 @@ def forecast(search: BuiltinSearch, resources: Resources, events: Sequence[Event
     return "\n".join(f"  {name:9} {text}" for name, text in rows.items())
 
 
+def _why(errors: str) -> InputError | RunError:
+    """The error of a process that could not time its steps, by what it wrote to standard error."""
+    last = errors.strip().splitlines()[-1] if errors.strip() else "killed"
+    _, is_input, fault = last.partition(f"{InputError.__module__}.{InputError.__name__}: ")
+    return InputError(fault) if is_input else RunError(f"a training can't begin: {last}")
+
+
 def _gpus(worker: int, each: float) -> str:
     """CUDA_VISIBLE_DEVICES of one worker: its share of the GPUs that the command itself may use."""
     shown = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -156,12 +180,32 @@ def _gpus(worker: int, each: float) -> str:
     return ",".join(every[first : first + max(1, int(each))])
 
 
-def measure(
-    search: BuiltinSearch, batches: list[int], device: str, threads: int, seconds: float, start: float
+def measure_in_group(
+    search: BuiltinSearch, folder: str, size: int, rank: int, group: int, **arguments: Any
 ) -> dict[str, Any]:
-    """Times baseline trainings with batches of each of `batches` windows, for about `seconds` each, in a process started
-    at `start` (seconds since 1970). Returns the fields of StepTimings, the seconds of a `segment`, and of a step by batch
-    size.
+    """Returns what `measure` returns in process `rank` of the `size` processes of a group, which meet in `folder`."""
+    from torch.distributed import FileStore  # type: ignore[attr-defined]  # torch names it in no __all__
+
+    from myllm.training.parallel import SINGLE, join
+
+    if size == 1:
+        return measure(search, SINGLE, **arguments)
+    with join(FileStore(f"{folder}/group-{group}", size), rank, size, arguments["device"]) as processes:
+        return measure(search, processes, **arguments)
+
+
+def measure(
+    search: BuiltinSearch,
+    group: "ProcessGroup",
+    batches: list[int],
+    device: str,
+    threads: int,
+    seconds: float,
+    start: float,
+) -> dict[str, Any]:
+    """Times baseline trainings with batches of each of `batches` windows, for about `seconds` each, in a process of `group`
+    that was started at `start` (seconds since 1970). Returns the fields of StepTimings, the seconds of a `segment`, and of
+    a step by batch size.
     """
     import torch  # here: only processes that train need it
 
@@ -174,17 +218,18 @@ def measure(
     evaluations = []
     for batch in batches:
         values = search.sample(0) | {"batch_size": batch}
-        timed = min(batch, 2 * (search.train_config(values).micro_batch_size or batch))  # two micro-batches tell all
+        micro = search.train_config(values).micro_batch_size or batch
+        timed = min(batch, 2 * micro * group.size)  # two micro-batches of each process tell all
         untimed: dict[str, Any] = {"budget_seconds": None, "epochs": 1} if search.training.budget_seconds else {}
-        opened = functools.partial(open_run, search, values, device, batch_size=timed, eval_freq=10**9, **untimed)
+        opened = functools.partial(open_run, search, values, device, group, batch_size=timed, eval_freq=10**9, **untimed)
         run = opened()
-        next(train(run, WARM_STEPS[device]))
+        next(train(run, WARM_STEPS[run.device.type]))
         found.setdefault("ready", time.time() - start)
         count, took = 1, 0.0
         while took < seconds:
             before = run.train_seconds
             report = next(train(run, run.step + count))
-            took = run.train_seconds - before
+            took = group.that_of_first(run.train_seconds - before)
             step = run.config.tokens_per_step / report.tok_per_sec
             count *= 2
         evaluations.append(max(0.0, took - count // 2 * step))
@@ -199,100 +244,16 @@ def measure(
             found["segment"] = max(0.0, time.monotonic() - begin - step - evaluations[-1])
             found["checkpoint"] = path.stat().st_size
         del run  # memory is measured for one training at a time
-    on_gpu = device == "cuda"
+    on_gpu = device != "cpu"
     return found | {
         "evaluation": statistics.fmean(evaluations),
         "memory": peak_memory(),
         "device_memory": torch.cuda.max_memory_reserved() if on_gpu else 0,
-        "device_total": torch.cuda.get_device_properties(0).total_memory if on_gpu else 0,
+        "device_total": torch.cuda.get_device_properties(device).total_memory if on_gpu else 0,
     }
-
-
-@dataclass(frozen=True)
-class ConcurrencyTrial:
-    """The speed of a number of trials at once, as it was timed."""
-
-    resources: Resources
-    rate: float  # tokens a second of all together, the mean over the search's batch sizes
-    fits: bool  # all of them into memory
-
-    def __str__(self) -> str:
-        cores, share = self.resources.cpus_per_trial, self.resources.gpus_per_trial
-        each = f"{share:g} of a GPU" if share else f"{cores} core{'s' if cores > 1 else ''} each"
-        speed = f"{self.rate:,.0f} tokens/s" if self.fits else "too little memory"
-        return f"{self.resources.workers} at once with {each}: {speed}"
-
-
-def time_concurrency(search: BuiltinSearch, resources: Resources) -> ConcurrencyTrial:
-    """Times a few steps of `resources.workers` trainings at once. Raises RunError where one fails."""
-    timings, workers, window = time_steps(search, resources, AUTO_SECONDS), resources.workers, search.training.max_len
-    per_token = statistics.fmean(timings.throughput.seconds(1, batch * window) for batch in search.batch_sizes)
-    fits = timings.memory * workers + DRIVER_BYTES <= psutil.virtual_memory().available
-    fits_gpu = timings.device_memory * workers <= GPU_SHARE * timings.device_total  # both are 0 without a GPU
-    return ConcurrencyTrial(resources, workers / per_token, fits and fits_gpu)
-
-
-def choose(tried: Iterable[ConcurrencyTrial]) -> tuple[Resources, str]:
-    """The best of `tried`, ordered by trials at once, and the reason in one line. More at once must be MIN_SPEEDUP times
-    as fast; the first that is slower than the best, or does not fit, ends the search.
-    """
-    remaining = iter(tried)
-    best = next(remaining)
-    seen = [best]
-    for one in remaining:
-        seen.append(one)
-        if not one.fits or one.rate < best.rate:
-            break
-        if one.rate > MIN_SPEEDUP * best.rate:
-            best = one
-    return best.resources, "; ".join(map(str, seen))
-
-
-def candidates(cpus: int, gpus: int, most: int | None) -> list[Resources]:
-    """The divisions to time, by trials at once, `most` at most: shares of one GPU, or of the cores where `gpus` is 0."""
-    if gpus:
-        counts = [count for count in (1, 2, 4, MOST_ON_A_GPU) if count == 1 or count * gpus <= min(cpus, most or cpus)]
-        return [Resources(max(1, cpus // (count * gpus)), 1 if count == 1 else 1 / count, count) for count in counts]
-    counts = [2**power for power in range(cpus.bit_length()) if 2**power < cpus] + [cpus]
-    return [Resources(cpus // count, 0, count) for count in counts if count <= (most or cpus)]
-
-
-def resolve_auto(
-    search: BuiltinSearch,
-    cpus: int,
-    gpus: int,
-    timed: Callable[[BuiltinSearch, Resources], ConcurrencyTrial] = time_concurrency,
-) -> tuple[BuiltinSearch, str]:
-    """The search with numbers in the place of `auto`, and a message with the timings. The message is empty without `auto`.
-
-    Raises InputError on a cluster, whose machines can't be timed from here.
-    """
-    options = search.options
-    asked = [name for name in PICKED if getattr(options, name) == AUTO]
-    if not asked:
-        return search, ""
-    if options.address is not None:
-        where = f"times steps on this machine, not on the cluster {options.address}"
-        raise InputError(f"--{asked[0]} auto {where}; give a number")
-    if options.gpus_per_trial == AUTO and not gpus:
-        search, message = _with(search, {"gpus_per_trial": 0}, "no GPU here, so trials train on the cores")
-        search, more = resolve_auto(search, cpus, 0, timed)
-        return search, f"{message}\n{more}".strip()
-    if gpus and options.gpus_per_trial not in (0, AUTO):
-        return _with(search, {"cpus_per_trial": None}, "trials have GPUs, so an even share of the cores")
-    divisions = candidates(cpus, gpus if options.gpus_per_trial == AUTO else 0, options.max_concurrent)
-    resources, why = choose(timed(search, each) for each in divisions)
-    return _with(search, {name: getattr(resources, name) for name in asked}, why)
-
-
-def _with(search: BuiltinSearch, values: dict[str, Any], why: str) -> tuple[BuiltinSearch, str]:
-    """The search with these settings, whose reason search.json keeps; and a message with both."""
-    message = ", ".join(f"--{name} auto: {'unset' if value is None else f'{value:g}'}" for name, value in values.items())
-    options, reasons = dataclasses.replace(search.options, **values), search.auto_resolved | dict.fromkeys(values, why)
-    return dataclasses.replace(search, options=options, auto_resolved=reasons), f"{message} ({why})"
 
 
 if __name__ == "__main__":
     asked_for = read_search(Path(sys.argv[1]))
     assert isinstance(asked_for, BuiltinSearch)
-    print(json.dumps(measure(asked_for, **json.loads(sys.argv[2]))))
+    print(json.dumps(measure_in_group(asked_for, sys.argv[1], **json.loads(sys.argv[2]))))

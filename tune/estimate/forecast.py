@@ -1,7 +1,9 @@
 """Forecasts how a search ends, before it starts and while it runs: its own rule is simulated on from where it stands."""
 
+import dataclasses
 import math
 import statistics
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +14,9 @@ from numpy.typing import ArrayLike
 from tune.config.spec import SearchSpec
 from tune.core.clock import ENDING_SECONDS, SearchClock
 from tune.core.coordinator import Coordinator
-from tune.core.events import Event, Reported
+from tune.core.events import Event, Reported, SessionStarted
 from tune.core.schedulers.base import Clock
-from tune.core.simulator import Loss, play
+from tune.core.simulator import Joining, Loss, play
 from tune.core.trials import AUDIT, REPLICATE, Trial, Trials
 from tune.ladder.plan import Plan
 from tune.store.checkpoints import worth_keeping
@@ -47,10 +49,12 @@ class Throughput:
     per_token: float
     per_step: float  # of an optimizer step, whatever its batch
     per_segment: float = 0.0  # to load a trial, and to store it
+    per_shared_step: float = 0.0  # to add up the gradients of a step that several slots share
 
-    def seconds(self, tokens: float, step_tokens: int) -> float:
-        """Seconds to train on `tokens` in steps of `step_tokens`."""
-        return tokens * (self.per_token + self.per_step / step_tokens)
+    def seconds(self, tokens: float, step_tokens: float, slots: int = 1) -> float:
+        """Seconds to train on `tokens` in steps of `step_tokens`, which `slots` of a trial share."""
+        per_step = self.per_step + self.per_shared_step * (slots > 1)
+        return tokens * (self.per_token / slots + per_step / step_tokens)
 
 
 def fit_throughput(rows: Iterable[ArrayLike], per_segment: float = 0.0) -> Throughput:
@@ -63,17 +67,28 @@ def fit_throughput(rows: Iterable[ArrayLike], per_segment: float = 0.0) -> Throu
 
 
 def measured_throughput(events: Iterable[Event], per_segment: float = 0.0) -> Throughput | None:
-    """The Throughput of the last RECENT_REPORTS reports; None before the second report."""
-    rows: list[ArrayLike] = []
+    """The Throughput of the last RECENT_REPORTS reports of trials in one slot; None before the second of them."""
+    rows: dict[int, list[Any]] = defaultdict(list)  # slots -> (tokens, steps, seconds) between two reports
     before: dict[str, Any] = {}
+    processes = 1
     for event in events:
+        if isinstance(event, SessionStarted):
+            processes = event.processes
         if isinstance(event, Reported):
             now = np.array([event.position, event.step, event.train_seconds], float)
             passed = now - before.get(event.trial_id, 0.0)
             if passed.min() > 0:
-                rows.append(passed)
+                rows[max(1, event.processes // processes)].append(passed)
             before[event.trial_id] = now
-    return fit_throughput(rows[-RECENT_REPORTS:], per_segment) if len(rows) > 1 else None
+    if len(rows[1]) < 2:
+        return None
+    found = fit_throughput(rows.pop(1)[-RECENT_REPORTS:], per_segment)
+    shared = [
+        (seconds - found.seconds(tokens, tokens / steps, slots)) / steps
+        for slots, those in rows.items()
+        for tokens, steps, seconds in those
+    ]
+    return dataclasses.replace(found, per_shared_step=max(0.0, statistics.median(shared))) if shared else found
 
 
 @dataclass(frozen=True)
@@ -127,7 +142,7 @@ def simulate_rest(
     if scale > 1:
         events, used, idle = [], 0.0, 0.0
     coordinator, clock = _coordinator(search, events, math.ceil(options.trials / scale)), SearchClock(events)
-    coordinator.trials.workers = workers
+    coordinator.trials.workers, coordinator.trials.processes = workers, search.options.processes_a_slot
     audit_starts: list[float] = []
 
     def cost(trial: Trial, tokens: int, begins: bool) -> float:
@@ -148,9 +163,25 @@ def simulate_rest(
         cost=cost,
         pace=speed,
         idle=idle + clock.starting,
+        joining=_joining(search, throughput, coordinator.trials),
     )
     audit_seconds = last - min(audit_starts, default=last)
     return _counted(coordinator, scale, scale * (last + clock.audit), scale * audit_seconds)
+
+
+def _joining(search: SearchSpec, throughput: Throughput, trials: Trials) -> Joining | None:
+    """How trials take idle slots in the search; None where they take none."""
+    if not search.options.joins_idle_slots:
+        return None
+
+    def speedup(trial: Trial, slots: int) -> float:
+        step = search.step_tokens(trial.config)
+        return throughput.seconds(1, step) / throughput.seconds(1, step, slots)
+
+    def batch_size(trial: Trial) -> int:
+        return int(search.all_settings(trial.config)["batch_size"])
+
+    return Joining(speedup, batch_size, trials.processes)
 
 
 def rest_of_ladder(search: SearchSpec, plan: Plan, events: Sequence[Event], workers: int, used: float) -> Forecast:

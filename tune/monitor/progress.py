@@ -10,7 +10,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -76,9 +76,12 @@ class NotebookDisplay:
 class Progress:
     """Shows the state of a search whenever `show()` is called and a refresh is due. A context manager."""
 
-    def __init__(self, run_dir: Path, search: SearchSpec, coordinator: Coordinator, seconds_before: float):
-        """`seconds_before` are the wall-clock seconds of earlier sessions."""
+    def __init__(
+        self, run_dir: Path, search: SearchSpec, coordinator: Coordinator, seconds_before: float, slots: Mapping[str, int]
+    ):
+        """`seconds_before` are the wall-clock seconds of earlier sessions; `slots` holds those of each running trial."""
         self.run_dir, self.search, self.coordinator, self.trials = run_dir, search, coordinator, coordinator.trials
+        self.slots = slots
         self.workers: list[Trial | None] = [None] * self.trials.workers
         self.opened = time.monotonic() - seconds_before
         self.trained_before, self.segments, self.first_segment = self._trained(), 0, 0.0
@@ -132,13 +135,18 @@ class Progress:
             name=self.search.options.name or "",
             trials=self.trials,
             rung_tokens=self.coordinator.scheduler.rung_tokens,
-            workers=self.workers,
+            workers=self._lines(),
             seconds=now - self.opened,
             forecast=self.forecast,
             training_share=share or None,
             unit=self.search.unit,
             note=self._stage() if self.first_segment else "starting",
         )
+
+    def _lines(self) -> list[Trial | None]:
+        """The trial of each worker's line. A trial that has taken idle slots stands on their lines as well."""
+        joined = [t for t in self.workers if t for _ in range(1, self.slots.get(t.trial_id, 1))]
+        return [trial or (joined.pop() if joined else None) for trial in self.workers]
 
     def _stage(self) -> str:
         """The level that a ladder runs now; empty for other searches."""
@@ -165,8 +173,8 @@ class Progress:
             self.first_report = now, trained, self.segments
 
     def _trained(self) -> float:
-        """Seconds of training and evaluating that all trials have reported."""
-        return sum(trial.train_seconds for trial in self.trials.by_id.values())
+        """Seconds of training and evaluating that all trials have reported, for each of a trial's slots."""
+        return sum(trial.slot_seconds for trial in self.trials.by_id.values())
 
     def _keep_forecasting(self) -> None:
         """Forecasts the end from the journal, again and again, in a thread of its own: the trials must not wait."""

@@ -19,7 +19,7 @@ from myllm.text.commands import command, shown_path
 from myllm.text.durations import duration
 from tune.config import overrides
 from tune.config.command_line import DATA_FLAGS, RESUME_FLAGS, read_experiment
-from tune.config.options import AUTO, SearchOptions
+from tune.config.options import AUTO, PICKED, SearchOptions
 from tune.config.resolve import Resources
 from tune.config.spec import RUNS_DIR, BuiltinSearch, ProgramSearch, SearchSpec, read_search
 from tune.core.trials import UNLIMITED_TRIALS
@@ -116,6 +116,10 @@ def resume(given: dict[str, Any]) -> tuple[Path, SearchSpec]:
     if given.get("num_samples", asked) < asked:
         raise InputError(f"--num_samples is {given['num_samples']}, the total; the run already asked for {asked}")
     options = dataclasses.replace(before, **{flag: value for flag, value in given.items() if flag in RESUME_FLAGS})
+    if "gpus_per_trial" in given and "processes_per_trial" not in given and options.joins_idle_slots:
+        options = dataclasses.replace(options, processes_per_trial=None)  # it came from --gpus_per_trial auto
+    reasons = {name: why for name, why in search.auto_resolved.items() if name not in given}
+    search = dataclasses.replace(search, auto_resolved=reasons)
     check_flags(options)
     moved = {flag: tuple(given[flag]) for flag in DATA_FLAGS if flag in given}
     if isinstance(search, BuiltinSearch):
@@ -162,16 +166,17 @@ def estimate(
     if options.address is None:
         check_machine()
     cpus, gpus = join_cluster(options.address) if options.address else (available_cpus(), (len(gpu_names()),))
-    if AUTO in (options.cpus_per_trial, options.gpus_per_trial):
-        from tune.estimate.benchmark import resolve_auto
+    if AUTO in (options.cpus_per_trial, options.gpus_per_trial, options.processes_per_trial):
+        from tune.estimate.auto import resolve_auto
 
         if not isinstance(spec, BuiltinSearch):
             raise InputError(
-                "auto times steps of the built-in training; give numbers for --cpus_per_trial, --gpus_per_trial"
+                f"auto times steps of the built-in training; give numbers for {', '.join(f'--{name}' for name in PICKED)}"
             )
         with runtime.before_the_search():
             spec, found = resolve_auto(spec, cpus, sum(gpus))
-        print(found, flush=True)
+        if found:
+            print(found, flush=True)
     resources = resolve_resources(spec.options, cpus, *gpus)
     check_processes(spec, resources.processes)
     if options.budget_seconds and not resumed and options.address is None:

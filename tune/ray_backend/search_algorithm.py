@@ -9,7 +9,7 @@ from ray.tune.search import SearchAlgorithm
 from tune.core.trials import Trial
 from tune.ray_backend.failures import RayTrialRun
 from tune.ray_backend.session import SearchSession
-from tune.ray_backend.trainable import CHECKPOINT
+from tune.ray_backend.trainable import CHECKPOINT, SLOTS
 
 
 class RaySearchAlgorithm(SearchAlgorithm):
@@ -34,7 +34,7 @@ class RaySearchAlgorithm(SearchAlgorithm):
         for run in list(self.runs.values()):
             if run.status == RayTrial.ERROR:  # Ray gives up without a word where a process can't be reused
                 self.on_trial_complete(run.trial_id, error=True)
-        if super().is_finished() or self.session.fatal or len(self.runs) >= self.session.workers:
+        if super().is_finished() or self.session.fatal:
             return None
         trial = self.session.next_trial()
         return self._segment(trial) if trial else None
@@ -50,10 +50,11 @@ class RaySearchAlgorithm(SearchAlgorithm):
     def _segment(self, trial: Trial) -> RayTrialRun:
         """The trial's next segment, from its newest sound checkpoint."""
         checkpoint = self.session.newest_sound(trial)
-        spec = self._experiment.spec
+        slots, spec = self.session.slots[trial.trial_id], self._experiment.spec
+        config = trial.config | ({CHECKPOINT: checkpoint} if checkpoint else {}) | ({SLOTS: slots} if slots > 1 else {})
         run = RayTrialRun(
             self._experiment.run_identifier,
-            config=trial.config | ({CHECKPOINT: checkpoint} if checkpoint else {}),
+            config=config,
             trial_id=f"{trial.trial_id}.{self.session.started}",
             storage=self._experiment.storage,
             placement_group_factory=spec.get("resources_per_trial"),

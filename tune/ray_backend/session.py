@@ -16,9 +16,11 @@ from tune.core.clock import ENDING_SECONDS, SearchClock, TimeBudget
 from tune.core.coordinator import Coordinator
 from tune.core.events import CheckpointsDeleted, CheckpointStored, Event, Reported, SessionEnded, SessionStarted
 from tune.core.schedulers.base import Clock
+from tune.core.slots import Training, is_worth_joining, is_worth_leaving, share_idle
 from tune.core.trials import AUDIT, CONTINUE, STOP, Trial
 from tune.monitor.trackers import start_trackers
 from tune.ray_backend.failures import RayTrialRun, why_hopeless
+from tune.ray_backend.trainable import IS_STORED
 from tune.store.checkpoints import Storage, worth_keeping
 from tune.store.journal import Journal, events_of
 from tune.store.tables import GrowingTables
@@ -27,10 +29,13 @@ from tune.store.tables import GrowingTables
 class SearchSession:
     """One run of the command on a run folder. Raises InputError where another process is running a search there."""
 
-    def __init__(self, run_dir: Path, search: SearchSpec, workers: int):
-        self.run_dir, self.search, self.workers = run_dir, search, workers
+    def __init__(self, run_dir: Path, search: SearchSpec, workers: int, processes: int = 1):
+        self.run_dir, self.search, self.workers, self.processes = run_dir, search, workers, processes
         options = search.options
         self.started = 0  # segments that were handed out
+        self.slots: dict[str, int] = {}  # of each trial whose segment runs
+        self.leaving: set[str] = set()  # trials whose segment ends so that they go on with another number of slots
+        self.between: list[Trial] = []  # trials whose segment has ended so
         self.heard = 0  # reports and ends of segments
         self.fatal: str | None = None  # why the search can't go on: one line
         self.journal = Journal(run_dir)
@@ -68,7 +73,7 @@ class SearchSession:
         if isinstance(event, Reported):
             trial = self.trials.by_id[event.trial_id]
             if trial.source != AUDIT:
-                self.time_budget.see(trial.reports.get(trial.tokens), event)
+                self.time_budget.see(trial.reports.get(trial.tokens), event, self.trials.slots_of(event))
 
     @property
     def clock(self) -> Clock:
@@ -87,19 +92,57 @@ class SearchSession:
         return self.coordinator.is_over(self.clock)
 
     def next_trial(self) -> Trial | None:
-        """The trial that a free worker begins or takes up, or None."""
-        with self.disk_errors():
-            trial = self.coordinator.next_trial(self.clock)
-        self.started += trial is not None
+        """The trial that a free worker begins or takes up, or None. `slots` then holds its slots."""
+        free = self.workers - sum(self.slots.values())
+        if free <= 0:
+            return None
+        trial = None
+        if free > len(self.between):
+            with self.disk_errors():
+                trial = self.coordinator.next_trial(self.clock)
+        if trial is None and self.between:
+            trial = self.between.pop(0)
+        if trial is not None:
+            self.started += 1
+            self.slots[trial.trial_id] = 1
+            self.slots[trial.trial_id] = self._slots_for(trial)
         return trial
 
     def on_report(self, trial: Trial, result: dict[str, Any]) -> str:
-        """The decision on a report. Where the search's time is long over, the segment ends as if interrupted."""
+        """The decision on a report. Where the search's time is long over, the segment ends as if interrupted. It ends as
+        well where its trial goes on with another number of slots.
+        """
         self.heard += 1
         with self.disk_errors():
             decision = self.coordinator.on_report(trial, result, self.clock)
-        late = self.time_budget.is_late(self._passed) and trial.source != AUDIT
-        return STOP if late and decision == CONTINUE else decision
+        if decision != CONTINUE:
+            return decision
+        if self.time_budget.is_late(self._passed) and trial.source != AUDIT:
+            return STOP
+        if result.get(IS_STORED) and self._slots_for(trial) != self.slots[trial.trial_id]:
+            self.leaving.add(trial.trial_id)
+            return STOP
+        return CONTINUE
+
+    def _slots_for(self, trial: Trial) -> int:
+        """The slots that a running trial should have: idle ones join it; it gives them back for others that can begin."""
+        slots = self.slots[trial.trial_id]
+        if not self.search.options.joins_idle_slots:
+            return slots
+        free, own = self.workers - sum(self.slots.values()) - len(self.between), self._training(trial)
+        if self.coordinator.has_more(self.clock):
+            return 1 if free <= 0 and is_worth_leaving(own) else slots
+        running = {trial_id: self._training(self.trials.by_id[trial_id]) for trial_id in self.slots}
+        wanted = share_idle(running, free, self.processes)[trial.trial_id]
+        return wanted if is_worth_joining(own, wanted) else slots
+
+    def _training(self, trial: Trial) -> Training:
+        """What is left of a trial's segment. The seconds are 0 where no pace is known yet."""
+        trained = trial.tokens - trial.begun_at
+        pace = trial.slot_seconds / trained if trained > 0 else self.time_budget.seconds_per_token
+        seconds = pace * (trial.segment_end_tokens - trial.tokens)
+        batch_size = int(self.search.all_settings(trial.config)["batch_size"])
+        return Training(seconds, batch_size, self.slots[trial.trial_id])
 
     def on_checkpoint(self, trial: Trial, tokens: int, path: str) -> None:
         """Journals that the trial's state after `tokens` lies in the folder `path`."""
@@ -122,7 +165,12 @@ class SearchSession:
                 self.coordinator.on_failure(run.trial, run.retryable, run.reason)
                 write_text(self.run_dir / f"error-{run.trial.trial_id}.txt", run.error + "\n")
                 self.fatal = why_hopeless(self.trials) or self.fatal
-            self.coordinator.on_end(run.trial)
+            del self.slots[run.trial.trial_id]
+            if run.trial.trial_id in self.leaving and not failed:
+                self.between.append(run.trial)
+            else:
+                self.coordinator.on_end(run.trial)
+            self.leaving.discard(run.trial.trial_id)
             self._delete_worthless(run.trial)
 
     def newest_sound(self, trial: Trial) -> str | None:
@@ -166,7 +214,8 @@ class SearchSession:
         """Journals the beginning of the session, with the versions of its code, `begun` seconds after 1970."""
         code = {name: value for name, value in origin(PACKAGES).items() if name in CODE}
         seconds = round(time.time() - begun, 3)
-        self.coordinator.record(SessionStarted(session=self.number, workers=self.workers, startup_seconds=seconds, **code))
+        size: dict[str, Any] = {"workers": self.workers, "processes": self.processes}
+        self.coordinator.record(SessionStarted(session=self.number, startup_seconds=seconds, **size, **code))
 
     def end(self) -> None:
         """Journals the end of the session where it began a segment, and closes the trackers."""

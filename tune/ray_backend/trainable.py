@@ -18,6 +18,10 @@ from tune.store.checkpoints import WORK, Storage, read_place, write_place
 
 CHECKPOINT = "start_from_checkpoint"
 """key of a segment's config that holds the checkpoint to go on from, relative to the search's storage"""
+SLOTS = "slots_of_the_trial"
+"""key of a segment's config that holds its slots where it has more than one"""
+IS_STORED = "is_stored"
+"""key of a report that says True if the state of the report is stored with it"""
 CHECKPOINT_SHARE = 0.05  # of a trial's time, which checkpoints may take; those at rungs and at the end come on top
 CHECKPOINT_MIN_SECONDS = 2.0  # between two checkpoints
 
@@ -34,7 +38,9 @@ def run_trial(
     """Ray's function trainable: trains one configuration, from the checkpoint that its config names where there is one.
     The state is stored at the `rung_tokens`, at the end, and now and then between them. Raises what the program raises.
     """
-    storage, settings = Storage(storage_root), {name: value for name, value in config.items() if name != CHECKPOINT}
+    storage, settings = Storage(storage_root), {name: config[name] for name in config if name not in (CHECKPOINT, SLOTS)}
+    slots = config.get(SLOTS, 1)
+    gpus, processes = gpus * slots, processes * slots
     trial_id = ray_tune.get_context().get_trial_id()
     output = str(Path(storage.path).parent / "output" / f"{trial_id.partition('.')[0]}.txt") if storage.is_local else ""
     with _folder(storage, search, trial_id) as folder:
@@ -61,7 +67,8 @@ def run_trial(
                             write_place(folder, metrics["tokens_seen"], metrics["train_seconds"])
                         checkpoint = ray_tune.Checkpoint.from_directory(folder)
                     last_saved, cost = time.monotonic(), time.monotonic() - start
-                ray_tune.report(metrics, checkpoint=checkpoint)
+                beside = {IS_STORED: checkpoint is not None, "processes": processes}
+                ray_tune.report(metrics | beside, checkpoint=checkpoint)
 
 
 class Segment:

@@ -33,7 +33,7 @@ from tune.ray_backend.search_algorithm import RaySearchAlgorithm
 from tune.ray_backend.session import SearchSession
 from tune.ray_backend.signals import Interrupts
 from tune.ray_backend.start import RayRuntime
-from tune.ray_backend.trainable import run_trial
+from tune.ray_backend.trainable import SLOTS, run_trial
 from tune.ray_backend.watchdog import Watchdog, ray_processes
 
 TABLES_SECONDS = 10.0  # between additions to trials.csv and history.csv while a search runs
@@ -91,7 +91,7 @@ def run_search(run_dir: Path, search: SearchSpec, resources: Resources, runtime:
     `runtime` is stopped in the end, search.json is written first. Raises InputError where another process runs the search,
     and RunError where it can't go on.
     """
-    session = SearchSession(run_dir, search, resources.workers)
+    session = SearchSession(run_dir, search, resources.workers, resources.processes)
     with contextlib.closing(session), Interrupts(command("tune/search.py", "--resume", run_dir)) as interrupts:
         try:
             if not session.is_over:
@@ -155,7 +155,12 @@ def _run_trials(session: SearchSession, runtime: RayRuntime, resources: Resource
         if interrupts.count:  # Ray looks between its steps, and waits for a trial within one
             raise KeyboardInterrupt
 
-    progress = Progress(session.run_dir, session.search, session.coordinator, session.seconds_before)
+    def share(config: dict[str, Any]) -> ray_tune.PlacementGroupFactory:
+        """A trial's share of the machine."""
+        slots = config.get(SLOTS, 1)
+        return ray_tune.PlacementGroupFactory([{"CPU": cpus * slots, "GPU": gpus * slots}])
+
+    progress = Progress(session.run_dir, session.search, session.coordinator, session.seconds_before, session.slots)
     with _ray_log(session.run_dir), progress:
         runtime.wait_until_started()
         interrupts.install()
@@ -173,7 +178,7 @@ def _run_trials(session: SearchSession, runtime: RayRuntime, resources: Resource
         )
         try:
             ray_tune.run(  # not a Tuner: it pickles its arguments into the run folder, and nobody restores it
-                ray_tune.with_resources(trainable, {"cpu": cpus, "gpu": gpus}),
+                ray_tune.with_resources(trainable, share),
                 name=f"session_{session.number}",
                 storage_path=session.storage.root,
                 search_alg=algorithm,

@@ -58,7 +58,7 @@ def render(run_dir: Path, whole: bool = True) -> Report:
 
 def time_spent(trials: Trials, events: list[Event], summary: Summary) -> str:
     """Returns a note: the share of the workers' time spent in training, and of tokens in trials that diverged or failed."""
-    trained = sum(trial.train_seconds for trial in trials.by_id.values())
+    trained = sum(trial.slot_seconds for trial in trials.by_id.values())
     workers = max((event.workers for event in events if isinstance(event, SessionStarted)), default=1)
     whole = workers * summary.cost.seconds
     lost = sum(trial.tokens - trial.begun_at for trial in trials.by_id.values() if trial.status in (DIVERGED, FAILED))

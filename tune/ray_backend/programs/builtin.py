@@ -14,7 +14,7 @@ from myllm.training.train_utils import load_state, save_state
 from tune.config.function import Train
 from tune.config.open_run import check_data, open_run
 from tune.config.spec import BuiltinSearch
-from tune.ray_backend.programs.partners import Job, partners
+from tune.ray_backend.programs.partners import GO, STOP, Job, partners
 from tune.store.checkpoints import STATE_FILE
 
 
@@ -32,7 +32,8 @@ def builtin_program(search: BuiltinSearch, threads: int, gpus: float, processes:
         if 0 < gpus < 1:  # no trial takes its neighbours' memory
             torch.cuda.set_per_process_memory_fraction(gpus)
         state_file = folder / STATE_FILE if resume else None
-        with partners(Job(search, settings, state_file, threads, gpus > 0), processes) as group:
+        store = str(folder.with_name("meeting"))
+        with partners(Job(search, settings, store, state_file, threads, gpus > 0), processes) as group:
             run = open_run(search, settings, device, group)
             files = {"train": run.train_windows.tokens, "val": run.val_windows.tokens}
             if state_file:
@@ -46,6 +47,9 @@ def builtin_program(search: BuiltinSearch, threads: int, gpus: float, processes:
                     if (yield metrics) == "save":
                         save_state(run.state_dict(), folder / STATE_FILE)
                         yield None
+                    group.that_of_first(GO)
+            except GeneratorExit:  # at a report, where the other processes wait
+                group.that_of_first(STOP)
             except Exception:
                 check_data(search, files)  # other ids may be the cause
                 raise
