@@ -231,7 +231,7 @@ def test_bad_input_is_one_line_and_exit_code_2_before_ray_starts(byte_files, tmp
         (["--processes_per_trial", "some"], "neither a number nor auto"),
         (["--processes_per_trial", "auto", "--budget_seconds", "60"], "--budget_seconds needs equal processes"),
         (["--processes_per_trial", "auto", "--gpus_per_trial", "0.5"], "--processes_per_trial auto takes whole GPUs"),
-        ([*data, "--choices", "batch_size=3", "--processes_per_trial", "2"], "batch_size 3 can't be divided among the 2"),
+        ([*data, "--set", "batch_size=3", "--processes_per_trial", "2"], "batch_size 3 can't be divided among the 2"),
         ([*data, "--cpus_per_trial", "9999"], "--cpus_per_trial is 9999"),
         (["--num_samples", "0"], "--num_samples is 0"),
         (["--mlflow", "mlruns"], "--mlflow 'mlruns' is a folder"),

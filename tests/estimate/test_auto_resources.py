@@ -91,7 +91,7 @@ def test_idle_slots_join_where_timed_steps_say_that_it_helps(efficiency, joins, 
 
 def test_auto_of_several_gpus_lets_idle_ones_join():
     def one_each(search, resources):
-        return ConcurrencyTrial(resources, 100.0 * min(resources.workers, 4), True)
+        return ConcurrencyTrial(resources, 100.0, True)
 
     search, text = resolve_auto(asking(gpus_per_trial="auto"), 16, 4, one_each, sharing(0.9))
     assert search.options.gpus_per_trial == 1 and search.options.joins_idle_slots and "4 slots is" in text

@@ -84,7 +84,7 @@ def test_nobody_joins_a_trial_that_is_nearly_over_or_unasked(session):
     now = session(num_samples=1)
     first = now.next_trial()
     assert now.on_report(first, reported(now.search, first, 1, seconds=0.1)) == CONTINUE
-    assert now.on_report(first, reported(now.search, first, 31)) == CONTINUE
+    assert now.on_report(first, reported(now.search, first, 31, seconds=3 * JOIN_SECONDS)) == CONTINUE
     first.segment_end_tokens *= 100
     assert now.on_report(first, reported(now.search, first, 30, is_stored=False)) == CONTINUE
 

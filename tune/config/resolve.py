@@ -90,11 +90,9 @@ def check_processes(search: SearchSpec, processes: int) -> None:
         return
     wrong = [batch for batch in search.batch_sizes if batch % processes]
     if wrong:
-        right = ",".join(str(batch) for batch in search.batch_sizes if batch not in wrong) or str(processes)
-        raise InputError(
-            f"batch_size {wrong[0]} can't be divided among the {processes} processes of a trial; "
-            f"search multiples: --choices batch_size={right}"
-        )
+        right = [batch for batch in search.batch_sizes if batch not in wrong] or [processes]
+        how = f"{'--choices' if len(right) > 1 else '--set'} batch_size={','.join(map(str, right))}"
+        raise InputError(f"batch_size {wrong[0]} can't be divided among the {processes} processes of a trial; take {how}")
 
 
 def resolve_search(options: SearchOptions, cache_dir: Path) -> BuiltinSearch:

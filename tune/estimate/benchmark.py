@@ -104,8 +104,10 @@ def time_steps(search: BuiltinSearch, resources: Resources, seconds: float = TIM
 
 def widest(search: BuiltinSearch, resources: Resources) -> int:
     """Returns the most slots that a trial of some batch size of the search can have; 1 where it can have no more."""
-    counts = range(resources.workers, 0, -1)
-    return next(n for n in (*counts, 1) if n == 1 or any(b % (n * resources.processes) == 0 for b in search.batch_sizes))
+    for slots in range(resources.workers, 1, -1):
+        if any(batch % (slots * resources.processes) == 0 for batch in search.batch_sizes):
+            return slots
+    return 1
 
 
 def with_sharing(search: BuiltinSearch, resources: Resources, alone: Throughput) -> Throughput:
