@@ -49,7 +49,7 @@ def test_the_summary_says_answer_levels_verification_and_what_comes_next(run_dir
         "a ladder, seed 3",
         "target      n_layer=4 n_head=4 n_embd=32: ",
         "from runs, ",
-        "from small trainings of this project, as no law holds at this size",
+        "from this project's small trainings",
         "warmup_ratio 0.02: the same share of the steps as at every level (a rule, not measured)",
         "forecast    val_loss ",
         "all came out as predicted",
@@ -70,7 +70,14 @@ def test_summary_json_keeps_to_its_schema_and_the_page_shows_the_ladder(run_dir)
     jsonschema.validate(values, SCHEMA)
     assert values["best"] is None and values["ladder"]["learning_rate"]["low"] < values["ladder"]["learning_rate"]["value"]
     page = (run_dir / "report.html").read_text()
-    for words in ("learning rate, 90%", "The path of the optimum to the target", "Loss against compute", "The levels"):
+    for words in (
+        "learning rate, 90%",
+        "The path of the optimum to the target",
+        "Loss against compute",
+        "The levels",
+        "a ladder to n_layer=4",
+        "<li>stability of the target",
+    ):
         assert words in page
     assert {"levels.png", "path.csv", "forecast.png"} <= {path.name for path in (run_dir / "figures").iterdir()}
 

@@ -12,7 +12,8 @@ import pandas as pd
 from myllm.text.format import amount, format_value
 from tune.config.spec import SearchSpec
 from tune.reporting.figures.base import Figure, rounded
-from tune.reporting.ladder_text import ladder_config, ladder_tiles
+from tune.reporting.ladder import LadderSummary
+from tune.reporting.ladder_text import ladder_config, ladder_tiles, verification_lines
 from tune.reporting.render import Report
 from tune.reporting.summary import Summary
 from tune.reporting.summary_text import CONFIDENCE, compared, compiled_words, interval_words
@@ -107,6 +108,12 @@ def next_steps(summary: Summary) -> str:
     return rows
 
 
+def verification(ladder: LadderSummary) -> str:
+    """Returns the section of what a ladder verified, and of the reasons to trust its answer less."""
+    lines = "".join(f"<li>{escaped(line)}</li>" for line in verification_lines(ladder))
+    return f"<h2 id=verification>Predicted and seen</h2><ul>{lines}</ul>" if lines else ""
+
+
 def figure_section(figure: Figure, more: str = "") -> str:
     """Returns the section of a figure: its description, the drawing, and buttons that save files."""
     name, title, says = figure.name, escaped(figure.title), escaped(figure.says)
@@ -143,7 +150,10 @@ def setting_text(value: Any) -> Any:
 def page_title(report: Report) -> str:
     """Returns the title of a search's page."""
     summary = report.summary
-    what = summary.program or f"space {summary.space}, preset {summary.preset}, {summary.data} data"
+    what = f"space {summary.space}, preset {summary.preset}, {summary.data} data"
+    if summary.ladder:
+        what = f"a ladder to {summary.ladder.target}, {summary.data} data"
+    what = summary.program or what
     return f"Search {summary.name}: {what}"
 
 
@@ -155,7 +165,7 @@ def page_body(report: Report, more: str = "") -> str:
         "title": escaped(page_title(report)),
         "status": f"<p class=soft role=status id=more-to-come>{escaped(more)}</p>" if more else "",
         "answer": answer(report.summary),
-        "steps": next_steps(report.summary),
+        "steps": next_steps(report.summary) + (verification(report.summary.ladder) if report.summary.ladder else ""),
         "sections": "".join(sections),
         "heads": "".join(f"<th scope=col><button>{escaped(name)}</button></th>" for name in report.table.columns),
         "settings": settings_rows(report.search),

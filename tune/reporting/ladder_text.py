@@ -25,8 +25,7 @@ def ladder_lines(ladder: LadderSummary) -> Iterator[tuple[str, str]]:
         for line_number, line in enumerate(check_lines(check)):
             yield "" if number or line_number else "verified", line
     if ladder.stability:
-        seen = ", ".join(f"{rate} {'stable' if stable else 'NOT stable'}" for rate, stable in ladder.stability.items())
-        yield "stability", f"of the target in short trainings, by learning rate: {seen}"
+        yield "stability", stability_words(ladder)
     for number, note in enumerate(ladder.notes):
         yield "" if number else "note", note
     if ladder.truth:
@@ -39,11 +38,7 @@ def _answer(ladder: LadderSummary) -> Iterator[tuple[str, str]]:
         yield "answer", "none yet: too few runs have ended"
         return
     share = ladder.share_from_runs
-    rest = (
-        "published laws"
-        if ladder.params >= LOWEST_PARAMS
-        else "small trainings of this project, as no law holds at this size"
-    )
+    rest = "published laws" if ladder.params >= LOWEST_PARAMS else "this project's small trainings"
     yield "answer", f"learning_rate {rate.value:.4g}{_interval(rate)}; {_source(share['learning_rate'], rest)}"
     yield (
         "",
@@ -78,6 +73,21 @@ def check_lines(check: LadderCheck) -> Iterator[str]:
     seen = (("rate", check.twice_rate), ("batch", check.twice_batch))
     if shown := [f"at twice the {name} {rise:+.4f} nats/token" for name, rise in seen if rise is not None]:
         yield ", ".join(shown)
+
+
+def stability_words(ladder: LadderSummary) -> str:
+    """Says at which learning rates the target's short trainings were stable."""
+    seen = ", ".join(f"{rate} {'stable' if stable else 'NOT stable'}" for rate, stable in ladder.stability.items())
+    return f"of the target in short trainings, by learning rate: {seen}"
+
+
+def verification_lines(ladder: LadderSummary) -> Iterator[str]:
+    """Yields the page's lines on what was predicted and came out, on stability, and the notes."""
+    for check in ladder.checks:
+        yield from check_lines(check)
+    if ladder.stability:
+        yield f"stability {stability_words(ladder)}"
+    yield from ladder.notes
 
 
 def truth_words(ladder: LadderSummary) -> str:

@@ -1,6 +1,7 @@
 """Figures of a ladder: the surface of each level, the path of the optimum to the target, and loss against compute."""
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -59,11 +60,9 @@ def surfaces(levels: list[Level], runs: tuple[Run, ...], fit: Fit) -> Figure:
                 | xy
                 | axes
             )
-        layout[f"xaxis{number}"] = {
-            "type": "log",
-            "title": {"text": f"learning rate, {size_text(level.params)} parameters"},
-        }
-        layout[f"yaxis{number}"] = {"type": "log"} | ({"title": {"text": "batch, tokens"}} if number == 1 else {})
+        title = f"learning rate, {size_text(level.params)} parameters"
+        layout[f"xaxis{number}"] = log_axis(title, rates, most=5)
+        layout[f"yaxis{number}"] = log_axis("batch, tokens" if number == 1 else "", batches)
 
     def draw(figure: Any) -> None:
         figure.set_size_inches(4 * len(levels), 3.6)
@@ -129,7 +128,7 @@ def path(levels: list[Level], plan: Plan, fit: Fit, ladder: LadderSummary) -> Fi
         part = table[table["hyper_parameter"] == name]
         data.append(_points(part, "value") | {"xaxis": f"x{number}", "yaxis": f"y{number}"})
         layout[f"xaxis{number}"] = {"type": "log", "title": {"text": "compute of a training, FLOPs"}}
-        layout[f"yaxis{number}"] = {"type": "log", "title": {"text": title}}
+        layout[f"yaxis{number}"] = log_axis(title, part[["low", "high"]].to_numpy().ravel())
 
     def draw(figure: Any) -> None:
         for box, (name, title) in zip(figure.subplots(1, 2), panels.items(), strict=True):
@@ -184,6 +183,21 @@ def forecast(levels: list[Level], plan: Plan, runs: tuple[Run, ...], fit: Fit, l
 
     says = "The lowest loss of each level against the compute of one training, and the forecast of the target's loss (90%)."
     return Figure("forecast", "Loss against compute", says, table, {"data": data, "layout": layout}, draw)
+
+
+def log_axis(title: str, values: Iterable[float], most: int = 8) -> dict[str, Any]:
+    """Returns plotly's logarithmic axis with at most `most` labels, at 1, 2 and 5 times powers of ten among `values`.
+
+    Where fewer than two such numbers lie among the values, plotly chooses the labels.
+    """
+    low, high = min(values := list(values)), max(values)
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    axis: dict[str, Any] = {"type": "log", "title": {"text": title}}
+    for digits in ((1, 2, 5), (1, 3), (1,)):
+        found = [digit * 10.0**decade for decade in decades for digit in digits if low <= digit * 10.0**decade <= high]
+        if 2 <= len(found) <= most:
+            return axis | {"tickvals": found, "ticktext": [f"{value:,.4g}" for value in found]}
+    return axis
 
 
 def round_ticks(box: Any, letters: str = "xy") -> None:
