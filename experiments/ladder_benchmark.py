@@ -171,31 +171,31 @@ def choose(grids: Sequence[Grid], draws: int) -> None:
 
 def carry(grids: Sequence[Grid]) -> None:
     """Prints the regret of rules without runs, from a grid's true optimum to grids of 4 or more times its compute."""
-    found: dict[str, list[float]] = {}
+    found: dict[tuple[str, str], list[tuple[float, float]]] = {}
     held: dict[str, list[np.ndarray]] = {}
     for start, end in far_pairs(grids):
         grown = end.size.params / start.size.params
         move = movement(start.size, end.size)
         inside = np.abs(rule_error(start, end)) < Z90 * np.array([move.log_rate_sd, move.log_batch_sd])
-        judged = "with a larger one, judged" if {millions(start), millions(end)} & {*JUDGED_ON} else "to 268M, chosen on"
-        held.setdefault(judged, []).append(inside)
+        group = "with a larger one, judged" if {millions(start), millions(end)} & {*JUDGED_ON} else "to 268M, chosen on"
+        held.setdefault(group, []).append(inside)
         for name, steps in {
             "N^-.5 D^.2, batch D^.5": (move.log_rate, move.log_batch),
             "rate / width (N^.5), batch kept": (-0.5 * math.log(grown), 0.0),
             "both kept": (0.0, 0.0),
         }.items():
             linear, smooth = end.regrets(start.optimum[None] + steps)
-            found.setdefault(name, []).append(float(linear[0]))
-            found.setdefault(f"{name}, smooth", []).append(float(smooth[0]))
-    print(
-        "\n| without runs, pairs of grids at least 4 times apart in compute | pairs | mean | lowest to highest |\n|-|-|-|-|"
-    )
-    for name, values in found.items():
-        print(f"| {name} | {len(values)} | {np.mean(values):.1f} | {min(values):.1f} to {max(values):.1f} |")
+            found.setdefault((name, group), []).append((float(linear[0]), float(smooth[0])))
+    print("\nwithout runs, pairs of grids at least 4 times apart in compute: thousandths of a nat")
+    print("| rule | pairs | | mean | lowest to highest | mean, smooth |\n|-|-|-|-|-|-|")
+    for (name, group), values in found.items():
+        linear, smooth = zip(*values, strict=True)
+        row = f"{np.mean(linear):.1f} | {min(linear):.1f} to {max(linear):.1f} | {np.mean(smooth):.1f}"
+        print(f"| {name} | {group} | {len(values)} | {row} |")
     print("\n| pairs, 90% intervals of the rule | pairs | rate held | batch held |\n|-|-|-|-|")
-    for name, inside in {**held, "all": list(itertools.chain(*held.values()))}.items():
-        rate, batch = np.mean(inside, axis=0)
-        print(f"| {name} | {len(inside)} | {rate:.0%} | {batch:.0%} |")
+    for group, shares in held.items():
+        rate, batch = np.mean(shares, axis=0)
+        print(f"| {group} | {len(shares)} | {rate:.0%} | {batch:.0%} |")
 
 
 def main() -> None:

@@ -127,6 +127,12 @@ def test_below_ten_million_parameters_the_intervals_are_wide_and_the_notes_say_s
     assert any("Below 10M" in note for note in found.notes)
 
 
+def test_a_target_with_few_tokens_a_parameter_is_warned_of():
+    runs = World().runs(SMALL, 8)
+    few, enough = (answer(runs, Size(8 * SMALL.params, times * SMALL.tokens)).notes for times in (2, 4))
+    assert "4 times fewer tokens a parameter" in " ".join(few) and "fewer tokens" not in " ".join(enough)
+
+
 def test_replicates_tell_the_noise():
     runs = [Run(SMALL, 1e-3, 1e5, loss) for loss in 3 + 0.05 * np.random.default_rng(0).standard_normal(40)]
     assert seed_noise(runs, 2.5e-3) == pytest.approx(0.05, rel=0.3)

@@ -18,6 +18,9 @@ FEWEST_RUNS = 3
 FARTHEST_LOSS = 16
 """Times the compute of the largest level up to which a loss forecast has held within 1%."""
 
+FEWER_TOKENS = 3
+"""Factor by which a target's tokens a parameter may be below the runs' before a note warns of it."""
+
 SAMPLES = 400
 """Posterior samples behind the loss and the expected regret."""
 
@@ -124,6 +127,12 @@ def _notes(runs: Sequence[Run], target: Size, fit: Fit, ahead: bool) -> list[str
     reach = target.params * target.tokens / max(run.size.params * run.size.tokens for run in runs)
     if reach > FARTHEST_LOSS:
         notes.append(f"The target takes {reach:.0f} times the largest level's compute; no loss forecast holds beyond 16.")
+    fewer = min(run.size.tokens / run.size.params for run in runs) / (target.tokens / target.params)
+    if fewer > FEWER_TOKENS:
+        notes.append(
+            f"The target has {fewer:.3g} times fewer tokens a parameter than any run; on public grids the rate was then up to"
+            " 2.4 times too high."
+        )
     if len(levels_of(runs)) == 1:
         notes.append("The runs have one size; all movement from it comes from published laws.")
     size, level = max(levels_of(runs).items(), key=lambda item: len(item[1]))
