@@ -130,8 +130,8 @@ def _notes(runs: Sequence[Run], target: Size, fit: Fit, ahead: bool) -> list[str
     fewer = min(run.size.tokens / run.size.params for run in runs) / (target.tokens / target.params)
     if fewer > FEWER_TOKENS:
         notes.append(
-            f"The target has {fewer:.3g} times fewer tokens a parameter than any run; on public grids the rate was then up to"
-            " 2.4 times too high."
+            f"The target has {fewer:.3g} times fewer tokens a parameter than any run; on public grids the rate was then up"
+            " to 2.4 times too high."
         )
     if len(levels_of(runs)) == 1:
         notes.append("The runs have one size; all movement from it comes from published laws.")
