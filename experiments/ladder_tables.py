@@ -1,18 +1,21 @@
-"""Where the fit of a ladder has the best learning rate and batch of each recorded table, one table at a time.
+"""Where small trainings have the best learning rate and batch, one corpus and size at a time, and their movement.
 
     python experiments/ladder_tables.py
 
-From the movement between tables come the exponents of SMALL_RULE in myllm/scaling_laws.py.
+From these come SMALL_RULE and SMALL_POINT in myllm/scaling_laws.py, and SMALL_PRIOR in tune/ladder/prior.py.
 """
 
+import dataclasses
 import math
+from collections import defaultdict
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
-from myllm.scaling_laws import Size
-from tune.ladder.fit import Run, fit_runs
-from tune.ladder.prior import SMALL_PRIOR
+from myllm.scaling_laws import Size, reference_point
+from tune.ladder.fit import Run, fit_runs, levels_of
+from tune.ladder.prior import SMALL_PRIOR, Belief
 
 DATA = Path(__file__).resolve().parent / "data"
 TABLES = {
@@ -23,10 +26,12 @@ TABLES = {
     "sh-short": 98_304,
     "shakespeare-cosine": 98_304,
     "shakespeare-micro": 786_432,
+    "dense/perl-131k": 98_304,
     "dense/pydocs-131k": 98_304,
     "dense/tinyshakespeare-131k": 98_304,
 }
-"""table -> parameters of its model, without embeddings and head"""
+"""recorded table -> parameters of its model, without embeddings and head"""
+GRIDS = DATA / "scaling" / "small.csv.gz"  # whole trainings of 31k to 840k parameters on five corpora
 WINDOW = 128  # tokens
 WORST = 5.5  # nats per token: an untrained model's loss
 
@@ -42,15 +47,37 @@ def table_runs(path: Path, params: int) -> list[Run]:
 
 
 def main() -> None:
-    print("| table | parameters | tokens | configurations | best rate | best batch, tokens |\n|-|-|-|-|-|-|")
+    groups: dict[str, list[Run]] = defaultdict(list)
+    for row in pd.read_csv(GRIDS).itertuples():
+        groups[row.corpus].append(Run(Size(row.params, row.tokens), row.learning_rate, row.batch_tokens, row.loss))
     for name, params in TABLES.items():
-        path = DATA / f"{name}.csv.gz"
-        if not path.exists():
-            continue
-        runs = table_runs(path, params)
-        (rate, batch), _ = fit_runs(runs, SMALL_PRIOR).optimum(runs[0].size)
-        size = f"{params:,} | {runs[0].size.tokens:,}"
-        print(f"| {name} | {size} | {len(runs)} | {math.exp(rate):.2e} | {math.exp(batch):.0f} |")
+        groups[name] += table_runs(DATA / f"{name}.csv.gz", params)
+    columns = ["corpus or table", "parameters", "tokens", "runs", "best rate (sd of its log)", "batch", "rule: rate, batch"]
+    print(f"| {' | '.join(columns)} |")
+    print("|-|-|-|-|-|-|-|")
+    prior = dataclasses.replace(SMALL_PRIOR, form_sd=0.0, form_sd_by_distance=0.0)
+    found = []
+    for name, runs in groups.items():
+        for size, level in levels_of(runs).items():
+            (rate, batch), covariance = fit_runs(level, prior).optimum(size)
+            rate_sd, batch_sd = np.sqrt(covariance.diagonal())
+            rule = reference_point(size)
+            found.append((rate - math.log(rule[0]), batch - math.log(rule[1])))
+            numbers = f"{math.exp(rate):.1e} ({rate_sd:.2f}) | {math.exp(batch):.0f} ({batch_sd:.2f})"
+            where = f"{name} | {size.params:,} | {size.tokens:,} | {len(level)}"
+            print(f"| {where} | {numbers} | {rule[0]:.1e}, {rule[1]:.0f} |")
+    off = np.array(found)
+    means, sds = off.mean(0), off.std(0)
+    print(
+        f"\noff the rule, log rate: mean {means[0]:+.2f}, sd {sds[0]:.2f}; log batch: mean {means[1]:+.2f}, sd {sds[1]:.2f}"
+    )
+    loose = dataclasses.replace(
+        prior, rate_params=Belief(0, 1), rate_tokens=Belief(0, 1), batch_tokens=Belief(0, 1), loss_tokens=Belief(0, 0.3)
+    )
+    for name in ("built-in", "tinyshakespeare"):  # these have a target of 840k parameters
+        fit = fit_runs(groups[name], loose)
+        powers = [f"{fit.mean[place]:+.2f} ({math.sqrt(fit.covariance[place, place]):.2f})" for place in (5, 6, 9)]
+        print(f"exponents on {name} alone: rate N^{powers[0]} D^{powers[1]}, batch D^{powers[2]}")
 
 
 if __name__ == "__main__":
