@@ -11,7 +11,7 @@ if __name__ == "__main__":
 
 import myllm.system.imports
 
-if __name__ == "__main__":  # a script that imports this module must not be ended
+if __name__ == "__main__" or os.path.basename(sys.argv[0]) == "myllm-search":  # not in a script that imports this module
     myllm.system.imports.check_imports()
 
 from tune.ray_backend.start import RayRuntime

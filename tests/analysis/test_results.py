@@ -182,6 +182,15 @@ def test_the_best_is_named_among_those_that_ran_on_two_seeds():
     assert leaderboard(trials_of(once)).index[0] == "00001"
 
 
+def test_a_repetition_without_a_seed_counts_only_where_its_loss_differs():
+    losses = {"00000": 3.0, "00001": 2.0, "00001-again": 2.0, "00002": 2.5, "00002-again": 2.6}
+    trials = trials_of(seen_twice(losses))
+    trials.has_seeds = False
+    assert leaderboard(trials)["losses"].to_dict() == {"00000": [3.0], "00001": [2.0], "00002": [2.5, 2.6]}
+    trials.has_seeds = True
+    assert leaderboard(trials)["losses"]["00001"] == [2.0, 2.0]
+
+
 def test_a_configuration_that_diverges_on_another_seed_is_not_the_best():
     table = leaderboard(trials_of(seen_twice({"00000": 2.0, "00001": 3.0, "00000-seed": math.nan, "00001-seed": 3.1})))
     assert table.index.tolist() == ["00001", "00000"] and table["val_loss"].tolist() == [pytest.approx(3.05), math.inf]

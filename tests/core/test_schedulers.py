@@ -360,6 +360,26 @@ def test_the_reference_ends_and_the_best_run_again_on_a_fresh_seed(name):
     assert search.is_over(Clock(0))
 
 
+@pytest.mark.parametrize("most", [1, 2])
+def test_without_seeds_the_best_train_again_once_where_that_may_differ(most):
+    search = new_search(num_samples=16, confirm=3)
+    search.trials.has_seeds, search.trials.max_seeds = False, most
+    decided, decide = [], search.on_report
+
+    def on_report(trial, result, clock):
+        decided.append((trial.source, result["tokens_seen"], decide(trial, result, clock)))
+        return decided[-1][-1]
+
+    search.on_report = on_report
+    play(search, lambda trial, tokens: float(index_of(trial)))
+    again = [trial for trial in search.trials.by_id.values() if trial.source == REPLICATE]
+    assert [trial.trial_id for trial in again if trial.parent_id == "t00001"] == ["t00001-again"][: most - 1]
+    assert len({trial.parent_id for trial in again}) == len(again) and all(trial.tokens == BUDGET for trial in again)
+    assert not any("seed" in trial.config for trial in again)
+    at_rung = {decision for source, tokens, decision in decided if tokens == BUDGET // 4 and source != REPLICATE}
+    assert at_rung == {"pause"}  # the best goes on from its checkpoint as all do
+
+
 @pytest.mark.parametrize(
     ("trainings", "confirm", "seeds"),
     [(8, 1, 0), (24, 1, 1), (40, 1, 2), (40, 0, 1)],

@@ -1,6 +1,8 @@
 """A training program that needs no time, as users have them: python stand_in.py --rate=0.1 --iters=32 --every=1 --out=DIR
 
-Behaves as --how says: well, nan, silent, deaf (to SIGTERM), forks, twice (prints each report twice), json, crashes, killed.
+Behaves as --how says: well, nan, silent, deaf (to SIGTERM), forks, twice (prints each report twice), json, crashes, killed,
+file (appends its reports to metrics.jsonl in DIR), mute (prints nothing), noisy (reports more where it went on), full (the
+disk is full until there is the file that --room names).
 """
 
 import json
@@ -32,8 +34,17 @@ for step in range(first, iters + 1):
             raise ValueError("the rate is too high")
         if how == "killed" and first == 0 and step > iters // 2:
             os.kill(os.getpid(), signal.SIGKILL)
-        line = json.dumps({"step": step, "val_loss": float(shown)}) if how == "json" else f"step {step}: val loss {shown}"
-        print(line, flush=True)
+        if how == "noisy":
+            shown = f"{loss * (1.1 if first else 1):.6f}"
+        is_json = how in ("json", "file")
+        line = json.dumps({"step": step, "val_loss": float(shown)}) if is_json else f"step {step}: val loss {shown}"
+        if how == "file":
+            with open(out / "metrics.jsonl", "a") as file:
+                file.write(line + "\n")
+        elif how != "mute":
+            print(line, flush=True)
+        if how == "full" and step > iters // 2 and not Path(options["room"]).exists():
+            raise OSError(28, "No space left on device", str(out))
         if how == "twice":
             print(line, flush=True)
         (out / "ckpt.tmp").write_text(json.dumps({"loss": loss, "step": step}))

@@ -316,6 +316,16 @@ def test_what_is_called_like_a_package_is_known(tmp_path):
     one_error(done, 2, f"{tmp_path}/rich.py is called like a module")
 
 
+def test_the_installed_command_names_a_file_that_stands_in_the_way(tmp_path):
+    script = tmp_path / "myllm-search"
+    script.write_text("from tune.search import cli\ncli()\n")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "rich.py").write_text("raise SystemExit('harm')")
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path / 'mine'}:{ROOT}"}
+    done = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True, timeout=60, env=environment)
+    one_error(done, 2, f"{tmp_path / 'mine'}/rich.py is called like a module")
+
+
 # Addresses
 
 

@@ -14,16 +14,20 @@ from pathlib import Path
 import pandas as pd
 import psutil
 import pytest
-from conftest import ROOT, run_command_line
+from conftest import BUDGET, ROOT, begun, report, run_command_line
 
 from myllm.system.errors import InputError
 from tune.config.options import SearchOptions
 from tune.config.resolve_program import notes, program_options, resolve_program
 from tune.config.spec import read_search
-from tune.ray_backend.programs import open_program, process
+from tune.core.events import TrialFailed
+from tune.core.trials import Trials
+from tune.ray_backend.failures import why_hopeless
+from tune.ray_backend.programs import first_report, open_program, process
 from tune.ray_backend.programs.command import PENDING
+from tune.ray_backend.programs.first_report import FirstReport
 from tune.ray_backend.programs.process import ProgramLostError, json_report, pattern_parser
-from tune.ray_backend.programs.reports import ProgramError, ReportPoints
+from tune.ray_backend.programs.reports import NoReportError, ProgramError, ReportPoints
 from tune.ray_backend.trainable import Segment
 from tune.store.checkpoints import Storage, read_place, write_place
 
@@ -115,9 +119,79 @@ def test_nan_ends_the_trial_as_diverged(tmp_path):
 def test_a_silent_program_fails_with_the_last_line_of_its_output(tmp_path):
     search = searched("silent", stall_timeout=1.0)
     reports, *_ = opened(search, tmp_path)
-    with contextlib.closing(reports), pytest.raises(ProgramError, match=r"no report for 1 s .*last line .*step 0"):
+    with contextlib.closing(reports), pytest.raises(ProgramError, match=r"nothing for 1 s .*last line .*step 0"):
         list(points(search, reports)[0])
     assert not started_with(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("how", "changes", "words"),
+    [
+        ("well", {"report": r"epoch (?P<step>\d+): (?P<loss>\S+)"}, "33 lines of output like 'step 32: .*none fits"),
+        ("well", {"report": None}, "none is JSON"),
+        ("mute", {}, "has printed nothing"),
+        ("json", {"report_file": "metrics.jsonl", "report": None}, "there is no file metrics.jsonl"),
+        ("file", {"report_file": "metrics.jsonl"}, "no line of --report_file metrics.jsonl fits --report"),
+    ],
+)
+def test_where_no_report_is_read_the_error_says_what_came_instead(tmp_path, how, changes, words):
+    search = searched(how, **changes)
+    reports, *_ = opened(search, tmp_path)
+    with contextlib.closing(reports), pytest.raises(NoReportError, match=words):
+        list(points(search, reports)[0])
+
+
+def test_one_trial_without_a_readable_report_ends_a_search_that_has_none():
+    reason = "NoReportError: there is no file metrics.jsonl"
+    both, failed = [begun("t00000"), begun("t00001")], TrialFailed(trial_id="t00000", reason=reason)
+    assert why_hopeless(Trials(BUDGET, 9, events=[*both, failed])) == f"trial t00000 failed with: {reason}"
+    assert why_hopeless(Trials(BUDGET, 9, events=[*both, report("t00001", 100, 3.0), failed])) is None
+    other = TrialFailed(trial_id="t00000", reason="ValueError: else")
+    assert why_hopeless(Trials(BUDGET, 9, events=[*both, other])) is None
+
+
+@pytest.mark.parametrize(
+    ("output", "pattern", "said"),
+    [
+        ("step 1: loss 3.2\nsaving\n", "epoch", "t00000 prints lines like 'step 1: loss 3.2', which --report does not fit"),
+        ("loading\n", None, "t00000 prints lines like 'loading', which is no JSON report"),
+        ("step 1: loss 3.2\n", "step", None),
+        ("", "epoch", None),
+    ],
+)
+def test_output_without_a_report_is_told_early_and_once(tmp_path, monkeypatch, capsys, output, pattern, said):
+    monkeypatch.setattr(first_report, "PATIENCE_SECONDS", -1.0)
+    monkeypatch.setattr(first_report, "LOOK_SECONDS", 0.0)
+    watch = FirstReport(tmp_path, searched(report=pattern and rf"{pattern} (?P<step>\d+): loss (?P<loss>\S+)"))
+    watch.check(Trials(BUDGET, 9))  # nothing has begun
+    (tmp_path / "output").mkdir()
+    (tmp_path / "output" / "t00000.txt").write_text(output)
+    watch.check(Trials(BUDGET, 9))
+    watch.check(Trials(BUDGET, 9))
+    told = capsys.readouterr().err
+    assert told.count("no report yet") == bool(said) and (said or "") in told
+
+
+def test_a_pattern_without_a_step_counts_reports_from_the_checkpoint_on(tmp_path):
+    search = searched(report=r"val loss (?P<loss>\S+)", checkpoint=("ckpt-*.json",))
+    parse = pattern_parser(search.options.report, 8, 4)
+    assert [parse(f"val loss {loss}") for loss in (3.0, 2.0)] == [{"loss": 3.0, "step": 12}, {"loss": 2.0, "step": 16}]
+    kept = tmp_path / "checkpoint"
+    kept.mkdir()
+    (kept / "ckpt-24.json").write_text("")
+    (kept / "ckpt.json").write_text(json.dumps({"loss": 0.5, "step": 25}))
+    write_place(kept, 24, 1.0)
+    reports, *_ = opened(search, tmp_path, resume=True)
+    with contextlib.closing(reports):
+        assert [one["tokens_seen"] for one in points(search, reports, tokens=24)[0]] == list(range(25, 33))
+
+
+def test_a_machine_that_lacks_the_programs_folder_says_so(tmp_path):
+    search = searched()
+    moved = dataclasses.replace(search, program=dataclasses.replace(search.program, folder=str(tmp_path / "gone")))
+    reports, *_ = opened(moved, tmp_path)
+    with pytest.raises(ProgramError, match="/gone, where the search was started, is no folder on this machine; all must"):
+        next(reports)
 
 
 @pytest.mark.parametrize("how", ["deaf", "forks"])
@@ -204,7 +278,7 @@ def test_larger_batches_have_fewer_steps_of_the_same_tokens():
         ({"command": "true {rate} {budget} {report_every}"}, "no {folder}"),
         ({"command": "true {rate +} {budget} {report_every} {folder}"}, "is no expression"),
         ({"report": "step (?P<step>\\d+"}, "no regular expression"),
-        ({"report": "loss (?P<loss>.*)"}, "must have the groups"),
+        ({"report": "step (?P<step>.*)"}, "must have the group"),
         ({"budget": None}, "--budget is missing"),
         ({"budget": 30, "report_every": 4}, "no multiple"),
         ({"preset": "nano"}, "belongs to the built-in"),
@@ -223,6 +297,13 @@ def test_bad_input_is_one_line(changes, words):
     assert words in str(error.value) and len(str(error.value).splitlines()) == 1
 
 
+def test_a_baseline_has_numbers_of_the_kind_that_its_range_has():
+    spaces = dict(range=("rate=0:0.3", "n=1:4"), baseline=("rate=0", "n=2"))
+    search = searched("well", "--n={n}", **spaces)
+    words = search.command_line(search.baseline, "folder")
+    assert "--rate=0.0" in words and "--n=2" in words  # a program may refuse 0 where it wants 0.0
+
+
 def test_options_of_programs_are_refused_beside_the_builtin_training():
     for flag in ({"budget": 3}, {"report": REPORT}, {"no_resume": True}, {"baseline": ("a=1",)}):
         with pytest.raises(InputError, match="belongs to --command"):
@@ -233,7 +314,9 @@ def test_what_a_command_can_not_do_is_said():
     search = searched("well", command=f"{sys.executable} --version {{rate}} {{budget}} {{report_every}}", resume_args=None)
     assert search.options.scheduler == "asha-stop" and not search.has_seeds
     said = " ".join(notes(search))
-    assert "can't pause" in said and "no {folder}" in said and "no {seed}" in said
+    assert "can't pause" in said and "no {folder}" in said and "no {seed}" in said and "again" not in said
+    search = searched("well", command=searched().options.command.replace("--seed={seed}", ""))
+    assert not search.has_seeds and search.max_seeds == 2 and "train again in one piece" in " ".join(notes(search))
     assert search.baseline["rate"] == pytest.approx(0.01)  # the middle of the logarithmic range
 
 

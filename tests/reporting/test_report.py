@@ -177,7 +177,8 @@ def test_where_every_trial_diverged_there_is_a_report_that_says_so(tmp_path):
 
 
 def test_an_answer_at_an_edge_or_unsure_is_relied_on_in_part():
-    best = Best("00001", {}, 3200, 2.0, 3.0, 0.1, 2, 1.9, 2.1, 0.95, regret=0.1, share_of_budget=1, compared_with=3)
+    shared = dict(share_of_budget=1, compared_with=3, in_one_piece=None)
+    best = Best("00001", {}, 3200, 2.0, 3.0, 0.1, 2, 1.9, 2.1, 0.95, regret=0.1, **shared)
     sure = {"best": best, "baseline": replace(best, trial_id="00000"), "gain": Gain(0.2, 0.1, 0.3), "found_edges": ()}
     edge, unsure = {"found_edges": [Edge("clip_norm", 1.0, 1.0, "")]}, {"best": replace(best, probability_best=0.5)}
     alike, none = {"best": replace(best, probability_best=0.5, regret=0.001)}, {"gain": Gain(0.2, -0.1, 0.5)}

@@ -114,6 +114,8 @@ def leaderboard(trials: Trials, most: int | None = None) -> "pd.DataFrame":
         seeds = [t for t in (trial, *trial.replicates) if tokens in t.losses or t.status == DIVERGED]
         at_mark = [t.reports[tokens] if tokens in t.losses else None for t in seeds]
         losses, bits = ([getattr(report, n, math.inf) for report in at_mark] for n in ("val_loss", "val_bpb"))
+        if not trials.has_seeds:  # a repetition with the same loss to the last digit is no second look
+            losses = list(dict.fromkeys(losses))
         spread = max(losses) - min(losses)
         rows.append((trial.trial_id, tokens, np.mean(losses), np.mean(bits), spread, len(losses), losses))
     columns = ["trial_id", "tokens_seen", "val_loss", "val_bpb", "spread", "seeds", "losses"]

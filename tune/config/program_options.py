@@ -28,7 +28,7 @@ class ProgramOptions:
     report_every: int | None = None
     """iterations between two reports of your program (unset: 1/32 of the budget, which {report_every} hands on)"""
     report: str | None = None
-    """regular expression with (?P<step>...) and (?P<loss>...) for lines of its output (unset: JSON lines)"""
+    """regular expression with (?P<loss>...), and (?P<step>...) where its output names steps (unset: JSON lines)"""
     report_file: str | None = None
     """file below {folder} whose lines are its reports (unset: its standard output)"""
     checkpoint: tuple[str, ...] = ()
@@ -83,8 +83,8 @@ class ProgramOptions:
             groups = re.compile(pattern).groupindex
         except re.error as error:
             raise InputError(f"--report {pattern!r} is no regular expression: {error}") from None
-        if "step" not in groups or not {"loss", "val_loss"} & set(groups):
-            raise InputError(f"--report {pattern!r} must have the groups (?P<step>...) and (?P<loss>...)")
+        if not {"loss", "val_loss"} & set(groups):
+            raise InputError(f"--report {pattern!r} must have the group (?P<loss>...)")
 
 
 def shown_type(text: str) -> type:

@@ -1,6 +1,7 @@
 """The specification of a search that trains with a program of the user's own: a command or a Python function."""
 
 import itertools
+import math
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,8 @@ from tune.config.overrides import SearchedSpace
 from tune.config.search_base import SearchSpec
 from tune.config.template import compute, fill, names_in
 from tune.core.search_space import Choice
+
+STOPPING = ("asha-stop", "fifo")  # schedulers under which no trial pauses
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,13 @@ class ProgramSearch(SearchSpec):
     def has_seeds(self) -> bool:
         """False for a command that takes no seed: it would repeat the training."""
         return self.options.command is None or "seed" in names_in(self.options.command)
+
+    @property
+    def max_seeds(self) -> float:
+        """Trainings of one configuration that may differ. Without a seed one that paused differs from one in one piece."""
+        if self.has_seeds:
+            return math.inf
+        return 1 if self.options.no_resume or self.options.scheduler in STOPPING else 2
 
     def step_tokens(self, hyper_parameters: dict[str, Any]) -> int:
         """Units of the budget that one iteration of a trial takes. Raises InputError where that is no positive number."""

@@ -17,7 +17,7 @@ from tune.config.function import load_function
 from tune.config.options import SearchOptions
 from tune.config.overrides import Override, SearchedSpace, parse_overrides
 from tune.config.program_options import RESERVED
-from tune.config.program_search import Program, ProgramSearch, step_sizes
+from tune.config.program_search import STOPPING, Program, ProgramSearch, step_sizes
 from tune.config.resolve import NUM_REPORTS, PACKAGES, TAKEN, check_rungs
 from tune.config.spec import RUN_ID_DIGITS
 from tune.config.template import names_in
@@ -29,7 +29,6 @@ BUILTIN_ONLY = (
 )
 """options of the built-in training alone"""
 FEWEST_REPORTS = 16  # of a full training, where another number than NUM_REPORTS divides the budget
-STOPPING = ("asha-stop", "fifo")  # schedulers under which no trial pauses
 DEFAULT_STOPPING = "asha-stop"
 
 
@@ -186,7 +185,8 @@ def notes(search: ProgramSearch) -> Iterator[str]:
     if "folder" not in used:
         yield "--command has no {folder}: what the trials write goes to one place"
     if not search.has_seeds:
-        yield "--command has no {seed}: no configuration is trained on a second seed, and luck can't be told from merit"
+        again = "; the best train again in one piece, which tells how far a loss scatters" if search.max_seeds > 1 else ""
+        yield f"--command has no {{seed}}: no configuration is trained on a second seed{again}"
     if options.tokens_per_step is None and (batch := [name for name in search.ranges if "batch" in name]):
         yield f"the budget is in {search.unit}: a larger {batch[0]} sees more data; --tokens_per_step gives all the same"
 

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,6 +72,11 @@ class SearchSpec(SearchedSpace):
         """True if a training can be repeated with another seed."""
         return True
 
+    @property
+    def max_seeds(self) -> float:
+        """Trainings of one configuration that may differ."""
+        return math.inf
+
     def step_tokens(self, hyper_parameters: dict[str, Any]) -> int:
         """Units of the budget that one optimizer step of a trial takes."""
         raise NotImplementedError
@@ -99,7 +105,7 @@ class SearchSpec(SearchedSpace):
     def trials(self, events: Iterable[Event] = (), num_samples: int | None = None) -> Trials:
         """The trials of the search after `events`."""
         found = Trials(self.budget_tokens, num_samples or self.planned_trials, self.options.rung_metric)
-        found.has_seeds, found.unit = self.has_seeds, self.unit
+        found.has_seeds, found.max_seeds, found.unit = self.has_seeds, self.max_seeds, self.unit
         for event in events:
             found.apply(event)
         return found

@@ -79,7 +79,8 @@ class Coordinator:
             decision = self.scheduler.on_report(self.trials, trial, tokens, result[self.trials.metric])
         kept = {name: result[name] for name in (*REPORTED, *OPTIONAL) if name in result}
         self.record(Reported(trial_id=trial.trial_id, decision=decision, **kept))
-        if decision == PAUSE and self._ask(clock, only=trial):  # the trial goes on at once, without storing its state
+        at_once = decision == PAUSE and self.trials.has_seeds  # else all pause, and repetitions in one piece differ
+        if at_once and self._ask(clock, only=trial):  # the trial goes on without storing its state
             return CONTINUE
         return decision
 
@@ -108,9 +109,10 @@ class Coordinator:
                     return None  # still storing its state
                 self.record(TrialResumed(trial_id=trial_id, segment_end_tokens=end))
             case Replicate(parent_id, end):
-                number = len(by_id[parent_id].replicates) + 1
-                trial_id = f"{parent_id}-seed{number if number > 1 else ''}"
-                config = by_id[parent_id].config | {"seed": (self.seed + number * SEED_STEP) % 2**31}
+                number, config = len(by_id[parent_id].replicates) + 1, by_id[parent_id].config
+                trial_id = f"{parent_id}-{'seed' if self.trials.has_seeds else 'again'}{number if number > 1 else ''}"
+                if self.trials.has_seeds:
+                    config = config | {"seed": (self.seed + number * SEED_STEP) % 2**31}
                 self._begin(trial_id, REPLICATE, end, config, parent_id)
             case Audit(parent_id):
                 if parent_id in self.active:

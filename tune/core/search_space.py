@@ -56,8 +56,9 @@ class Range:
         return (self.to_unit(value),)
 
     def clip(self, value: float) -> float:
-        """`value`, or the nearest end of the range."""
-        return min(max(value, self.low), self.high)
+        """`value`, or the nearest end of the range, as an int or a float as the range's own values are."""
+        nearest = min(max(value, self.low), self.high)
+        return int(nearest) if self.integer else float(nearest)
 
     def encode_units(self, places: np.ndarray) -> np.ndarray:
         """(n, 1) coordinates of the values at `places` (n,)."""

@@ -93,6 +93,7 @@ class Trials:
         """the audits, by the id of the audited trial; only `by_id` and `tokens` know of them besides"""
         self.unit = "tokens"  # of the budget, and of all that is called tokens here
         self.has_seeds = True  # False where a training can't be repeated with another seed
+        self.max_seeds = math.inf  # trainings of one configuration that may differ
         self.workers = 1  # the number of trainings at once in the last session
         self.processes = 1  # of a trial in one slot, in the last session
         self.tokens = 0  # the tokens that all trials have trained on

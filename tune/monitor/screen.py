@@ -151,7 +151,7 @@ def _workers(view: View, most: int, wide: bool) -> Table:
         if trial is None:
             grid.add_row(Text("free", WEAK))
             continue
-        name = trial.trial_id.replace("-seed", "+").replace("-audit", "*")
+        name = trial.trial_id.replace("-seed", "+").replace("-again", "+").replace("-audit", "*")
         loss = f", {trial.reports[trial.tokens].val_loss:.4f}" if trial.reports else ""
         text = f"to {share_text(trial.segment_end_tokens, budget)}{loss}"
         grid.add_row(name, _bar(trial.tokens, budget), text, format_settings(trial.config) if wide else "")

@@ -10,6 +10,7 @@ from ray.tune.experiment import Trial as RayTrial
 from myllm.system.errors import DataChanged
 from myllm.system.files import is_disk_full
 from tune.core.trials import FAILED, Trial, Trials
+from tune.ray_backend.programs.reports import NoReportError
 from tune.ray_backend.ray_compat import ABORTED
 
 RETRYABLE_NAMES = ("AcceleratorError", ABORTED, "ProgramLostError")
@@ -54,8 +55,14 @@ class RayTrialRun(RayTrial):
 
 
 def why_hopeless(trials: Trials) -> str | None:
-    """Why further trials would fail as well, or None. True of a search whose first trials all failed without a report."""
+    """Why further trials would fail as well, or None: no report of a program can be read, or the first trials of a search
+    all failed without a report.
+    """
     begun = list(trials.by_id.values())
+    if not any(trial.reports for trial in begun):
+        for trial in begun:
+            if NoReportError.__name__ in trial.reason:
+                return f"trial {trial.trial_id} failed with: {trial.reason}"
     while begun and begun[-1].status != FAILED:
         begun.pop()
     if len(begun) < MAX_INITIAL_FAILURES or not all(trial.status == FAILED and not trial.reports for trial in begun):

@@ -17,7 +17,7 @@ from tune.core.coordinator import Coordinator
 from tune.core.events import CheckpointsDeleted, CheckpointStored, Event, Reported, SessionEnded, SessionStarted
 from tune.core.schedulers.base import Clock
 from tune.core.slots import Training, is_worth_joining, is_worth_leaving, share_idle
-from tune.core.trials import AUDIT, CONTINUE, STOP, Trial
+from tune.core.trials import AUDIT, CONTINUE, REPLICATE, STOP, Trial
 from tune.monitor.trackers import start_trackers
 from tune.ray_backend.failures import RayTrialRun, why_hopeless
 from tune.ray_backend.trainable import IS_STORED
@@ -174,7 +174,11 @@ class SearchSession:
             self._delete_worthless(run.trial)
 
     def newest_sound(self, trial: Trial) -> str | None:
-        """Path of the trial's newest undamaged checkpoint, relative to the storage; None: it begins anew."""
+        """Path of the trial's newest undamaged checkpoint, relative to the storage; None: it begins anew. A repetition
+        without a seed always begins anew, as it must train in one piece.
+        """
+        if trial.source == REPLICATE and not self.search.has_seeds:
+            return None
         inherited = self.trials.by_id[trial.parent_id].checkpoints if trial.source == AUDIT and trial.parent_id else {}
         for _, path in sorted((inherited | trial.checkpoints).items(), reverse=True):
             damage = None if path in self.written_here else self.storage.damage(path)

@@ -29,6 +29,7 @@ from tune.config.spec import SearchSpec
 from tune.core.events import position_of
 from tune.core.trials import CONTINUE
 from tune.monitor.progress import Progress
+from tune.ray_backend.programs.first_report import FirstReport
 from tune.ray_backend.search_algorithm import RaySearchAlgorithm
 from tune.ray_backend.session import SearchSession
 from tune.ray_backend.signals import Interrupts
@@ -64,6 +65,7 @@ class Housekeeping(ray_tune.Callback):
 
     def __init__(self, session: SearchSession, progress: Progress, watchdog: Watchdog):
         self.session, self.progress, self.watchdog = session, progress, watchdog
+        self.first_report = FirstReport(session.run_dir, session.search)
         self.last_tables = time.monotonic()
 
     def on_checkpoint(self, iteration: int, trials: Any, trial: Any, checkpoint: Any, **info: Any) -> None:
@@ -76,6 +78,7 @@ class Housekeeping(ray_tune.Callback):
         if self.session.fatal:  # Ray swallows errors of some callbacks
             raise RunError(self.session.fatal)
         self.watchdog.check()
+        self.first_report.check(self.session.trials)
         self.progress.show()
         if time.monotonic() - self.last_tables > TABLES_SECONDS:
             self.last_tables = time.monotonic()

@@ -27,7 +27,7 @@ from tune.config.program_options import ProgramOptions
 from tune.config.spec import BuiltinSearch, ProgramSearch, SearchSpec
 from tune.core.clock import search_seconds
 from tune.core.events import COMPILING, Event, Reported, WorkerLost
-from tune.core.trials import FAILED, RUNNING, UNLIMITED_TRIALS, Trials
+from tune.core.trials import COMPLETED, FAILED, RUNNING, UNLIMITED_TRIALS, Trials
 from tune.reporting.ladder import LadderSummary, judge_ladder, summarize_ladder, train_command
 from tune.reporting.summary import (
     Best,
@@ -60,7 +60,14 @@ def summarize(run_dir: Path, search: SearchSpec, trials: Trials, events: list[Ev
     if not table.empty and not ladder:
         trial_id = table.index[0]
         share = float(table["tokens_seen"].iloc[0] / search.budget_tokens)
-        best = Best(**_standing(trial_id, trials, table, posterior), share_of_budget=share, compared_with=len(posterior))
+        replicates = [] if search.has_seeds else trials.by_id[trial_id].replicates
+        again = [trial.losses[search.budget_tokens] for trial in replicates if trial.status == COMPLETED]
+        best = Best(
+            **_standing(trial_id, trials, table, posterior),
+            share_of_budget=share,
+            compared_with=len(posterior),
+            in_one_piece=again[0] if again else None,
+        )
         found_edges = tuple(edges(axes_of(search), trials.by_id[trial_id].config))
     if trials.baseline_id in table.index and not ladder:
         baseline = Standing(**_standing(trials.baseline_id, trials, table, posterior))
@@ -175,7 +182,7 @@ def judge(
         why = (
             "Nothing was seen on two seeds yet"
             if has_seeds
-            else "The command has no {seed}, so nothing is seen on two seeds"
+            else "The command has no {seed}, and nothing was trained again with another loss"
         )
         return "no", f"{why}, and luck and merit can't be told apart."
     if share < 1:
@@ -183,6 +190,7 @@ def judge(
     names = " and ".join(edge.hyper_parameter for edge in found_edges)
     where = f"lies at the edge of {names}'s range: better ones may lie beyond."
     edge = f" It {where}" if names else ""
+    edge += "" if has_seeds else " The command has no {seed}: no interval counts the luck of the first weights."
     if baseline is None or gain is None or gain.low is None:
         return "partly", f"The baseline did not come as far, so there is nothing to compare with.{edge}"
     if gain.low <= 0:
@@ -196,6 +204,8 @@ def judge(
     else:
         only = f"it is the best of those tried with probability {probability:.2f} only."
         return "partly", f"{better}, that is sure; {only}{edge}"
+    if not has_seeds:
+        return "partly", f"{better}{edge}"
     return ("partly", f"{better} But it {where}") if names else ("yes", better)
 
 
@@ -223,7 +233,7 @@ def next_steps(
     if best is None:
         return always
     first = []
-    if search.has_seeds and confidence != "yes" and best.share_of_budget == 1 and best.seeds < 2:
+    if search.max_seeds > 1 and confidence != "yes" and best.share_of_budget == 1 and best.seeds < 2:
         first.append(NextStep("be sure", command("tune/search.py", "--resume", run_dir, "--replicate_best", "5")))
     if found_edges:
         flags = _wider_search(search, found_edges)

@@ -110,6 +110,8 @@ class Best(Standing):
     """share of the budget where losses are compared; 1: at the end"""
     compared_with: int
     """configurations that came as far, this one included; at most the 50 best and the baseline"""
+    in_one_piece: float | None
+    """val_loss of its training again in one piece, of a program without a seed; null where there was none"""
 
 
 @dataclass(frozen=True)

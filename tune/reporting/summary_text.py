@@ -56,6 +56,8 @@ def _found(summary: Summary) -> Iterator[tuple[str, str]]:
         early = "" if best.share_of_budget == 1 else f", compared at {best.share_of_budget:.3g} of the budget"
         yield "best", f"trial {best.trial_id}: {format_settings(best.config)}{early}"
         yield "", _loss(best, summary)
+        if best.in_one_piece is not None:
+            yield "", f"val_loss {best.in_one_piece:.4f} in one piece from the beginning, as its command below trains it"
     if baseline:
         yield "baseline", f"trial {baseline.trial_id}: {format_settings(baseline.config)}"
         if summary.moved:
@@ -122,7 +124,8 @@ def loss_unit(summary: Summary) -> str:
 
 def _loss(standing: Standing, summary: Summary) -> str:
     loss, bits = (math.inf if value is None else value for value in (standing.val_loss, standing.val_bpb))
-    seeds = f"mean of {standing.seeds} seeds" if standing.seeds > 1 else "one seed"
+    several = f"mean of {standing.seeds} {'trainings' if summary.program else 'seeds'}"
+    seeds = several if standing.seeds > 1 else "one seed"
     bits_words = "" if summary.program else f"  val_bpb {bits:.4f} bits/byte"
     return f"val_loss {loss:.4f}{loss_unit(summary)}{_interval(standing)}{bits_words}  ({seeds})"
 

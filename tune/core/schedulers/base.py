@@ -93,14 +93,13 @@ class Scheduler:
 
 
 def replicate(
-    candidates: Iterable[Trial], trials: Trials, clock: Clock, max_seeds: int, concurrent: int = 1
+    candidates: Iterable[Trial], trials: Trials, clock: Clock, max_seeds: float, concurrent: float = 1
 ) -> Action | None:
     """The action that gives the first of the `candidates` that may have it one more seed at the full budget. None may have
     it that has `max_seeds`, or `concurrent` and one is running, or too little time. A paused replicate goes on first.
     """
-    if not trials.has_seeds:
-        return None
     budget = trials.budget_tokens
+    max_seeds, concurrent = min(max_seeds, trials.max_seeds), min(concurrent, trials.max_seeds)
     for trial in candidates:
         on_its_way = any(seed.status == RUNNING and seed.segment_end_tokens == budget for seed in trial.replicates)
         begun = 1 + sum(seed.status != PAUSED for seed in trial.replicates)

@@ -18,11 +18,11 @@ from tune.config.function import Reports, Train
 from tune.config.spec import ProgramSearch
 from tune.config.template import fill
 from tune.ray_backend.programs.process import Process, Seen, pattern_parser
-from tune.ray_backend.programs.reports import ProgramError
+from tune.ray_backend.programs.reports import NoReportError, ProgramError
 from tune.store.checkpoints import PLACE_FILE, read_place
 
 PENDING = "search_reports.json"  # in a checkpoint: reports that were read and not passed on when it was copied
-SETTLE_SECONDS = 0.3  # in which no file of a whole checkpoint changes
+SETTLE_SECONDS = 0.3  # in which no file of a whole checkpoint changes; as long as it has taken so far, if that is longer
 END_SECONDS = 30.0  # that a program gets after its last report, to end by itself
 WAIT_SECONDS = 0.05  # between two looks
 
@@ -132,19 +132,18 @@ class CommandSegment:
         self.at_start = self.files.look()
         self.saves_first: bool | None = None  # True if the program saves before it reports; None before its first report
         self.pending = json.loads((folder / PENDING).read_text()) if resume and (folder / PENDING).exists() else []
-        words = search.command_line(settings, str(run), gpus)
+        words, values = search.command_line(settings, str(run), gpus), search.values(settings)
+        step, self.seconds_before = 0, 0.0
         if resume:
             tokens, self.seconds_before = read_place(folder)
             step = self.files.step(tokens // search.step_tokens(settings))
-            values = search.values(settings) | {"folder": str(run), "step": step}
-            words += [fill(word, values) for word in shlex.split(options.resume_args or "")]
-        else:
-            self.seconds_before = 0.0
+            resume_values = values | {"folder": str(run), "step": step}
+            words += [fill(word, resume_values) for word in shlex.split(options.resume_args or "")]
         self.process = Process(
             words,
             search.program.folder,
             environment(threads),
-            pattern_parser(options.report),
+            pattern_parser(options.report, step, values["report_every"]),
             output,
             self.files.look,
             run / options.report_file if options.report_file else None,
@@ -153,7 +152,7 @@ class CommandSegment:
 
     def reports(self) -> Reports:
         """Yields the program's reports, and copies its newest checkpoint when it is told to save."""
-        step = 0
+        step, options = 0, self.search.options
         try:
             for report in self.pending:
                 if (yield report) == "save":
@@ -166,6 +165,8 @@ class CommandSegment:
                     self._save(seen)
                     yield None
             self.process.check()
+            if not self.process.has_reported and not self.pending:
+                raise NoReportError(self.process.no_report(options.report))
         finally:
             self.process.stop(END_SECONDS if step + 1 >= self.budget else 0.0)
 
@@ -177,16 +178,18 @@ class CommandSegment:
         """The next report; None where the program has ended. Raises ProgramError where none comes for too long."""
         if self.queue:
             return self.queue.pop(0)
-        limit = self.search.options.stall_timeout
+        options = self.search.options
+        limit = options.stall_timeout
         while not self.process.ended.is_set() or not self.process.reports.empty():
             if seen := self.process.next(1.0):
                 return seen
             if time.monotonic() - self.process.heard > limit and not self.process.ended.is_set():
+                late = f"nothing for {limit:g} s (--stall_timeout)"
+                if not self.process.has_reported:
+                    raise NoReportError(f"{late}; {self.process.no_report(options.report)}")
                 tail = one_line(self.process.tail[-1])[:80] if self.process.tail else "nothing"
-                raise ProgramError(
-                    f"no report for {limit:g} s (--stall_timeout); is --report right? the last line of its output: {tail}"
-                )
-        return self.process.next(0.0)
+                raise ProgramError(f"no report: {late}; the last line of its output: {tail}")
+        return self.process.next(1.0)
 
     def _save(self, at: Seen) -> None:
         """Copies the checkpoint of the report `at` into the folder once it is whole.
@@ -200,18 +203,21 @@ class CommandSegment:
             whole = self.files.look() != before
             if seen := self.process.next(WAIT_SECONDS):
                 self.queue.append(seen)
-        while not self._is_settled() or not self.files.copy(self.folder):
+        begun = time.monotonic()
+        while not self._is_settled(time.monotonic() - begun) or not self.files.copy(self.folder):
             time.sleep(WAIT_SECONDS)
         while seen := self.process.next(0.0):
             self.queue.append(seen)
         if self.queue and any(self.folder.iterdir()):
             (self.folder / PENDING).write_text(json.dumps([self._timed(seen) for seen in self.queue]))
 
-    def _is_settled(self) -> bool:
-        """True if nothing changes in the checkpoint for SETTLE_SECONDS, and no process of the program has it open."""
+    def _is_settled(self, taken: float) -> bool:
+        """True if nothing changes in the checkpoint, and no process of the program has it open, for as long as its files
+        have `taken` until now (seconds), and SETTLE_SECONDS at least: between two of them a slow program may pause.
+        """
         before = self.files.look()
         if not self.process.ended.is_set():
-            time.sleep(SETTLE_SECONDS)
+            time.sleep(max(SETTLE_SECONDS, taken))
         return self.files.look() == before and not any(self._open_files())
 
     def _open_files(self) -> Iterator[str]:

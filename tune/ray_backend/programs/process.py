@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import itertools
 import json
 import os
 import queue
@@ -12,11 +13,12 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from myllm.system.errors import one_line
 from tune.ray_backend.programs.reports import ProgramError
 from tune.ray_backend.programs.supervise import SUPERVISOR
 
@@ -24,6 +26,8 @@ STOP_SECONDS = 10  # between SIGTERM and SIGKILL
 TAIL_LINES = 40  # of the output, that an error shows
 LONGEST_LINE = 2**20  # bytes
 POLL_SECONDS = 0.05  # between two looks at a file of reports
+Parse = Callable[[str], dict[str, Any] | None]
+"""line of the output -> the report that it is, or None"""
 EXCEPTION = re.compile(r"(\w+\.)*\w*(Error|Exception|Exit|Interrupt)\b.*")
 
 
@@ -48,7 +52,7 @@ class Process:
         command: list[str],
         folder: str,
         environment: dict[str, str],
-        parse: Callable[[str], dict[str, Any] | None],
+        parse: Parse,
         output: str,
         look: Callable[[], Any],
         report_file: Path | None = None,
@@ -57,6 +61,8 @@ class Process:
         self.parse, self.look, self.report_file = parse, look, report_file
         self.begun, self.reports = time.monotonic(), queue.SimpleQueue[Seen]()
         self.tail: deque[str] = deque(maxlen=TAIL_LINES)
+        self.lines = 0  # of the output
+        self.has_reported = False
         self.heard = time.monotonic()  # when the last report came
         self.ended = threading.Event()
         self.fault: BaseException | None = None
@@ -115,8 +121,10 @@ class Process:
             return
         if is_output:
             self.tail.append(text)
+            self.lines += 1
         report = self.parse(text) if is_report else None
         if report is not None:
+            self.has_reported = True
             self.heard = time.monotonic()
             self.reports.put(Seen(report, self.heard - self.begun, self.look()))
 
@@ -144,6 +152,16 @@ class Process:
             raise ProgramLostError(f"{signal.Signals(-code).name} ended the program; its output ends:\n{tail}")
         raise ProgramError(f"its output ends:\n{tail}ProgramError: exit code {code}: {said}")
 
+    def no_report(self, pattern: str | None) -> str:
+        """What was looked for in vain, in one line."""
+        fits = "fits --report" if pattern else 'is JSON with "step" and "val_loss"; --report says how to read others'
+        if self.report_file is not None:
+            name = self.report_file.name
+            return f"no line of --report_file {name} {fits}" if self.report_file.exists() else f"there is no file {name}"
+        if not self.tail:
+            return "the program has printed nothing"
+        return f"of {self.lines} lines of output like {one_line(telling_line(self.tail))[:80]!r} none {fits}"
+
     def stop(self, patience: float = 0.0) -> None:
         """Ends the command and all of its processes: SIGTERM after `patience` seconds, SIGKILL STOP_SECONDS later."""
         self.ended.wait(patience)
@@ -156,11 +174,15 @@ class Process:
             self.log.close()
 
 
-def pattern_parser(pattern: str | None) -> Callable[[str], dict[str, Any] | None]:
-    """A function that takes the report out of a line, None of other lines: by a regular expression, or as JSON."""
+def pattern_parser(pattern: str | None, begin: int = 0, every: int = 1) -> Parse:
+    """A function that takes the report out of a line, None of other lines: by a regular expression, or as JSON.
+
+    Where the pattern has no group for the step, reports come each `every` steps after the step `begin`.
+    """
     if pattern is None:
         return json_report
     compiled = re.compile(pattern)
+    steps = itertools.count(begin + every, every)
 
     def parse(line: str) -> dict[str, Any] | None:
         found = compiled.search(line)
@@ -168,9 +190,16 @@ def pattern_parser(pattern: str | None) -> Callable[[str], dict[str, Any] | None
             return None
         groups = {name: text for name, text in found.groupdict().items() if text is not None}
         values: dict[str, Any] = {name: _number(text) for name, text in groups.items()}
+        if "step" not in compiled.groupindex:
+            return values | {"step": next(steps)}
         return values | {"step": int(values["step"])} if isinstance(values.get("step"), float) else None
 
     return parse
+
+
+def telling_line(lines: Sequence[str]) -> str:
+    """The last of the lines that names a loss, or else the last one."""
+    return next((line for line in reversed(lines) if "loss" in line.lower()), lines[-1])
 
 
 def json_report(line: str) -> dict[str, Any] | None:

@@ -13,6 +13,10 @@ class ProgramError(Exception):
     """A training program did what it must not. The message is one line, behind lines of its output where there are any."""
 
 
+class NoReportError(ProgramError):
+    """No report could be read of a training program: what says where its reports are may be wrong."""
+
+
 class Segment(Protocol):
     """The reports of a segment, and the seconds that its program has trained so far."""
 
