@@ -1,4 +1,4 @@
-"""Says early that a command prints, and that nothing of it is a report: --report may not fit."""
+"""Says early that a command prints losses, and that no line of it is a report: --report may not fit."""
 
 import math
 import time
@@ -7,9 +7,9 @@ from pathlib import Path
 from myllm.system.errors import one_line, warn
 from tune.config.spec import SearchSpec
 from tune.core.trials import Trials
-from tune.ray_backend.programs.process import pattern_parser, telling_line
+from tune.ray_backend.programs.process import names_loss, pattern_parser, telling_line
 
-PATIENCE_SECONDS = 20.0  # between a trial's first line and the word that none is a report
+PATIENCE_SECONDS = 20.0  # between the first line that names a loss and the word that none is a report
 LOOK_SECONDS = 2.0  # between two looks at the output
 MOST_BYTES = 2**20  # of the output that is looked at
 
@@ -20,11 +20,11 @@ class FirstReport:
     def __init__(self, run_dir: Path, search: SearchSpec):
         options = search.options
         self.folder, self.pattern = run_dir / "output", options.report
-        self.first_line = math.inf  # when the first line was seen
+        self.first_line = math.inf  # when the first line that names a loss was seen
         self.next_look = 0.0 if options.command and not options.report_file else math.inf
 
     def check(self, trials: Trials) -> None:
-        """Warns once, where a trial has printed lines for PATIENCE_SECONDS and none of them is a report."""
+        """Warns once, where a trial has printed losses for PATIENCE_SECONDS and no line is a report."""
         now = time.monotonic()
         if now < self.next_look:
             return
@@ -35,9 +35,10 @@ class FirstReport:
             if trials.trained or any(map(pattern_parser(self.pattern), lines)):
                 self.next_look = math.inf
                 return
-            if lines:
-                self.first_line = min(self.first_line, now)
-            if lines and now - self.first_line > PATIENCE_SECONDS:
+            if not lines or not names_loss(telling_line(lines)):
+                continue
+            self.first_line = min(self.first_line, now)
+            if now - self.first_line > PATIENCE_SECONDS:
                 self.next_look = math.inf
                 shown = one_line(telling_line(lines))[:80]
                 fits = "--report does not fit" if self.pattern else "is no JSON report; --report says how to read others"

@@ -197,9 +197,14 @@ def pattern_parser(pattern: str | None, begin: int = 0, every: int = 1) -> Parse
     return parse
 
 
+def names_loss(line: str) -> bool:
+    """True if a line has the word loss and a number."""
+    return "loss" in line.lower() and re.search(r"\d", line) is not None
+
+
 def telling_line(lines: Sequence[str]) -> str:
     """The last of the lines that names a loss, or else the last one."""
-    return next((line for line in reversed(lines) if "loss" in line.lower()), lines[-1])
+    return next((line for line in reversed(lines) if names_loss(line)), lines[-1])
 
 
 def json_report(line: str) -> dict[str, Any] | None:
