@@ -58,17 +58,8 @@ def summarize(run_dir: Path, search: SearchSpec, trials: Trials, events: list[Ev
     best = baseline = None
     found_edges: tuple[Edge, ...] = ()
     if not table.empty and not ladder:
-        trial_id = table.index[0]
-        share = float(table["tokens_seen"].iloc[0] / search.budget_tokens)
-        replicates = [] if search.has_seeds else trials.by_id[trial_id].replicates
-        again = [trial.losses[search.budget_tokens] for trial in replicates if trial.status == COMPLETED]
-        best = Best(
-            **_standing(trial_id, trials, table, posterior),
-            share_of_budget=share,
-            compared_with=len(posterior),
-            in_one_piece=again[0] if again else None,
-        )
-        found_edges = tuple(edges(axes_of(search), trials.by_id[trial_id].config))
+        best = _best(search, trials, table, posterior)
+        found_edges = tuple(edges(axes_of(search), best.config))
     if trials.baseline_id in table.index and not ladder:
         baseline = Standing(**_standing(trials.baseline_id, trials, table, posterior))
     gain = None if ladder else _gain(table, posterior, trials.baseline_id)
@@ -123,6 +114,19 @@ def _program_fields(search: SearchSpec) -> dict[str, Any]:
     own = CustomModel(search.options.model or "", model.sha256) if isinstance(model, CustomModelConfig) else None
     data = " ".join(search.options.train_file)
     return {"program": None, "data": data, "tokenizer": search.data.tokenizer, "model": own}
+
+
+def _best(search: SearchSpec, trials: Trials, table: pd.DataFrame, posterior: pd.DataFrame) -> Best:
+    """Returns the first configuration of the leaderboard `table`."""
+    trial_id = table.index[0]
+    replicates = [] if search.has_seeds else trials.by_id[trial_id].replicates
+    again = [trial.losses[search.budget_tokens] for trial in replicates if trial.status == COMPLETED]
+    return Best(
+        **_standing(trial_id, trials, table, posterior),
+        share_of_budget=float(table["tokens_seen"].iloc[0] / search.budget_tokens),
+        compared_with=len(posterior),
+        in_one_piece=again[0] if again else None,
+    )
 
 
 def _standing(trial_id: str, trials: Trials, table: pd.DataFrame, posterior: pd.DataFrame) -> dict[str, Any]:
