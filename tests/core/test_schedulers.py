@@ -129,6 +129,18 @@ def test_finishing_has_its_share_of_the_time_wherever_the_rung_lies(rungs, worke
     assert len(search.trials.drawn) >= 10 * workers
 
 
+@pytest.mark.parametrize("workers", [1, 2, 8])
+def test_exploring_ends_with_second_seeds_for_the_best_few(workers):
+    """Of many with one seed the luckiest leads, and luck lasts to the end."""
+    search = new_search("explore-finish", num_samples=10_000, workers=workers, confirm=0)
+    rng = random.Random(8)
+    luck = defaultdict(rng.random)
+    play(search, lambda trial, tokens: 1 + (index_of(trial) + 3) % 7 + luck[trial.trial_id], 3 * BUDGET)
+    best = sorted(search.trials.ranked_at(800), key=lambda trial: trial.mean_at(800))[:workers]
+    assert all(len(trial.seeds_at(800)) == 2 for trial in best)
+    assert search.trials.replicates <= len(search.trials.drawn) / 2  # all others wait with one
+
+
 def test_the_last_seeds_of_a_short_search_run_side_by_side():
     search, spans = new_search("explore-finish", num_samples=4, workers=2, confirm=0), defaultdict(list)
     losses = constant([1.0, 2.0, 3.0, 4.0])

@@ -15,8 +15,6 @@ class DecisionConfig:
     """full trainings' worth of tokens, of all workers, before finishing has its share; "one rung": 0, 1 and 2 are worse"""
     compared: int = 4
     """configurations at the last rung before suggestions begin; "what the constants are worth\""""
-    seeds_at_rung: int = 2
-    """seeds of the best at the last rung; "one rung": 1 is worse by a third, 3 no better"""
     seeds: int = 3
     """seeds at the full budget that the best gets, and that rank before fewer; "three seeds are believed\""""
     length_scale: float = 1.0

@@ -1,5 +1,6 @@
 """The default rule: explore configurations up to a rung, then finish the best of them."""
 
+import heapq
 import math
 from collections.abc import Iterator
 from itertools import pairwise
@@ -15,11 +16,10 @@ Steps = Iterator[Action | None]
 class ExploreThenFinish(Scheduler):
     """Explores configurations up to the last rung, then trains the best of them to the end and on more seeds.
 
-    A new configuration trains to the first rung, and at each rung but the last one in `factor` goes on to the next. Once
-    enough have come to the last rung, the best there trains once more on another seed, and the searcher suggests every
-    second configuration. The best at the last rung train to the end, and the best at the end trains on more seeds. A
-    search that knows its end finishes in the last part of its time. Another finishes whenever finishing has had less than
-    that share of the tokens, until one in `factor` has ended.
+    At each rung but the last, one in `factor` goes on to the next. Once enough came to the last rung, every second
+    configuration is a suggestion, and the best there gets a second seed. Exploring ends with a second seed there for the
+    best few, before they train to the end. A search that knows its end finishes in its last part; another one explores
+    and finishes in turns, until one in `factor` has ended.
     """
 
     config: DecisionConfig = DECISIONS
@@ -66,13 +66,14 @@ class ExploreThenFinish(Scheduler):
 
     def _explore(self, trials: Trials, left: float) -> Steps:
         yield self._promote(trials, left)
-        enough = trials.count_at(self.rung_tokens[-1]) >= self.config.compared and left >= self.rung_tokens[-1]
-        if enough:
-            yield self._replicate_at_rung(trials)
-        if trials.draws_left > 0:
-            if enough:
-                yield self._suggest_configuration(trials)
-            yield Start(segment_end_tokens=self.rung_tokens[0]) if left >= self.rung_tokens[0] else None
+        yield self._replicate_at_rung(trials, left)
+        yield self._suggest_configuration(trials, left)
+        yield self._sample_configuration(trials, left)
+
+    def _is_compared(self, trials: Trials, left: float) -> bool:
+        """True if enough have come to the last rung, and one more fits."""
+        last = self.rung_tokens[-1]
+        return trials.count_at(last) >= self.config.compared and left >= last
 
     def _promote(self, trials: Trials, left: float) -> Action | None:
         """The best that waits at a rung goes on to the next while less than one in `factor` of those sampled has."""
@@ -83,19 +84,32 @@ class ExploreThenFinish(Scheduler):
                 return Resume(waiting[0].trial_id, segment_end_tokens=there)
         return None
 
-    def _replicate_at_rung(self, trials: Trials) -> Action | None:
-        """The lowest mean at the last rung trains to there on another seed, if it has fewer than `seeds_at_rung`."""
+    def _replicate_at_rung(self, trials: Trials, left: float) -> Action | None:
+        """The best at the last rung trains there on a second seed. At the end of exploring the best few do, one a worker at
+        most, since of many with one seed the luckiest leads.
+        """
         last = self.rung_tokens[-1]
-        best = min(trials.ranked_at(last), key=lambda trial: trial.mean_at(last))
-        few = trials.has_seeds and len(best.replicates) + 1 < self.config.seeds_at_rung
-        return Replicate(best.trial_id, segment_end_tokens=last) if few else None
+        over = trials.draws_left <= 0 or left < 2 * last
+        few = min(trials.workers, trials.count_at(last) // self.factors[last]) if over else 1
+        best = heapq.nsmallest(max(1, few), trials.ranked_at(last), key=lambda trial: trial.mean_at(last))
+        single = next((trial for trial in best if not trial.replicates), None)
+        if single and trials.has_seeds and self._is_compared(trials, left):
+            return Replicate(single.trial_id, segment_end_tokens=last)
+        return None
 
-    def _suggest_configuration(self, trials: Trials) -> Action | None:
+    def _suggest_configuration(self, trials: Trials, left: float) -> Action | None:
         """A suggestion trains to the last rung while suggestions have had fewer tokens than samples."""
         last, spent = self.rung_tokens[-1], {SAMPLED: 0, SUGGESTED: 0, REPLICATE: 0}
         for (source, end), count in trials.segments_by_end.items():
             spent[source] += count * min(end, last)
-        return Start(segment_end_tokens=last, proposed=True) if spent[SUGGESTED] < spent[SAMPLED] else None
+        if trials.draws_left > 0 and spent[SUGGESTED] < spent[SAMPLED] and self._is_compared(trials, left):
+            return Start(segment_end_tokens=last, proposed=True)
+        return None
+
+    def _sample_configuration(self, trials: Trials, left: float) -> Action | None:
+        """An even draw trains to the first rung."""
+        fits = trials.draws_left > 0 and left >= self.rung_tokens[0]
+        return Start(segment_end_tokens=self.rung_tokens[0]) if fits else None
 
     # Finishing
 
