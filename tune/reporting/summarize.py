@@ -186,7 +186,7 @@ def judge(
         why = (
             "Nothing was seen on two seeds yet"
             if has_seeds
-            else "The command has no {seed}, and nothing was trained again with another loss"
+            else "No configuration has two losses, as the command has no {seed}"
         )
         return "no", f"{why}, and luck and merit can't be told apart."
     if share < 1:
