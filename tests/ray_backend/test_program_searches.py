@@ -51,7 +51,8 @@ def test_a_full_disk_of_a_program_is_one_line_and_the_search_goes_on(tmp_path):
 
 
 def test_a_command_without_a_seed_trains_its_best_again_in_one_piece_and_its_command_confirms_it(tmp_path):
-    without = f"{COMMAND} --how=noisy".replace("--seed={seed}", "").replace("--pause=0.02", "--pause=0.05")
+    slow = COMMAND.replace("--pause=0.02", "--pause=0.2")  # it must not end while its state is stored
+    without = f"{slow} --how=noisy".replace("--seed={seed}", "")
     words = ["tune/search.py", "--command", without, *AS_COMMAND[2:], *LIVE, "--storage_path", str(tmp_path)]
     run = tmp_path / "noisy"
     with subprocess.Popen([sys.executable, *words, "--name", "noisy"], cwd=ROOT, stdout=subprocess.DEVNULL) as search:

@@ -75,7 +75,8 @@ def _facts(summary: Summary) -> Iterator[str]:
     if summary.ladder:
         yield from (tile(*words) for words in ladder_tiles(summary.ladder))
     if best:
-        seeds = f"{best.seeds} seeds" if best.seeds > 1 else "one seed"
+        seeds = f"{best.seeds} {'trainings' if summary.program else 'seeds'}" if best.seeds > 1 else "one seed"
+        seeds += "" if best.in_one_piece is None else f"; {best.in_one_piece:.4f} in one piece"
         sure = f"{level}: {interval_words(best)}; " if interval_words(best) else ""
         yield tile(
             "loss" if summary.program else "loss, nats per token",
