@@ -383,9 +383,9 @@ def test_without_seeds_the_best_train_again_once_where_that_may_differ(most):
         return decided[-1][-1]
 
     search.on_report = on_report
-    play(search, lambda trial, tokens: float(index_of(trial)))
+    play(search, lambda trial, tokens: float(16 - index_of(trial)))  # the last one is the best
     again = [trial for trial in search.trials.by_id.values() if trial.source == REPLICATE]
-    assert [trial.trial_id for trial in again if trial.parent_id == "t00001"] == ["t00001-again"][: most - 1]
+    assert [trial.trial_id for trial in again if trial.parent_id == "t00015"] == ["t00015-again"][: most - 1]
     assert len({trial.parent_id for trial in again}) == len(again) and all(trial.tokens == BUDGET for trial in again)
     assert not any("seed" in trial.config for trial in again)
     at_rung = {decision for source, tokens, decision in decided if tokens == BUDGET // 4 and source != REPLICATE}

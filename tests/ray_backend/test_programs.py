@@ -135,7 +135,7 @@ def test_a_silent_program_fails_with_the_last_line_of_its_output(tmp_path):
     ],
 )
 def test_where_no_report_is_read_the_error_says_what_came_instead(tmp_path, how, changes, words):
-    search = searched(how, **changes)
+    search = searched(how, "--pause=0", **changes)
     reports, *_ = opened(search, tmp_path)
     with contextlib.closing(reports), pytest.raises(NoReportError, match=words):
         list(points(search, reports)[0])

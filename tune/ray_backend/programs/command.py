@@ -205,7 +205,9 @@ class CommandSegment:
                 self.queue.append(seen)
         begun = time.monotonic()
         while not self._is_settled(time.monotonic() - begun) or not self.files.copy(self.folder):
-            time.sleep(WAIT_SECONDS)
+            if seen := self.process.next(WAIT_SECONDS):
+                self.queue.append(seen)
+                begun = time.monotonic()  # of the next checkpoint
         while seen := self.process.next(0.0):
             self.queue.append(seen)
         if self.queue and any(self.folder.iterdir()):
