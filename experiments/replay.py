@@ -170,12 +170,12 @@ def draw_timeline(curves: Curves, config: SearchOptions, slots: int, trainings: 
     replay = Replay(curves, config, slots, random.Random(f"{seed} 0"))
     stretches: list[tuple[int, float, float, Trial]] = []
     replay.run(trainings, lambda *stretch: stretches.append(stretch))
-    colours = {"left at a rung": "0.75", "proposed": "C2", "second seed at a rung": "C4", "finished": "C0", "repeat": "C1"}
+    colours = {"sampled": "0.75", "suggested": "C2", "seed at the rung": "C4", "finished": "C0", "seed at the end": "C1"}
 
     def fate(trial: Trial) -> str:
         if trial.source == REPLICATE:
-            return "repeat" if trial.status == COMPLETED else "second seed at a rung"
-        return "finished" if trial.status == COMPLETED else "proposed" if trial.source == SUGGESTED else "left at a rung"
+            return "seed at the end" if trial.status == COMPLETED else "seed at the rung"
+        return "finished" if trial.status == COMPLETED else "suggested" if trial.source == SUGGESTED else "sampled"
 
     figure = Figure(figsize=(9, 2.2), layout="constrained")
     axes = figure.add_subplot()

@@ -228,6 +228,16 @@ def test_a_baseline_that_ended_alone_gets_no_seed_before_another_configuration_e
     assert ranking(search.trials)[1][0].trial_id != "t00000"
 
 
+def test_a_bad_baseline_that_finishes_gets_no_seeds_beside_it():
+    """With three seeds it would be named before better ones with one or two."""
+    rng = random.Random(64)
+    levels = [1 + rng.random() for _ in range(64)]
+    for quarters in range(8, 17):
+        search = new_search("explore-finish", num_samples=64, workers=8, confirm=0)
+        play(search, lambda trial, tokens: 9.0 if trial.parent_id == "t00000" else levels[index_of(trial)], quarters * 800)
+        assert ranking(search.trials)[1][0].trial_id != "t00000"
+
+
 def test_it_ends_with_more_seeds_of_its_best_instead_of_what_could_not_be_believed_in_time():
     search = new_search("explore-finish", num_samples=1000, workers=2)
     play(search, constant([(37 * i % 101) + 1.0 for i in range(1000)]), end=8 * BUDGET)

@@ -119,7 +119,7 @@ class ExploreThenFinish(Scheduler):
         if len(ended) > 1 or not waiting:  # late, a new finisher could not get another seed in time
             yield replicate(behind_in_seeds(ended) if late else ended[:1], trials, clock, self.config.seeds, side)
         if late:
-            yield replicate(self._finishing(trials), trials, clock, side, side)
+            yield replicate(self._leading(trials, waiting), trials, clock, side, side)
         yield from (Resume(trial.trial_id, segment_end_tokens=trials.budget_tokens) for trial in waiting)
 
     def _waiting(self, trials: Trials, clock: Clock) -> list[Trial]:
@@ -142,6 +142,14 @@ class ExploreThenFinish(Scheduler):
         """The configurations that train to the full budget now, on their first seed."""
         running = (trial for trial in trials.running.values() if trial.source != REPLICATE)
         return [trial for trial in running if trial.segment_end_tokens == trials.budget_tokens]
+
+    def _leading(self, trials: Trials, waiting: list[Trial]) -> list[Trial]:
+        """Those of `_finishing` that no trial of `waiting` is ahead of. The baseline may finish without leading: with seeds
+        that better ones lack it would be named.
+        """
+        last = self.rung_tokens[-1]
+        ahead = min((trial.mean_at(last) for trial in waiting if last in trial.losses), default=math.inf)
+        return [trial for trial in self._finishing(trials) if not trial.mean_at(last) > ahead]
 
 
 def behind_in_seeds(ended: list[Trial]) -> list[Trial]:
