@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import run_command_line
 
-from myllm.scaling_laws import Size, movement, reference_point, step_law_point
+from myllm.scaling_laws import Size, movement, reference_point, short_training, step_law_point
 from myllm.system.errors import InputError
 from tune.ladder.answer import Z90, answer, plain_point
 from tune.ladder.fit import LEVELS, Run, excess, fit_runs, seed_noise
@@ -115,6 +115,19 @@ def test_a_small_target_is_believed_to_lie_near_the_point_of_small_trainings():
     assert (np.abs(near[0] - reference) < np.abs(alone[0] - reference)).all()
     assert (near[1].diagonal() < alone[1].diagonal()).all()
     assert (fit_runs(runs, LAW_PRIOR, large).mean == fit_runs(runs, LAW_PRIOR).mean).all()  # laws from 10M on
+
+
+def test_the_best_rate_of_a_short_training_lies_above_the_rule_and_is_not_carried_to_a_long_one():
+    short, long = Size(3e4, 2e4), Size(3e4, 1e6)
+    assert short_training(short) > 0.9 and short_training(long) < 0.01 and short_training(Size(5e7, 2e4)) == 0
+    rate, batch = reference_point(short)
+    runs = [
+        Run(short, rate * factor, batch * times, 3 * math.exp(0.06 * math.log(factor) ** 2 + 0.03 * math.log(times) ** 2))
+        for factor, times in ((0.5, 1), (0.7, 0.5), (1, 1), (1.4, 2), (2, 1), (1, 0.5), (1, 2))
+    ]
+    fit = fit_runs(runs, SMALL_PRIOR)
+    assert math.exp(fit.optimum(short)[0][0]) == pytest.approx(rate, rel=0.2)
+    assert math.exp(fit.optimum(long)[0][0]) == pytest.approx(reference_point(long)[0], rel=0.2)
 
 
 def test_below_ten_million_parameters_the_intervals_are_wide_and_the_notes_say_so():

@@ -53,7 +53,7 @@ def test_the_summary_says_answer_levels_verification_and_what_comes_next(run_dir
         "warmup_ratio 0.02: the same share of the steps as at every level (a rule, not measured)",
         "forecast    val_loss ",
         "all came out as predicted",
-        "at twice the rate +",
+        "at twice the rate ",
         "stability   of the target in short trainings",
         "confidence  Partly.",
         "Below 10M parameters no published law of the rate holds",

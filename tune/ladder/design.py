@@ -40,7 +40,7 @@ def most_telling(
 
         def log_loss(p: Array) -> float:
             level = 0.0 if index is None else p[LEVELS + index]
-            return float(place @ p[BASE] + level + excess(p, rate - place @ p[RATE], batch - place @ p[BATCH]))
+            return float(place @ p[BASE] + level + excess(p, *(np.array([rate, batch]) - fit.centre(p, size))))
 
         return log_loss
 

@@ -6,7 +6,8 @@ With u and v the distances of log rate and log batch from the optimum of a level
 
 Near the optimum this is a quadratic with common curvatures. Away from it the loss rises faster at high rates than at
 low ones: k, the skew, was chosen on the 60M and 120M grids of Step Law (arXiv 2503.04715). A quadratic, k = 0, puts the
-rate at .7 to .85 of the optimum there. Base and optimum are linear in log N and log D.
+rate at .7 to .85 of the optimum there. Base and optimum are linear in log N and log D; the rate of a
+short training comes on top.
 """
 
 import math
@@ -17,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
-from myllm.scaling_laws import Size, reference_point, reference_sds
+from myllm.scaling_laws import Size, reference_point, reference_sds, short_training
 from tune.ladder.prior import Belief, Prior
 
 Array = NDArray[np.float64]
@@ -71,6 +72,11 @@ class Fit:
         """Returns 1, log N, log D of `size`, measured from the middle of the runs; shape (3,)."""
         return np.array([1.0, math.log(size.params) - self.middle[0], math.log(size.tokens) - self.middle[1]])
 
+    def centre(self, parameters: Array, size: Size) -> Array:
+        """Returns log rate and log batch of the surface's lowest point at `size`; shape (2,)."""
+        place = self.place(size)
+        return np.array([place @ parameters[RATE] + short_training(size), place @ parameters[BATCH]])
+
     def sample(self, count: int, seed: int = 0) -> Array:
         """Returns `count` draws of all parameters, shape (count, parameters)."""
         rng = np.random.default_rng(seed)
@@ -83,7 +89,10 @@ class Fit:
         """
         rows = np.zeros((2, len(self.mean)))
         rows[0, RATE] = rows[1, BATCH] = self.place(size)
-        mean, covariance = rows @ self.mean, rows @ self.covariance @ rows.T + self.form_sd(size) ** 2 * np.eye(2)
+        mean, covariance = (
+            self.centre(self.mean, size),
+            rows @ self.covariance @ rows.T + self.form_sd(size) ** 2 * np.eye(2),
+        )
         if size != self.target or not self.prior.has_reference:
             return mean, covariance
         gain = covariance @ np.linalg.inv(covariance + np.diag(np.square(reference_sds(size))))
@@ -143,8 +152,10 @@ def fit_runs(runs: Sequence[Run], prior: Prior, target: Size | None = None) -> F
     middle = values[:, :2].mean(0)
     places = np.column_stack([np.ones(len(runs)), values[:, :2] - middle])
     log_rate, log_batch, losses = values[:, 2:].T
+    log_rate = log_rate - [short_training(run.size) for run in runs]  # the optimum moves by powers but for this
     lowest = np.array([losses[level_of == index].min() for index in range(len(levels))])
-    mean, sd = _prior_of(prior, np.mean([best_sixth(level) for level in levels.values()], axis=0), lowest)
+    centres = [best_sixth(level) - (short_training(size), 0.0) for size, level in levels.items()]
+    mean, sd = _prior_of(prior, np.mean(centres, axis=0), lowest)
     noise = seed_noise(runs, prior.seed_noise)
     relative_noise = noise / math.exp(losses.mean())
 

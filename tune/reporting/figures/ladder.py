@@ -10,7 +10,7 @@ import pandas as pd
 from myllm.text.format import size_text
 from tune.core.trials import Trials
 from tune.ladder.answer import Z90
-from tune.ladder.fit import BASE, BATCH, RATE, Array, Fit, Run, excess
+from tune.ladder.fit import BASE, Array, Fit, Run, excess
 from tune.ladder.plan import Level, Plan
 from tune.ladder.runs import FEWEST_TO_FIT, fitted, runs_below
 from tune.reporting.figures.base import COLOURS, NATS, Figure, rounded
@@ -99,13 +99,12 @@ def lowest_loss(fit: Fit, level: Level) -> float:
 
 def _surface(level: Level, runs: list[Run], fit: Fit) -> tuple[Array, Array, Array]:
     """Returns learning rates (n,), batches in tokens (n,), and the share (n, n) by which the loss is above its lowest."""
-    place, sides = fit.place(level.size), []
+    sides, lowest = [], fit.centre(fit.mean, level.size)
     (rate, batch), _ = fit.optimum(level.size)
     for centre, values in ((rate, [run.learning_rate for run in runs]), (batch, [run.batch_tokens for run in runs])):
         low, high = min(*values, math.exp(centre)), max(*values, math.exp(centre))
         sides.append(np.geomspace(low / MARGIN, high * MARGIN, SURFACE_POINTS))
-    u = np.log(sides[0])[None, :] - place @ fit.mean[RATE]
-    v = np.log(sides[1])[:, None] - place @ fit.mean[BATCH]
+    u, v = np.log(sides[0])[None, :] - lowest[0], np.log(sides[1])[:, None] - lowest[1]
     return sides[0], sides[1], np.expm1(excess(fit.mean, u, v))
 
 
