@@ -72,7 +72,8 @@ def test_a_command_without_a_seed_trains_its_best_again_in_one_piece_and_its_com
     output = (run / "output" / f"{best['trial_id']}-again.txt").read_text()
     assert output.count("step 0: val loss") == 2  # it began anew after the kill
     again = json.loads((run / "best_config.json").read_text())
-    rerun = subprocess.run(again["command"], shell=True, cwd=again["working_folder"], capture_output=True, text=True)
+    line = again["command"].replace(str(ROOT / "noisy-best"), str(tmp_path / "again"))
+    rerun = subprocess.run(line, shell=True, cwd=again["working_folder"], capture_output=True, text=True)
     assert rerun.stdout.splitlines()[-1] == f"step 64: val loss {best['in_one_piece']:.6f}"
 
 

@@ -387,7 +387,8 @@ def test_a_killed_search_of_a_program_goes_on_and_decides_the_same(tmp_path, pro
     assert not (tmp_path / "broken" / "ray" / "work").exists() and read_search(tmp_path / "broken").unit == "iterations"
     best = json.loads((tmp_path / "broken" / "best_config.json").read_text())
     if program is AS_COMMAND:
-        again = subprocess.run(best["command"], shell=True, cwd=best["working_folder"], capture_output=True, text=True)
+        line = best["command"].replace(str(ROOT / "broken-best"), str(tmp_path / "again"))
+        again = subprocess.run(line, shell=True, cwd=best["working_folder"], capture_output=True, text=True)
         assert (
             f"val loss {best['result']['val_loss']:.3f}"[:-1] in again.stdout.splitlines()[-1]
             or best["result"]["seeds"] > 1
