@@ -253,6 +253,13 @@ def test_a_search_of_few_still_finishes_its_best(samples):
     assert done >= {"t00000", "t00001" if samples > 1 else "t00000"} and len(done) < max(3, samples)
 
 
+@pytest.mark.parametrize("workers", [1, 2, 4, 8, 16])
+def test_a_search_of_sixteen_finishes_its_best_whoever_comes_to_the_rung_first(workers):
+    search = new_search("explore-finish", num_samples=16, workers=workers)
+    play(search, lambda trial, tokens: 17.0 - index_of(trial))
+    assert ranking(search.trials)[1][0].trial_id == "t00015"
+
+
 @pytest.mark.parametrize("workers", [1, 2, 8])
 def test_the_longer_it_searches_the_more_it_finishes(workers):
     finished = []

@@ -124,19 +124,22 @@ class ExploreThenFinish(Scheduler):
 
     def _waiting(self, trials: Trials, clock: Clock) -> list[Trial]:
         """The paused trials that may finish, the furthest first and the lowest mean first. Where the end is unknown, they
-        are no more than make one in `factor` of those that came to the last rung.
+        are those that will be among the best, one in `factor`, even if all on their way to the last rung come out ahead.
         """
         budget, last = trials.budget_tokens, self.rung_tokens[-1]
         waiting = [
             trial
             for rung in reversed(self.rung_tokens if trials.draws_left <= 0 else (last,))
             for trial in sorted(trials.paused_at(rung), key=lambda trial: trial.mean_at(rung))
-            if clock.left >= budget - rung and not any(seed.status == RUNNING for seed in trial.replicates)
+            if clock.left >= budget - rung
         ]
-        if math.isfinite(clock.left):
-            return waiting
-        gone = trials.count_at(budget) + len(self._finishing(trials))
-        return waiting[: max(0, max(1, trials.count_at(last) // self.factors[last]) - gone)]
+        if math.isinf(clock.left):
+            running = (trial for trial in trials.running.values() if trial.source != REPLICATE)
+            coming = sum(trial.segment_end_tokens == last for trial in running)
+            most = max(1, (trials.count_at(last) + coming) // self.factors[last])
+            gone = trials.count_at(budget) + len(self._finishing(trials))
+            waiting = waiting[: max(0, most - coming - gone)]
+        return [trial for trial in waiting if not any(seed.status == RUNNING for seed in trial.replicates)]
 
     def _finishing(self, trials: Trials) -> list[Trial]:
         """The configurations that train to the full budget now, on their first seed."""
