@@ -43,7 +43,7 @@ def out_of_memory(config, **task):
 def storing_often(config, **task):
     from tune.ray_backend import trainable
 
-    trainable.CHECKPOINT_MIN_SECONDS = 0.1
+    trainable.CHECKPOINT_MIN_SECONDS, trainable.CHECKPOINT_SHARE = 0.1, 1e6
     trainable.run_trial(config, **task)
 
 

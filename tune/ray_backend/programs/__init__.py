@@ -18,6 +18,10 @@ def open_program(search: SearchSpec, threads: int, gpus: float, processes: int, 
 
         return function_program(search)
     assert isinstance(search, BuiltinSearch)
+    if processes > 1:
+        from tune.ray_backend.programs.partners import start
+
+        start(processes)  # before the import of torch below
     from tune.ray_backend.programs.builtin import builtin_program
 
     return builtin_program(search, threads, gpus, processes)

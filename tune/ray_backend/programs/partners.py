@@ -8,6 +8,7 @@ python -m tune.ray_backend.programs.partners RANK PROCESSES  trains each pickled
 
 import contextlib
 import gc
+import importlib
 import os
 import pickle
 import queue
@@ -71,8 +72,7 @@ def partners(job: Job, processes: int) -> Iterator["ProcessGroup"]:
         return
     from torch.distributed import FileStore  # type: ignore[attr-defined]  # torch names it in no __all__
 
-    os.environ.update(LOOPBACK)
-    _start(processes)
+    start(processes)
     over, alike = threading.Event(), False
     threading.Thread(target=_watch, args=(over,), daemon=True).start()
     try:
@@ -93,11 +93,12 @@ def partners(job: Job, processes: int) -> Iterator["ProcessGroup"]:
             _end()
 
 
-def _start(processes: int) -> None:
-    """Starts the other processes, unless they wait already."""
+def start(processes: int) -> None:
+    """Starts the other processes, unless they wait already. They import torch while this process does."""
     if len(others) == processes - 1 and all(process.poll() is None for process in others):
         return
     _end()
+    os.environ.update(LOOPBACK)
     environment = os.environ | {"PYTHONPATH": python_path()}  # on a cluster's machine as well
     command = [sys.executable, "-m", "tune.ray_backend.programs.partners"]
     for rank in range(1, processes):
@@ -123,6 +124,7 @@ def _watch(over: threading.Event) -> None:
 
 def main() -> None:
     """Trains in step with process 0, one Job after the other, until process 0 ends this process or is gone itself."""
+    importlib.import_module("tune.config.open_run")  # and torch, while process 0 does so as well
     jobs: queue.Queue[Job] = queue.Queue()
     threading.Thread(target=_read, args=(jobs,), daemon=True).start()
     rank, processes = map(int, sys.argv[1:])
