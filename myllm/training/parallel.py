@@ -15,6 +15,9 @@ import torch
 
 from myllm.system.errors import InputError, RunError
 
+BUCKET_BYTES = 25 * 2**20
+"""most bytes of gradients that are sent together, as DistributedDataParallel does; a copy of so many bytes is held"""
+
 
 @dataclass(frozen=True)
 class ProcessGroup:
@@ -34,10 +37,15 @@ class ProcessGroup:
         return self.rank == 0
 
     def add_up(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Replaces each tensor by its sum over all processes."""
-        if self.size > 1:
-            for work in [torch.distributed.all_reduce(tensor, async_op=True) for tensor in tensors]:
-                work.wait()
+        """Replaces each tensor by its sum over all processes. Small ones are sent together: each message takes its time."""
+        for bucket in buckets(tensors) if self.size > 1 else ():
+            if len(bucket) == 1:
+                torch.distributed.all_reduce(bucket[0])
+                continue
+            flat = torch.cat([tensor.flatten() for tensor in bucket])
+            torch.distributed.all_reduce(flat)
+            parts = torch.split(flat, [tensor.numel() for tensor in bucket])
+            torch._foreach_copy_(bucket, [part.view_as(tensor) for part, tensor in zip(parts, bucket, strict=True)])
 
     def copy_from_first(self, tensors: Iterable[torch.Tensor]) -> None:
         """Replaces each tensor by that of process 0."""
@@ -80,6 +88,20 @@ class ProcessGroup:
 
 
 SINGLE = ProcessGroup()
+
+
+def buckets(tensors: Iterable[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
+    """Yields the tensors in their order, in lists of one number type and at most BUCKET_BYTES, or of one tensor alone."""
+    found: list[torch.Tensor] = []
+    size = 0
+    for tensor in tensors:
+        if found and (tensor.dtype != found[0].dtype or size + tensor.nbytes > BUCKET_BYTES):
+            yield found
+            found, size = [], 0
+        found.append(tensor)
+        size += tensor.nbytes
+    if found:
+        yield found
 
 
 def device_of_process(name: str) -> str:

@@ -9,7 +9,10 @@ import sys
 import time
 
 import pytest
+import torch
 from conftest import ROOT, run_command_line
+
+from myllm.training import parallel
 
 TRAINER = "myllm/training/trainer.py"
 DRIVER = ROOT / "tests" / "training" / "parallel_driver.py"
@@ -61,6 +64,14 @@ def furthest(one, other):
     """The largest relative difference between the numbers of two lists of reports."""
     assert [row[0] for row in one] == [row[0] for row in other]
     return max(abs(a / b - 1) for x, y in zip(one, other, strict=True) for a, b in zip(x, y, strict=True))
+
+
+def test_small_tensors_are_sent_together(monkeypatch):
+    monkeypatch.setattr(parallel, "BUCKET_BYTES", 40)
+    sizes = [3, 4, 3, 1, 11, 2]  # times 4 bytes
+    tensors = [torch.zeros(size) for size in sizes] + [torch.zeros(1, dtype=torch.float64)]
+    found = [[tensor.nbytes for tensor in bucket] for bucket in parallel.buckets(tensors)]
+    assert found == [[12, 16, 12], [4], [44], [8], [8]] and not list(parallel.buckets([]))
 
 
 @pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
