@@ -42,15 +42,21 @@ class AutoSave:
 
     def after_step(self) -> bool:
         """Saves if it is time to, or if the training is to end; returns True in the second case."""
-        if self.group.any(self.signal is not None):  # all processes end after the same step
-            self.signal = self.signal or signal.SIGTERM
-        if self.signal is None and time.monotonic() < self.due:
+        ends = self.ends()
+        if ends is None and time.monotonic() < self.due:
             return False
         begin = time.monotonic()
         self.save()
         end = time.monotonic()
         self.due = end + max(60 * self.every, (end - begin) / MOST_OF_THE_TIME)
-        return self.signal is not None
+        return ends is not None
+
+    def ends(self) -> int | None:
+        """Returns the signal that had asked one of the processes to end when all called this, or None: in all alike.
+
+        A signal that comes while they ask each other counts the next time.
+        """
+        return (self.signal or signal.SIGTERM) if self.group.any(self.signal is not None) else None
 
     @contextlib.contextmanager
     def catching_signals(self) -> Iterator[None]:

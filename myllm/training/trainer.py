@@ -244,10 +244,10 @@ def train_job(job: Job, given: dict[str, Any]) -> int:
                 if path:
                     save(job)
                 print_sample(job, given)
-            if autosave.signal is not None and run.step < run.total_steps:
+            if (number := autosave.ends()) and run.step < run.total_steps:
                 how = f"--load_model {path} goes on from there" if is_finite(run) else "not saved: weights are not finite"
                 print(f"interrupted at step {run.step} of {run.total_steps}; {how}")
-                return 128 + autosave.signal
+                return 128 + number
     return 0
 
 
