@@ -123,7 +123,7 @@ def same_but_for_rounding(one, other):
     (mine, my_reports), (theirs, their_reports) = one.tables(), other.tables()
     columns = ["trial_id", "status", "tokens_seen", "step"]
     assert mine[columns].equals(theirs[columns])
-    assert abs(mine["val_loss"] - theirs["val_loss"]).max() < 0.02
+    assert abs(mine["val_loss"] - theirs["val_loss"]).max() < 1e-4
     assert my_reports[["trial_id", "tokens_seen"]].equals(their_reports[["trial_id", "tokens_seen"]])
 
 
