@@ -25,10 +25,11 @@ from tune.config.options import SearchOptions
 from tune.config.resolve import resolve_search
 from tune.config.spec import BuiltinSearch
 
-TARGET = ("n_layer=6", "n_head=6", "n_embd=108", "dropout=0", "beta2=0.99", "warmup_ratio=0.02")
-GRID = [(2e-3, 2), (1e-3, 2), (4e-3, 4), (2e-3, 4), (1e-3, 1), (2e-3, 1), (4e-3, 2), (4e-3, 8), (5e-4, 1), (8e-3, 8)]
+SIZE = ("n_layer=6", "n_head=6", "n_embd=108")
+RECIPE = ("dropout=0", "beta2=0.99", "warmup_ratio=0.02")
+GRID = [(2e-3, 2), (1e-3, 2), (4e-3, 4), (2e-3, 4), (1e-3, 1), (2e-3, 1), (4e-3, 2), (4e-3, 1), (5e-4, 1), (8e-3, 8)]
 """learning rates and batches in windows"""
-WIDE = 512  # validation windows of wide_loss
+WIDE = 256  # validation windows of wide_loss
 COLUMNS = ("learning_rate", "batch_size", "seed", "loss", "wide_loss", "seconds")
 
 Point = tuple[float, int, int]
@@ -65,6 +66,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="table that is made, or goes on")
     parser.add_argument("--train_file", nargs="+", default=["builtin"], help="training data")
     parser.add_argument("--val_file", nargs="+", default=["builtin"], help="validation data")
+    parser.add_argument("--size", nargs="+", default=SIZE, help="settings of the target that grow")
     parser.add_argument("--tokens", type=int, default=655_360, help="of one training")
     parser.add_argument("--config", type=Path, nargs="+", help="train these best_config.json on two seeds, and no grid")
     parser.add_argument("--again", type=int, help="train so many of the best on a second seed, and no grid")
@@ -72,7 +74,7 @@ def main() -> None:
     torch.set_num_threads(1)
     os.nice(15)
     sources = {"train_file": tuple(args.train_file), "val_file": tuple(args.val_file)}
-    options = SearchOptions(preset="micro", set=TARGET, budget_tokens=args.tokens, **sources)
+    options = SearchOptions(preset="micro", set=(*args.size, *RECIPE), budget_tokens=args.tokens, **sources)
     search = resolve_search(options, cache_dir())
     known = read(args.out)
     points = [(rate, batch, 0) for rate, batch in GRID]
