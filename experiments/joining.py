@@ -13,7 +13,6 @@ beside it. Printed are, for each search:
   difference   largest relative difference of an end loss from the search in which nobody joins
 """
 
-import json
 import statistics
 import subprocess
 import sys
@@ -25,6 +24,8 @@ from typing import Any
 
 from myllm.system.errors import Parser, RunError, run_command
 from myllm.text.format import parse_amount
+from tune.core.events import Reported, TrialStarted
+from tune.store.journal import read_journal
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -42,25 +43,25 @@ def search(folder: Path, processes: str, args: Any) -> dict[str, Any]:
     if done.returncode:
         raise RunError(f"the search failed: {done.stderr[-500:]}")
     print(next((line for line in done.stdout.splitlines() if "_per_trial auto" in line), ""), flush=True)
-    events = [json.loads(line) for line in (folder / processes / "journal.jsonl").read_text().splitlines()]
-    reports = [event for event in events if event["event"] == "report"]
-    last = max(event["trial_id"] for event in reports)
-    own = [event for event in reports if event["trial_id"] == last]
-    began = next(event["time"] for event in events if event["event"] == "trial" and event["trial_id"] == last)
+    events = read_journal(folder / processes)
+    reports = [event for event in events if isinstance(event, Reported)]
+    last = max(event.trial_id for event in reports)
+    own = [event for event in reports if event.trial_id == last]
+    began = next(event.time for event in events if isinstance(event, TrialStarted) and event.trial_id == last)
     parts: dict[int, list[float]] = {}
     stop = 0.0
     for before, after in pairwise(own):
-        trained = after["train_seconds"] - before["train_seconds"]
-        parts.setdefault(after.get("processes", 1), []).append(trained)
-        if after.get("processes", 1) != before.get("processes", 1):
-            stop += after["time"] - before["time"] - trained
+        trained = after.train_seconds - before.train_seconds
+        parts.setdefault(after.processes, []).append(trained)
+        if after.processes != before.processes:
+            stop += after.time - before.time - trained
     alone, shared = (statistics.median(parts.get(count, [float("nan")])) for count in (1, max(parts)))
     return {
         "seconds": seconds,
-        "last": own[-1]["time"] - began,
+        "last": own[-1].time - began,
         "pace": alone / shared,
         "stop": stop,
-        "losses": {event["trial_id"]: event["val_loss"] for event in reports},
+        "losses": {event.trial_id: event.val_loss for event in reports},
     }
 
 

@@ -23,7 +23,7 @@ DEFAULT_TRIALS = 16
 CONFIRMED = 3  # trials by default
 AUTO = "auto"
 PICKED = ("cpus_per_trial", "gpus_per_trial", "processes_per_trial")
-"""options that may be AUTO: estimate/benchmark.py then times steps"""
+"""options that may be AUTO: estimate/auto.py then times steps"""
 OLD_NAMES = {
     "fix": "set",
     "confirm": "replicate_best",

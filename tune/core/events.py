@@ -92,6 +92,10 @@ class Reported(TrialEvent):
     plain_tok_per_sec: float | None = None
     compiled_tok_per_sec: float | None = None
 
+    def slots(self, processes: int) -> int:
+        """Returns the slots that trained up to this report, in a session whose slots have `processes` processes."""
+        return max(1, self.processes // processes)
+
     @property
     def position(self) -> int:
         """The place of the report in the training, in the unit of the search's budget."""

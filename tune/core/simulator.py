@@ -7,7 +7,7 @@ import heapq
 import itertools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tune.core.coordinator import Coordinator
 from tune.core.events import REPORTED
@@ -36,9 +36,8 @@ class Joining:
     batch_size: Callable[[Trial], int]
     processes: int
     """of a trial in one slot"""
-
-    def __post_init__(self) -> None:
-        self.slots: dict[str, int] = {}  # of each trial that runs
+    slots: dict[str, int] = field(default_factory=dict, init=False)
+    """of each trial that runs"""
 
     def of(self, trial: Trial) -> int:
         """The slots of a trial."""

@@ -128,10 +128,6 @@ class Trials:
         """The number of configurations that may still begin."""
         return self.num_samples - len(self.drawn)
 
-    def slots_of(self, report: Reported) -> int:
-        """The slots that trained a trial up to a report of the last session."""
-        return max(1, report.processes // self.processes)
-
     def ranked_at(self, tokens: int) -> list[Trial]:
         """The trials with a loss at `tokens`, the lowest first, of equals the earlier report; no replicates."""
         return self._ranked[tokens]
@@ -197,7 +193,7 @@ class Trials:
         self.tokens += event.tokens_seen - (previous.tokens_seen if previous else 0)
         self.trained += tokens - trial.tokens
         seconds = event.train_seconds - (previous.train_seconds if previous else 0.0)
-        trial.slot_seconds += seconds * self.slots_of(event)
+        trial.slot_seconds += seconds * event.slots(self.processes)
         trial.reports[tokens] = event
         trial.tokens = tokens
         if event.diverged:

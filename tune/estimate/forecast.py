@@ -78,7 +78,7 @@ def measured_throughput(events: Iterable[Event], per_segment: float = 0.0) -> Th
             now = np.array([event.position, event.step, event.train_seconds], float)
             passed = now - before.get(event.trial_id, 0.0)
             if passed.min() > 0:
-                rows[max(1, event.processes // processes)].append(passed)
+                rows[event.slots(processes)].append(passed)
             before[event.trial_id] = now
     if len(rows[1]) < 2:
         return None

@@ -89,10 +89,8 @@ class Fit:
         """
         rows = np.zeros((2, len(self.mean)))
         rows[0, RATE] = rows[1, BATCH] = self.place(size)
-        mean, covariance = (
-            self.centre(self.mean, size),
-            rows @ self.covariance @ rows.T + self.form_sd(size) ** 2 * np.eye(2),
-        )
+        mean = self.centre(self.mean, size)
+        covariance = rows @ self.covariance @ rows.T + self.form_sd(size) ** 2 * np.eye(2)
         if size != self.target or not self.prior.has_reference:
             return mean, covariance
         gain = covariance @ np.linalg.inv(covariance + np.diag(np.square(reference_sds(size))))

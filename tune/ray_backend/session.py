@@ -73,7 +73,7 @@ class SearchSession:
         if isinstance(event, Reported):
             trial = self.trials.by_id[event.trial_id]
             if trial.source != AUDIT:
-                self.time_budget.see(trial.reports.get(trial.tokens), event, self.trials.slots_of(event))
+                self.time_budget.see(trial.reports.get(trial.tokens), event, event.slots(self.trials.processes))
 
     @property
     def clock(self) -> Clock:

@@ -16,7 +16,7 @@ from tune.reporting.ladder import LadderSummary
 from tune.reporting.ladder_text import ladder_config, ladder_tiles, verification_lines
 from tune.reporting.render import Report
 from tune.reporting.summary import Summary
-from tune.reporting.summary_text import CONFIDENCE, compared, compiled_words, interval_words
+from tune.reporting.summary_text import CONFIDENCE, compared, compiled_words, interval_words, seeds_words
 
 RELOAD_SECONDS = 5
 
@@ -75,7 +75,7 @@ def _facts(summary: Summary) -> Iterator[str]:
     if summary.ladder:
         yield from (tile(*words) for words in ladder_tiles(summary.ladder))
     if best:
-        seeds = f"{best.seeds} {'trainings' if summary.program else 'seeds'}" if best.seeds > 1 else "one seed"
+        seeds = seeds_words(best, summary)
         seeds += "" if best.in_one_piece is None else f"; {best.in_one_piece:.4f} in one piece"
         sure = f"{level}: {interval_words(best)}; " if interval_words(best) else ""
         yield tile(

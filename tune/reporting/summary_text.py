@@ -122,10 +122,14 @@ def loss_unit(summary: Summary) -> str:
     return "" if summary.program else " nats/token"
 
 
+def seeds_words(standing: Standing, summary: Summary) -> str:
+    """Says on how many seeds a loss stands; of a program on how many trainings, as it may have no seed."""
+    return f"{standing.seeds} {'trainings' if summary.program else 'seeds'}" if standing.seeds > 1 else "one seed"
+
+
 def _loss(standing: Standing, summary: Summary) -> str:
     loss, bits = (math.inf if value is None else value for value in (standing.val_loss, standing.val_bpb))
-    several = f"mean of {standing.seeds} {'trainings' if summary.program else 'seeds'}"
-    seeds = several if standing.seeds > 1 else "one seed"
+    seeds = f"{'mean of ' if standing.seeds > 1 else ''}{seeds_words(standing, summary)}"
     bits_words = "" if summary.program else f"  val_bpb {bits:.4f} bits/byte"
     return f"val_loss {loss:.4f}{loss_unit(summary)}{_interval(standing)}{bits_words}  ({seeds})"
 

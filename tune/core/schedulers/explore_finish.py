@@ -51,7 +51,7 @@ class ExploreThenFinish(Scheduler):
             yield from self._finish(trials, clock)
         yield from self._explore(trials, clock.left)
         yield from self._finish(trials, clock)
-        if not any(trial.source != REPLICATE for trial in trials.running.values()):
+        if not self._on_first_seed(trials):
             yield replicate(by_expected_final_loss(trials)[:1], trials, clock, self.config.seeds, self.config.seeds)
 
     def _explored_first(self, trials: Trials) -> float:
@@ -134,25 +134,25 @@ class ExploreThenFinish(Scheduler):
             if clock.left >= budget - rung
         ]
         if math.isinf(clock.left):
-            running = (trial for trial in trials.running.values() if trial.source != REPLICATE)
-            coming = sum(trial.segment_end_tokens == last for trial in running)
+            coming = len(self._on_first_seed(trials, to=last))
             most = max(1, (trials.count_at(last) + coming) // self.factors[last])
-            gone = trials.count_at(budget) + len(self._finishing(trials))
+            gone = trials.count_at(budget) + len(self._on_first_seed(trials, to=budget))
             waiting = waiting[: max(0, most - coming - gone)]
         return [trial for trial in waiting if not any(seed.status == RUNNING for seed in trial.replicates)]
 
-    def _finishing(self, trials: Trials) -> list[Trial]:
-        """The configurations that train to the full budget now, on their first seed."""
-        running = (trial for trial in trials.running.values() if trial.source != REPLICATE)
-        return [trial for trial in running if trial.segment_end_tokens == trials.budget_tokens]
+    def _on_first_seed(self, trials: Trials, to: int | None = None) -> list[Trial]:
+        """The configurations that train now on their first seed, all of them or those whose segment ends at `to` tokens."""
+        running = [trial for trial in trials.running.values() if trial.source != REPLICATE]
+        return [trial for trial in running if to in (None, trial.segment_end_tokens)]
 
     def _leading(self, trials: Trials, waiting: list[Trial]) -> list[Trial]:
-        """Those of `_finishing` that no trial of `waiting` is ahead of. The baseline may finish without leading: with seeds
-        that better ones lack it would be named.
+        """The finishing configurations that no trial of `waiting` is ahead of. The baseline may finish without leading:
+        with seeds that better ones lack it would be named.
         """
         last = self.rung_tokens[-1]
         ahead = min((trial.mean_at(last) for trial in waiting if last in trial.losses), default=math.inf)
-        return [trial for trial in self._finishing(trials) if not trial.mean_at(last) > ahead]
+        finishing = self._on_first_seed(trials, to=trials.budget_tokens)
+        return [trial for trial in finishing if not trial.mean_at(last) > ahead]
 
 
 def behind_in_seeds(ended: list[Trial]) -> list[Trial]:
