@@ -8,7 +8,8 @@ are kept in experiments/runs/cells-NAME.json. The five seeds take some five hour
 goes on where it stopped; with --seeds it stops earlier; with --report it only prints.
 
 Printed: for each cell and peer the mean of ours minus the peer over the seeds, in nats per token, with its standard error,
-and the same over all searches, with how many ours won.
+and the same over all searches, with how many ours won; for each method its gain over the reference; and how often the
+interval of the gain that our summary gives held what came out, where the pick had come to the end.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -86,7 +88,8 @@ def report(args: argparse.Namespace, found: list[dict]) -> None:
             tables.append(table[table["share"] == 1].assign(cell=cell["name"]))
     if not tables:
         return
-    wide = pd.concat(tables).pivot(index=["cell", "search_seed"], columns="method", values="val_loss")
+    every = pd.concat(tables)
+    wide = every.pivot(index=["cell", "search_seed"], columns="method", values="val_loss")
     for peer in (method for method in wide if method != "ours"):
         less = (wide["ours"] - wide[peer]).dropna()
         for cell, values in [*less.groupby(level="cell"), ("all", less)]:
@@ -95,6 +98,21 @@ def report(args: argparse.Namespace, found: list[dict]) -> None:
                 f"{cell:36} ours minus {peer:7} {values.mean():+.4f} +- {error:.4f}, ahead in {(values < 0).sum()} of "
                 f"{len(values)}"
             )
+    for method, gains in every.groupby("method")["gain"]:
+        print(
+            f"{method:8} {gains.mean():+.4f} below the reference, worst {gains.min():+.4f}, above it in {(gains < 0).sum()}"
+        )
+    held = [claim for row in every[every["method"] == "ours"].itertuples() if (claim := claim_held(row)) is not None]
+    print(f"the interval of the gain held what came out in {sum(held)} of {len(held)}")
+
+
+def claim_held(row: Any) -> bool | None:
+    """True if our interval of the gain of a row's pick holds what came out; None where there was no such interval."""
+    folder = RUNS_DIR / f"versus-{row.cell}" / f"ours-{row.search_seed}" / "search"
+    said = json.loads((folder / "best_config.json").read_text())["result"]
+    if said["tokens_seen"] < BUDGET_TOKENS or "gain_low" not in said:
+        return None
+    return said["gain_low"] <= row.gain <= said["gain_high"]
 
 
 def main() -> None:

@@ -38,9 +38,7 @@ BINS = (0.0, 0.4, 0.6, 0.8, 0.95, 1.01)
 def search_in(world, length: int, order: str) -> dict | None:
     """What the report of one search says, beside the truth; None where no configuration was seen twice."""
     replay = Replay(world, SearchOptions(time_budget=1.0), 2, random.Random(order))
-    middle = int(np.abs(world.points - 0.5).max(axis=1).argmin())
-    replay.waiting.remove(middle)
-    replay.waiting.insert(0, middle)  # the first to arrive is the default
+    replay.begin_with(world.middle)  # the default
     play(replay.coordinator, replay.loss, length * world.budget)
     trials = replay.trials
     table = leaderboard(trials)

@@ -64,6 +64,11 @@ class Curves:
         return np.stack(columns, axis=1) if columns else np.empty((len(self.configs), 0))
 
     @property
+    def middle(self) -> int:
+        """The configuration nearest to the middle of the ranges: the baseline, where it was recorded."""
+        return int(np.abs(self.points - 0.5).max(axis=1).argmin())
+
+    @property
     def means(self) -> np.ndarray:
         """(n,) expected final loss: the truth where it is known, else the mean over seeds."""
         return self.finals.mean(axis=1) if self.truth is None else self.truth

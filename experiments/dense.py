@@ -8,7 +8,8 @@ method searches for so many full trainings' worth of time a slot, with --slots t
 whatever their batch. It knows the table's ranges alone. Its score is the regret of its pick: the mean final loss over the
 seeds that did not pick it, minus the lowest mean of the table, in nats per token; without a pick the mean configuration's.
 
-  ours         the rule of --scheduler as Replay plays it, with its end known
+  ours         the rule of --scheduler as Replay plays it, with its end known; the configuration in the middle of the ranges
+               is the baseline, and comes first
   optuna       TPESampler and SuccessiveHalvingPruner with rungs at 1/16 and 1/4 and one in 4 going on, as in versus.py
   optuna-NAME  an expert's choice: NAME is sampler-pruner, of tpe, multivariate, gp, random and sh16, sh8, hyperband, none
 
@@ -124,6 +125,7 @@ def play_optuna(curves: Curves, trainings: float, slots: int, order: int, sample
 def play_ours(curves: Curves, trainings: float, slots: int, order: int, options: SearchOptions) -> dict[str, Any]:
     """One search of ours over the table."""
     replay = Replay(curves, options, slots, random.Random(order))
+    replay.begin_with(curves.middle)
     pick = replay.run(trainings)
     drawn = replay.trials.drawn
     return {"pick": pick, "begun": len(drawn), "ended": sum(trial.status == COMPLETED for trial in drawn)}

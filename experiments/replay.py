@@ -60,6 +60,11 @@ class Replay:
         scheduler = WithBaseline(rule, config.confirmations)
         self.coordinator = Coordinator(self.trials, scheduler, self.configure, lambda event: event)
 
+    def begin_with(self, row: int) -> None:
+        """Makes configuration `row` the first to arrive."""
+        self.waiting.remove(row)
+        self.waiting.insert(0, row)
+
     def configure(self, index: int, trials: Trials, proposed: bool) -> dict[str, Any]:
         """The next configuration to arrive, as its row in the curves; proposed ones are chosen among those that wait."""
         row = self.waiting[0]

@@ -21,9 +21,9 @@ core and a torch thread each, for --seconds from the start of its first process,
 What each would hand its user after 1/4, 1/2, 3/4 and all of the time (--shares) is trained in full with seeds that no
 search used; its score is the mean val_loss (nats per token) over 16 times as many validation windows, infinite where one
 diverged. Without a pick yet it is that of the preset's reference configuration, which one has without any search; at the
-end that wins nothing. Methods take turns within each search seed, another one first each time. What comes after the time
-is up does not count. Leave the machine to it: Ray's start-up is on the clock, and a busy machine makes it several times
-as long.
+end that wins nothing. Its gain is how far it lies below the reference on the same seeds. Methods take turns within each
+search seed, another one first each time. What comes after the time is up does not count. Leave the machine to it: Ray's
+start-up is on the clock, and a busy machine makes it several times as long.
 
 It shows what one has in hand when, on this data, budget and machine. Ours knows its end, and before it names what is best
 at a rung: its curve over time is that of one search, not of searches with less time. It does not show
@@ -373,10 +373,13 @@ def main() -> None:
                 row |= {"trials": begun, "completed": full, "took_seconds": done["took"], "has_pick": config is not None}
                 rows.append(row | {"config": dict(sorted((config or reference).items()))})
             print(f"seed {seed}, {method}: {begun} trials, {full} in full; ended after {done['took']:.0f} s", flush=True)
-        losses = retrain(search, [row["config"] for row in rows], seeds, args.slots, folder / "retrained.jsonl")
+        baseline = dict(sorted(reference.items()))
+        picks = [row["config"] for row in rows]
+        losses = retrain(search, [*picks, baseline], seeds, args.slots, folder / "retrained.jsonl")
         for row in rows:
-            of_pick = [losses[json.dumps(row["config"]), s] for s in seeds]
-            row |= {"val_loss": sum(of_pick) / len(of_pick), "spread": max(of_pick) - min(of_pick)}
+            of_pick, of_baseline = ([losses[json.dumps(c), s] for s in seeds] for c in (row["config"], baseline))
+            row |= {"val_loss": sum(of_pick) / len(seeds), "spread": max(of_pick) - min(of_pick)}
+            row["gain"] = sum(of_baseline) / len(seeds) - row["val_loss"]
         table = pd.DataFrame(rows)
         table.assign(config=table["config"].map(json.dumps)).to_csv(folder / "results.csv", index=False)
     show(table, args.methods, args.figure)

@@ -129,6 +129,21 @@ def test_finishing_has_its_share_of_the_time_wherever_the_rung_lies(rungs, worke
     assert len(search.trials.drawn) >= 10 * workers
 
 
+@pytest.mark.parametrize(("baseline", "ends"), [(2.95, ["t00000", "t00006"]), (3.5, [])])
+def test_a_short_search_finishes_the_best_and_a_baseline_that_may_be_as_good(baseline, ends):
+    """The best at the rung is trial 6; at the end low losses at the rung have fallen least."""
+    at_rung = [baseline, 3.2, 3.4, 3.3, 3.6, 3.1, 2.9]
+
+    def loss(trial, tokens):
+        first = at_rung[index_of(trial)] if index_of(trial) < 7 else 4.0 + index_of(trial)
+        return first if tokens < BUDGET else 5.0 - first
+
+    search = new_search(num_samples=100, workers=2)
+    play(search, loss, end=3 * BUDGET)
+    assert [trial.trial_id for trial in search.trials.drawn if trial.status == COMPLETED] == ends
+    assert ranking(search.trials)[1][0].trial_id == (ends[0] if ends else "t00006")
+
+
 @pytest.mark.parametrize("workers", [1, 2, 8])
 def test_exploring_ends_with_second_seeds_for_the_best_few(workers):
     """Of many with one seed the luckiest leads, and luck lasts to the end."""
@@ -196,10 +211,19 @@ def test_a_seed_on_its_way_counts_with_what_it_is_expected_to_end_at():
 
 
 def test_a_lucky_pair_of_seeds_is_behind_what_three_seeds_say():
-    three, worse = [{BUDGET: 2.0}] * 3, [{BUDGET: 1.5}, {BUDGET: 2.5}]  # its mean is the same: no lead
+    three, worse = [{BUDGET: 2.0}] * 3, [{BUDGET: 1.5}, {BUDGET: 2.6}]
     pair = [{BUDGET: 1.0}, {BUDGET: 2.9}]
     assert [trial.trial_id for trial in ranking(trials_of([worse, pair, three]))[1]] == ["t00002", "t00001", "t00000"]
     assert ranking(trials_of([worse, pair]))[1][0].trial_id == "t00001"  # where none has three, two are trusted
+
+
+def test_a_baseline_with_fewer_seeds_is_named_before_what_is_worse():
+    three, pair = [{BUDGET: 2.0}] * 3, [{BUDGET: 1.0}, {BUDGET: 2.9}]
+    for baseline, order in (([{BUDGET: 1.99}], "021"), ([{BUDGET: 2.01}], "210")):
+        ranked = ranking(trials_of([baseline, pair, three]))[1]
+        assert "".join(trial.trial_id[-1] for trial in ranked) == order
+    alone = trials_of([[{BUDGET: 2.0}] * 2, [{BUDGET: 1.0}]])  # its seeds put no other one behind it
+    assert ranking(alone)[1][0].trial_id == "t00001"
 
 
 def test_a_seed_that_diverged_is_trusted_for_nothing():

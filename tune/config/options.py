@@ -167,13 +167,13 @@ class SearchOptions(ProgramOptions):
     """seconds (or like 90m, 1h30m) of one full training, in place of budget_tokens: each configuration trains on as many
     tokens as it can in this time (unset: configurations are compared at equal tokens)"""
     time_budget: float | None = None
-    """seconds (or like 90m, 1h30m, 2h) of all sessions: two thirds explore, one finishes the best (unset: no limit)"""
+    """seconds (or like 90m, 1h30m, 2h) of all sessions; its last part finishes the best (unset: no limit)"""
     name: str | None = None
     """folder under experiments/runs (unset: preset-space-date-time)"""
     seed: int = 0
     """seed of the draws and of every trial's initialisation and data order"""
     scheduler: str = "explore-finish"
-    """explore-finish: a rung at 1/4, then a third of the time finishes the best on several seeds; asha promotes at rungs,
+    """explore-finish: a rung at 1/4, then two fifths of the time finish the best on several seeds; asha promotes at rungs,
     asha-stop stops there; hyperband starts at several rungs; fifo trains all to the end"""
     rungs: str | None = None
     """where trials are compared: share of the budget:one in how many goes on, ... (unset: the scheduler's own)"""

@@ -9,8 +9,8 @@ class DecisionConfig:
 
     rung_share: float = 1 / 4
     """share of the budget at which configurations are compared; "one rung": three rungs did no better"""
-    finishing_share: float = 1 / 3
-    """share of the tokens that finishes configurations; "one rung": a half does no better where configurations are many"""
+    finishing_share: float = 0.4
+    """share of the tokens that finishes configurations; "where the rung misleads": a third and a half do no better"""
     explored_first_trainings: float = 4.0
     """full trainings' worth of tokens, of all workers, before finishing has its share; "one rung": 0, 1 and 2 are worse"""
     compared: int = 4

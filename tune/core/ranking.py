@@ -34,7 +34,9 @@ def ranking(trials: Trials) -> tuple[int, list[Trial]]:
     one.
 
     The order is the mean loss over seeds at `tokens`, at the end the expected one. Configurations with DECISIONS.seeds
-    seeds, or the most that any has, rank before those with fewer. A configuration that diverged on any seed ranks last.
+    seeds, or the most that any has, rank before those with fewer, which may lead by luck. The baseline was not chosen by
+    its loss: with fewer seeds it still ranks first if none of those is ahead of it. A configuration that diverged on any
+    seed ranks last.
     """
     marks = {tokens for tokens, kind in trials.count_by_rung if kind != REPLICATE}
     tokens = max((tokens for tokens in marks if trials.count_at(tokens) > 1), default=max(marks, default=0))
@@ -43,12 +45,14 @@ def ranking(trials: Trials) -> tuple[int, list[Trial]]:
     else:
         ordered = sorted(trials.ranked_at(tokens), key=lambda trial: (trial.mean_at(tokens), trial.trial_id))
     sound = [trial for trial in ordered if math.isfinite(trial.mean_at(tokens))]
-    trusted = min(DECISIONS.seeds, max((len(trial.seeds_at(tokens)) for trial in sound), default=0))
+    chosen = [trial for trial in sound if trial is not trials.baseline]
+    trusted = min(DECISIONS.seeds, max((len(trial.seeds_at(tokens)) for trial in chosen), default=0))
+    first = next((t for t in sound if t is trials.baseline or len(t.seeds_at(tokens)) >= trusted), None)
 
     def tier(trial: Trial) -> int:
         if not math.isfinite(trial.mean_at(tokens)):
             return 2
-        return 0 if len(trial.seeds_at(tokens)) >= trusted else 1
+        return 0 if trial is first or len(trial.seeds_at(tokens)) >= trusted else 1
 
     return tokens, sorted(ordered, key=tier)
 

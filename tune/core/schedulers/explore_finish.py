@@ -18,8 +18,8 @@ class ExploreThenFinish(Scheduler):
 
     At each rung but the last, one in `factor` goes on to the next. Once enough came to the last rung, every second
     configuration is a suggestion, and the best there gets a second seed. Exploring ends with a second seed there for the
-    best few, before they train to the end. A search that knows its end finishes in its last part; another one explores
-    and finishes in turns, until one in `factor` has ended.
+    best few, before they train to the end, the baseline first if it is among the best one in `factor`. A search that knows
+    its end finishes in its last part; another one explores and finishes in turns, until one in `factor` has ended.
     """
 
     config: DecisionConfig = DECISIONS
@@ -31,12 +31,16 @@ class ExploreThenFinish(Scheduler):
 
     def _until_end(self, trials: Trials, clock: Clock) -> Steps:
         """The steps of a search that knows its end. In its last part it finishes: one training from the last rung, and then
-        whole ones, as they may be seeds.
+        whole ones, as they may be seeds. A short search finishes if the baseline is a rival: the end decides between it
+        and the best.
         """
         budget, finish_tokens = trials.budget_tokens, trials.budget_tokens - self.rung_tokens[-1]
         shared = clock.used + clock.left - self._explored_first(trials) / trials.workers
         whole = (self.config.finishing_share * shared - finish_tokens) / budget + 1e-9
         reserve = finish_tokens + int(whole) * budget if whole >= 0 else 0
+        both = math.ceil(2 / trials.workers) * finish_tokens
+        if reserve < both <= shared + 1e-9 and self._rival(trials):
+            reserve = both
         yield from self._explore(trials, clock.left - reserve)
         yield from self._finish(trials, clock)
         ended = behind_in_seeds(by_expected_final_loss(trials))
@@ -123,14 +127,15 @@ class ExploreThenFinish(Scheduler):
         yield from (Resume(trial.trial_id, segment_end_tokens=trials.budget_tokens) for trial in waiting)
 
     def _waiting(self, trials: Trials, clock: Clock) -> list[Trial]:
-        """The paused trials that may finish, the furthest first and the lowest mean first. Where the end is unknown, they
-        are those that will be among the best, one in `factor`, even if all on their way to the last rung come out ahead.
+        """The paused trials that may finish, the furthest first, there a rival, and the lowest mean first. Where the end is
+        unknown, they are those that will be among the best, one in `factor`, even if all on their way to the last rung come
+        out ahead.
         """
-        budget, last = trials.budget_tokens, self.rung_tokens[-1]
+        budget, last, rival = trials.budget_tokens, self.rung_tokens[-1], self._rival(trials)
         waiting = [
             trial
             for rung in reversed(self.rung_tokens if trials.draws_left <= 0 else (last,))
-            for trial in sorted(trials.paused_at(rung), key=lambda trial: trial.mean_at(rung))
+            for trial in sorted(trials.paused_at(rung), key=lambda trial: (trial is not rival, trial.mean_at(rung)))
             if clock.left >= budget - rung
         ]
         if math.isinf(clock.left):
@@ -139,6 +144,14 @@ class ExploreThenFinish(Scheduler):
             gone = trials.count_at(budget) + len(self._on_first_seed(trials, to=budget))
             waiting = waiting[: max(0, most - coming - gone)]
         return [trial for trial in waiting if not any(seed.status == RUNNING for seed in trial.replicates)]
+
+    def _rival(self, trials: Trials) -> Trial | None:
+        """The baseline, if it is among the best one in `factor` at the last rung, so that it may be the best at the end."""
+        last, baseline = self.rung_tokens[-1], trials.baseline
+        if baseline is None or last not in baseline.losses or not math.isfinite(baseline.mean_at(last)):
+            return None
+        ahead = sum(trial.mean_at(last) < baseline.mean_at(last) for trial in trials.ranked_at(last))
+        return baseline if ahead < max(1, trials.count_at(last) / self.factors[last]) else None
 
     def _on_first_seed(self, trials: Trials, to: int | None = None) -> list[Trial]:
         """The configurations that train now on their first seed, all of them or those whose segment ends at `to` tokens."""
