@@ -26,12 +26,14 @@ TABLES = {
     "sh-short": 98_304,
     "shakespeare-cosine": 98_304,
     "shakespeare-micro": 786_432,
+    "dense/builtin-524k": 98_304,
     "dense/perl-131k": 98_304,
     "dense/pydocs-131k": 98_304,
     "dense/tinyshakespeare-131k": 98_304,
+    "dense/tinyshakespeare-524k": 98_304,
 }
 """recorded table -> parameters of its model, without embeddings and head"""
-GRIDS = DATA / "scaling" / "small.csv.gz"  # whole trainings of 31k to 840k parameters on five corpora
+GRIDS = DATA / "scaling" / "small.csv.gz"  # whole trainings of 12k to 840k parameters on seven corpora
 WINDOW = 128  # tokens
 WORST = 5.5  # nats per token: an untrained model's loss
 
