@@ -34,6 +34,7 @@ if "TIKTOKEN_CACHE_DIR" not in os.environ and (SHARED / "tiktoken_cache").is_dir
 def pytest_collection_modifyitems(items):
     import torch
 
+    torch.set_num_threads(1)  # as in the commands: two threads add up in another order
     if not torch.cuda.is_available():
         for item in items:
             if "gpu" in item.keywords:
