@@ -65,7 +65,7 @@ class Curves:
 
     @property
     def middle(self) -> int:
-        """The configuration nearest to the middle of the ranges: the baseline, where it was recorded."""
+        """The configuration nearest to the middle of the ranges, where space v2 has its baseline."""
         return int(np.abs(self.points - 0.5).max(axis=1).argmin())
 
     @property

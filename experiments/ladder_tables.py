@@ -1,5 +1,7 @@
 """Where small trainings have the best learning rate and batch, one corpus and size at a time, and their movement.
 
+It also counts how often the interval of a loss forecast holds.
+
     python experiments/ladder_tables.py
 
 From these come SMALL_RULE and SMALL_POINT in myllm/scaling_laws.py, and SMALL_PRIOR in tune/ladder/prior.py.
@@ -14,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from myllm.scaling_laws import Size, reference_point
+from tune.ladder.answer import answer
 from tune.ladder.fit import Run, fit_runs, levels_of
 from tune.ladder.prior import SMALL_PRIOR, Belief
 
@@ -36,6 +39,7 @@ TABLES = {
 GRIDS = DATA / "scaling" / "small.csv.gz"  # whole trainings of 12k to 840k parameters on seven corpora
 WINDOW = 128  # tokens
 WORST = 5.5  # nats per token: an untrained model's loss
+FEWEST_KNOWN = 6  # runs from which a loss is forecast
 
 
 def table_runs(path: Path, params: int) -> list[Run]:
@@ -46,6 +50,19 @@ def table_runs(path: Path, params: int) -> list[Run]:
     table = ended.agg({"val_loss": "mean", "learning_rate": "first", "batch_size": "first"}).dropna()
     size = Size(params, tokens)
     return [Run(size, row.learning_rate, row.batch_size * WINDOW, min(row.val_loss, WORST)) for row in table.itertuples()]
+
+
+def forecasts_held(runs: list[Run]) -> list[bool]:
+    """Returns whether forecasts of each size held its lowest loss: from all smaller sizes, and from the nearest alone."""
+    levels, held = levels_of(runs), []
+    for size, level in levels.items():
+        smaller = [one for one in levels if one != size and one.params <= size.params and one.tokens <= size.tokens]
+        for used in {tuple(smaller), tuple(smaller[-1:])}:
+            known = [run for one in used for run in levels[one]]
+            if len(known) >= FEWEST_KNOWN:
+                loss = answer(known, size).loss
+                held.append(loss.low <= min(run.loss for run in level) <= loss.high)
+    return held
 
 
 def main() -> None:
@@ -73,6 +90,8 @@ def main() -> None:
     print(
         f"\noff the rule, log rate: mean {means[0]:+.2f}, sd {sds[0]:.2f}; log batch: mean {means[1]:+.2f}, sd {sds[1]:.2f}"
     )
+    held = [one for runs in groups.values() for one in forecasts_held(runs)]
+    print(f"forecasts of the loss whose 90% interval held: {sum(held)} of {len(held)}")
     loose = dataclasses.replace(
         prior, rate_params=Belief(0, 1), rate_tokens=Belief(0, 1), batch_tokens=Belief(0, 1), loss_tokens=Belief(0, 0.3)
     )

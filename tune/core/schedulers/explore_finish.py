@@ -148,7 +148,7 @@ class ExploreThenFinish(Scheduler):
     def _rival(self, trials: Trials) -> Trial | None:
         """The baseline, if it is among the best one in `factor` at the last rung, so that it may be the best at the end."""
         last, baseline = self.rung_tokens[-1], trials.baseline
-        if baseline is None or last not in baseline.losses or not math.isfinite(baseline.mean_at(last)):
+        if baseline is None or not math.isfinite(baseline.mean_at(last)):
             return None
         ahead = sum(trial.mean_at(last) < baseline.mean_at(last) for trial in trials.ranked_at(last))
         return baseline if ahead < max(1, trials.count_at(last) / self.factors[last]) else None
